@@ -1,0 +1,139 @@
+"""TensorFlow's public C API by ctypes, out of the wheel that programs import.
+
+``import tensorflow`` takes seconds; loading its library takes a quarter of one. The declarations follow
+``include/tensorflow/c/c_api.h`` of the wheel (TensorFlow 2.21).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+import types
+from pathlib import Path
+
+
+class TensorFlowError(Exception):
+    """A call into TensorFlow failed. ``code`` is TensorFlow's own (4: deadline, 14: unavailable)."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def package_folder() -> Path:
+    """Return the folder of the installed ``tensorflow`` package without importing it."""
+    spec = importlib.util.find_spec("tensorflow")
+    if spec is None or not spec.submodule_search_locations:
+        raise TensorFlowError(0, f"TensorFlow is not installed for {sys.executable}")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def message(module: str, name: str):
+    """Return one of TensorFlow's protobuf classes, such as ``message("config_pb2", "ConfigProto")``.
+
+    The package's ``__init__`` is not run: a bare module with its path stands in for it.
+    """
+    if "tensorflow" not in sys.modules:
+        bare = types.ModuleType("tensorflow")
+        bare.__path__ = [str(package_folder())]
+        sys.modules["tensorflow"] = bare
+    for package in ("tensorflow.core.protobuf", "tensorflow.core.framework"):
+        if importlib.util.find_spec(f"{package}.{module}"):
+            return getattr(importlib.import_module(f"{package}.{module}"), name)
+    raise TensorFlowError(0, f"TensorFlow has no message module {module}")
+
+
+class _Output(ctypes.Structure):
+    _fields_ = (("operation", ctypes.c_void_p), ("index", ctypes.c_int))
+
+
+_POINTERS = """
+    TF_NewStatus TF_NewServer TF_NewSessionOptions TF_NewGraph TF_NewSession TF_SessionListDevices
+    TF_NewImportGraphDefOptions TF_GraphOperationByName TF_TensorData TF_NewBufferFromString
+""".split()
+_TEXTS = "TF_Message TF_Version TF_DeviceListName".split()
+_NUMBERS = {"TF_GetCode": ctypes.c_int, "TF_DeviceListCount": ctypes.c_int, "TF_TensorByteSize": ctypes.c_size_t}
+
+
+class Library:
+    """The loaded library. Safe to use from several threads; calls release Python's lock."""
+
+    def __init__(self) -> None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+        folder = package_folder()
+        try:
+            ctypes.CDLL(str(folder / "libtensorflow_framework.so.2"), ctypes.RTLD_GLOBAL)
+            self.tf = ctypes.CDLL(str(folder / "libtensorflow_cc.so.2"), ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise TensorFlowError(0, f"TensorFlow in {folder} is damaged: {error}") from None
+        for name in _POINTERS:
+            getattr(self.tf, name).restype = ctypes.c_void_p
+        for name in _TEXTS:
+            getattr(self.tf, name).restype = ctypes.c_char_p
+        for name, kind in _NUMBERS.items():
+            getattr(self.tf, name).restype = kind
+        self.version = self.tf.TF_Version().decode()
+
+    def call(self, name: str, *arguments):
+        """Call a function whose last argument is a status; raise TensorFlowError if it is not OK."""
+        status = ctypes.c_void_p(self.tf.TF_NewStatus())
+        try:
+            result = getattr(self.tf, name)(*arguments, status)
+            code = self.tf.TF_GetCode(status)
+            if code:
+                raise TensorFlowError(code, self.tf.TF_Message(status).decode(errors="replace"))
+        finally:
+            self.tf.TF_DeleteStatus(status)
+        return ctypes.c_void_p(result) if name in _POINTERS else result
+
+    def start_server(self, server_def: bytes) -> None:
+        """Start a server from a serialised ``ServerDef``; it listens when this returns, until the process ends."""
+        server = self.call("TF_NewServer", server_def, ctypes.c_size_t(len(server_def)))
+        self.call("TF_ServerStart", server)
+
+    def session(self, target: str, config: bytes, graph_def: bytes = b"") -> Session:
+        """Open a session on the server ``target`` ("grpc://address:port") with a ``ConfigProto``."""
+        return Session(self, target, config, graph_def)
+
+
+class Session:
+    """A session on one server, over one imported ``GraphDef``. Deadlines come with the ``ConfigProto``."""
+
+    def __init__(self, library: Library, target: str, config: bytes, graph_def: bytes) -> None:
+        self.library, tf = library, library.tf
+        options = ctypes.c_void_p(tf.TF_NewSessionOptions())
+        tf.TF_SetTarget(options, target.encode())
+        library.call("TF_SetConfig", options, config, ctypes.c_size_t(len(config)))
+        self.graph = ctypes.c_void_p(tf.TF_NewGraph())
+        if graph_def:
+            text = ctypes.c_void_p(tf.TF_NewBufferFromString(graph_def, ctypes.c_size_t(len(graph_def))))
+            imports = ctypes.c_void_p(tf.TF_NewImportGraphDefOptions())
+            library.call("TF_GraphImportGraphDef", self.graph, text, imports)
+            tf.TF_DeleteImportGraphDefOptions(imports)
+            tf.TF_DeleteBuffer(text)
+        self.handle = library.call("TF_NewSession", self.graph, options)
+        tf.TF_DeleteSessionOptions(options)
+
+    def devices(self) -> list[str]:
+        """Return the full names of the devices that the session sees."""
+        found = self.library.call("TF_SessionListDevices", self.handle)
+        names = []
+        for index in range(self.library.tf.TF_DeviceListCount(found)):
+            names.append(self.library.call("TF_DeviceListName", found, ctypes.c_int(index)).decode())
+        self.library.tf.TF_DeleteDeviceList(found)
+        return names
+
+    def fetch_bytes(self, operation: str) -> bytes:
+        """Run the graph as far as ``operation`` and return the raw bytes of its first output."""
+        tf = self.library.tf
+        output = _Output(tf.TF_GraphOperationByName(self.graph, operation.encode()), 0)
+        tensor = ctypes.c_void_p()
+        self.library.call(
+            "TF_SessionRun", self.handle, None, None, None, 0, ctypes.byref(output), ctypes.byref(tensor), 1,
+            None, 0, None,
+        )  # fmt: skip
+        data = ctypes.string_at(tf.TF_TensorData(tensor), tf.TF_TensorByteSize(tensor))
+        tf.TF_DeleteTensor(tensor)
+        return data
