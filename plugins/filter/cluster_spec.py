@@ -1,0 +1,288 @@
+"""The one place that reads the inventory: groups and variables in, the whole cluster out.
+
+The result is data, so no role ever looks at ``groups`` or ``hostvars``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from pathlib import Path
+
+import yaml
+from ansible.errors import AnsibleFilterError
+
+DOCUMENTATION = """
+name: cluster_spec
+short_description: Work out the cluster from the inventory
+description:
+  - Gives every machine of a job's group its tasks, each with an index, an address and a port.
+  - All that is wrong with the inventory is said at once, a sentence each, with the variable, the machine and the remedy.
+options:
+  _input: {description: Ansible's C(groups), type: dict, required: true}
+  hostvars: {description: Ansible's C(hostvars), type: dict, required: true}
+  jobs: {description: Names of the groups that are jobs; empty for the known ones, type: list, elements: str}
+"""
+
+RETURN = """
+_value:
+  description:
+    - C(spec) is job -> list of C(address:port), what config.json holds.
+    - C(machines) is machine -> list of its tasks (C(job), C(index), C(name), C(address), C(port), C(standing), C(options)).
+    - C(tasks) is task -> machine; C(host) names the machine that carries the task C(host:0).
+  type: dict
+"""
+
+JOBS = ("chief", "worker", "ps", "evaluator", "host")
+RUN_JOBS = ("host", "chief")  # their tasks belong to a run: see files/cluster_config.py
+# The seed's ports; further jobs and further tasks of a machine go upwards from the last.
+FIRST_PORTS = {"worker": 2222, "host": 2223}
+NEXT_PORT = 2224
+MACHINE_VARIABLES = ("tf_address", "tf_jobs", "tf_tasks")
+# What a task's entry in tf_tasks may say, and what it must be.
+NUMBER, SHARE, SWITCH, TEXT = "a whole number from 0", "a number above 0 and up to 1", "true or false", "a text"
+OPTIONS = {
+    "gpu_memory_fraction": SHARE,
+    "gpu_allow_growth": SWITCH,
+    "visible_gpus": TEXT,
+    "intra_op_threads": NUMBER,
+    "inter_op_threads": NUMBER,
+}
+
+
+def cluster_spec(groups, hostvars, jobs=None):
+    """Return the cluster that the inventory describes, or raise with all that is wrong with it."""
+    inventory = Inventory(groups, hostvars, jobs or JOBS)
+    inventory.read()
+    if inventory.problems:
+        listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(inventory.problems))
+        raise AnsibleFilterError(f"The inventory cannot be used:\n{listed}")
+    return inventory.cluster()
+
+
+class Inventory:
+    """The inventory on its way to a cluster; ``problems`` collects sentences."""
+
+    def __init__(self, groups, hostvars, jobs):
+        self.groups, self.hostvars, self.jobs = groups, hostvars, jobs
+        self.problems = []
+        self.tasks = {}  # job -> list of tasks, in the inventory's order, then in the order of the indices
+
+    def say(self, sentence):
+        """Note a problem."""
+        self.problems.append(sentence)
+
+    def read(self):
+        """Fill ``tasks``, job by job and machine by machine."""
+        if not self.check_jobs():
+            return
+        machines = dict.fromkeys(name for job in self.jobs for name in self.groups.get(job, []))
+        for machine in machines:
+            self.check_names(machine)
+            self.read_machine(machine)
+        for job in ("worker", "host"):
+            if not self.groups.get(job):
+                self.say(f"No machine is in the group '{job}': put at least one machine into it.")
+        for job, tasks in self.tasks.items():
+            self.number(job, tasks)
+        self.check_addresses(machines)
+
+    def check_jobs(self):
+        """Tell whether ``jobs`` can name TensorFlow jobs."""
+        if isinstance(self.jobs, str) or not all(isinstance(job, str) for job in self.jobs):
+            self.say(f"The variable tf_jobs is {self.jobs!r}: make it a list of group names, as in [worker, host].")
+            return False
+        for job in self.jobs:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", job):
+                self.say(f"The variable tf_jobs has {job!r}: a job is named by letters, digits and '_' alone.")
+            elif job not in self.groups and job not in JOBS:
+                self.say(f"The variable tf_jobs has '{job}', but the inventory has no group '{job}': add it or leave it out.")
+        return True
+
+    def check_names(self, machine):
+        """Find misspelt variables: ours by their prefix, the roles' by likeness."""
+        known = {*MACHINE_VARIABLES, "tf_cluster", *_role_variables()}
+        for name in self.hostvars[machine]:
+            if name in known or name.startswith("ansible_"):
+                continue
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5 if name.startswith("tf_") else 0.88)
+            if near:
+                self.say(f"The variable {name} of machine {machine} is not known: is {near[0]} meant?")
+            elif name.startswith("tf_"):
+                self.say(f"The variable {name} of machine {machine} is not known: there are {', '.join(MACHINE_VARIABLES)}.")
+
+    def read_machine(self, machine):
+        """Append the machine's tasks to their jobs and give them ports."""
+        values = self.hostvars[machine]
+        address = self.address(machine, values)
+        wanted = values.get("tf_tasks") or {}
+        own_jobs = [job for job in self.jobs if machine in self.groups.get(job, [])]
+        if not isinstance(wanted, dict):
+            self.say(f"The variable tf_tasks of machine {machine} is {wanted!r}: write a job and its tasks, as in {{worker: 2}}.")
+            return
+        for job in wanted:
+            if job not in own_jobs:
+                self.say(
+                    f"The variable tf_tasks of machine {machine} has '{job}', but the machine is in the groups "
+                    f"{', '.join(own_jobs)}: put it into the group '{job}' or take the entry out."
+                )
+        mine = []
+        for job in own_jobs:
+            for entry in self.entries(machine, job, wanted.get(job, 1)):
+                task = {"job": job, "machine": machine, "address": address, **entry}
+                mine.append(task)
+                self.tasks.setdefault(job, []).append(task)
+        self.give_ports(mine)
+
+    def address(self, machine, values):
+        """Return the machine's address as it stands in the spec: IPv6 in brackets."""
+        variable = "tf_address" if values.get("tf_address") else "ansible_host"
+        address = str(values.get(variable) or machine)
+        try:
+            if ipaddress.ip_address(address.strip("[]")).version == 6:
+                return f"[{address.strip('[]')}]"
+        except ValueError:
+            if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", address):
+                self.say(f"The variable {variable} of machine {machine} is {address!r}: give an address or a name without a port.")
+        return address
+
+    def entries(self, machine, job, wanted):
+        """Return what tf_tasks says of one job: a list with an entry a task."""
+        where = f"The variable tf_tasks.{job} of machine {machine}"
+        if isinstance(wanted, int) and not isinstance(wanted, bool):
+            if wanted < 1:
+                self.say(f"{where} is {wanted}: give at least one task, or take the machine out of the group '{job}'.")
+            return [{"options": {}} for _each in range(min(wanted, 4096))]
+        if not isinstance(wanted, list) or not all(isinstance(entry, dict) for entry in wanted) or not wanted:
+            self.say(f"{where} is {wanted!r}: give a number of tasks, or a list with an entry a task, as in [{{port: 2222}}].")
+            return []
+        return [self.entry(where, entry) for entry in wanted]
+
+    def entry(self, where, given):
+        """Return one entry of tf_tasks, checked: index and port where given, and the options."""
+        found = {"options": {}}
+        for name, value in given.items():
+            if name in ("index", "port"):
+                lowest, highest = (0, 99999) if name == "index" else (1, 65535)
+                number = _whole(value)
+                if number is None or not lowest <= number <= highest:
+                    self.say(f"{where} has {name} {value!r}: give a whole number from {lowest} to {highest}.")
+                else:
+                    found[name] = number
+            elif name not in OPTIONS:
+                near = difflib.get_close_matches(str(name), [*OPTIONS, "index", "port"], n=1)
+                hint = f"is {near[0]} meant?" if near else f"there are index, port, {', '.join(OPTIONS)}."
+                self.say(f"{where} has '{name}', which is not known: {hint}")
+            elif not _fits(OPTIONS[name], value):
+                self.say(f"{where} has {name} {value!r}: give {OPTIONS[name]}.")
+            else:
+                found["options"][name] = value
+        return found
+
+    def give_ports(self, tasks):
+        """Give ports to a machine's tasks: the stated ones, the seed's for the first of a job, then upwards."""
+        taken = {task["port"] for task in tasks if "port" in task}
+        firsts = {}
+        for task in tasks:
+            firsts.setdefault(task["job"], task)
+        for job, port in FIRST_PORTS.items():
+            if job in firsts and "port" not in firsts[job] and port not in taken:
+                firsts[job]["port"] = port
+                taken.add(port)
+        upwards = NEXT_PORT
+        for task in tasks:
+            if "port" not in task:
+                while upwards in taken:
+                    upwards += 1
+                task["port"] = upwards
+                taken.add(upwards)
+
+    def number(self, job, tasks):
+        """Give indices, an explicit one first, the lowest free ones in the inventory's order to the others."""
+        by_index = {}
+        for task in tasks:
+            if "index" in task:
+                other = by_index.setdefault(task["index"], task)
+                if other is not task:
+                    self.say(
+                        f"The index {task['index']} of job '{job}' is given twice in tf_tasks, to machine "
+                        f"{other['machine']} and to machine {task['machine']}: change one."
+                    )
+        free = iter(index for index in range(len(tasks)) if index not in by_index)
+        for task in tasks:
+            if "index" not in task:
+                task["index"] = next(free, None)
+                by_index[task["index"]] = task
+        for index in range(len(tasks)):
+            if index not in by_index:
+                highest = max(by_index, key=lambda i: -1 if i is None else i)
+                self.say(
+                    f"Job '{job}' has {len(tasks)} task(s), but no index {index}: machine {by_index[highest]['machine']} has the "
+                    f"index {highest} in tf_tasks; the indices of a job go from 0 to {len(tasks) - 1} without a gap."
+                )
+        tasks.sort(key=lambda task: -1 if task["index"] is None else task["index"])
+
+    def check_addresses(self, machines):
+        """Find addresses that two tasks share, and those that other machines cannot reach."""
+        seen = {}
+        for task in (task for tasks in self.tasks.values() for task in tasks):
+            place = f"{task['address']}:{task['port']}"
+            other = seen.setdefault(place, task)
+            if other is not task:
+                self.say(
+                    f"{place} is given twice, to {other['job']}:{other['index']} of machine {other['machine']} and to "
+                    f"{task['job']}:{task['index']} of machine {task['machine']}: change tf_address or the port in tf_tasks of one."
+                )
+            loopback = re.fullmatch(r"localhost|127\..*|\[::1\]", task["address"])
+            if loopback and len(machines) > 1:
+                self.say(
+                    f"The address of machine {task['machine']} is {task['address']}, which the other machines cannot "
+                    "reach: set its tf_address to the address that they know it by."
+                )
+
+    def cluster(self):
+        """Return the result; call it only when there are no problems."""
+        spec, machines, names = {}, {}, {}
+        for job in (job for job in self.jobs if self.tasks.get(job)):
+            spec[job] = [f"{task['address']}:{task['port']}" for task in self.tasks[job]]
+            for task in self.tasks[job]:
+                task.update(name=f"{job}-{task['index']}", standing=job not in RUN_JOBS)
+                machines.setdefault(task["machine"], []).append(task)
+                names[f"{job}:{task['index']}"] = task["machine"]
+        return {"spec": spec, "machines": machines, "tasks": names, "host": names["host:0"]}
+
+
+def _whole(value):
+    """Return ``value`` as a whole number, or None; inventories in INI form give texts."""
+    if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,9}", str(value)):
+        return None
+    return int(value)
+
+
+def _fits(kind, value):
+    """Tell whether an option's value is of its kind."""
+    if kind == SWITCH:
+        return isinstance(value, bool)
+    if kind == NUMBER:
+        return (_whole(value) or 0) > 0 or value in (0, "0")
+    if kind == SHARE:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
+    return isinstance(value, (str, int)) and not isinstance(value, bool) and "\n" not in str(value)
+
+
+def _role_variables(_cache=[]):  # noqa: B006 (the list is the cache)
+    """Return the names of all variables that the roles document."""
+    if not _cache:
+        for path in (Path(__file__).parents[2] / "roles").glob("*/meta/argument_specs.yml"):
+            for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values():
+                _cache.extend(entry.get("options", {}))
+    return _cache
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self):
+        """Return the filters by name."""
+        return {"cluster_spec": cluster_spec}
