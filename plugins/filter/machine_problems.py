@@ -1,0 +1,84 @@
+"""What keeps a machine from carrying its tasks, as sentences."""
+
+from __future__ import annotations
+
+import ipaddress
+
+DOCUMENTATION = """
+name: machine_problems
+short_description: Hold a machine's tasks against what was found on it
+options:
+  _input: {description: The machine's tasks as worked out by the filter cluster_spec, type: list, required: true}
+  machine: {description: Name of the machine in the inventory, type: str, required: true}
+  found:
+    description: C(facts) as Ansible gathers them, C(listeners) as listen_ports_facts gives them, C(free_mb) of the disk.
+    type: dict
+    required: true
+  needs: {description: C(disk_mb) and C(own_addresses), type: dict, required: true}
+"""
+
+RETURN = """
+_value: {description: A sentence for each problem; empty if there is none, type: list, elements: str}
+"""
+
+PYTHONS = ((3, 10), (3, 13))  # TensorFlow 2.21 has wheels for these and all between
+PROCESSORS = ("x86_64", "aarch64")
+OWN_USER = "tensorflow"
+
+
+def machine_problems(tasks, machine, found, needs):
+    """Return the machine's problems."""
+    facts = found["facts"]
+    problems = []
+    if facts.get("service_mgr") != "systemd":
+        problems.append(f"Machine {machine} runs {facts.get('service_mgr')} as process 1, but its tasks need systemd.")
+    if facts.get("architecture") not in PROCESSORS:
+        problems.append(f"Machine {machine} has a {facts.get('architecture')} processor, TensorFlow 2.21 has wheels for {' and '.join(PROCESSORS)}.")
+    version = tuple(facts["python"]["version"][part] for part in ("major", "minor"))
+    if not PYTHONS[0] <= version <= PYTHONS[1]:
+        problems.append(
+            f"Machine {machine} has Python {version[0]}.{version[1]} as {facts['python'].get('executable', 'python3')}, TensorFlow 2.21 "
+            "has wheels for 3.10 to 3.13: install one of them and name it in ansible_python_interpreter."
+        )
+    if found["free_mb"] < needs["disk_mb"]:
+        problems.append(
+            f"Machine {machine} has {found['free_mb']} MB of free disk under /opt, and TensorFlow takes {needs['disk_mb']} MB: "
+            "make room (or set preflight_disk_mb, if it is installed already)."
+        )
+    if needs["own_addresses"]:
+        problems += _address_problems(tasks, machine, facts)
+    return [*problems, *_port_problems(tasks, machine, found["listeners"])]
+
+
+def _address_problems(tasks, machine, facts):
+    own = {str(address).partition("%")[0] for family in ("ipv4", "ipv6") for address in facts.get(f"all_{family}_addresses", [])}
+    for text in dict.fromkeys(task["address"].strip("[]") for task in tasks):
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            continue  # a name: the other machines resolve it
+        if not address.is_loopback and str(address) not in own:
+            yield (
+                f"The address {text} is not one of machine {machine}, which has {', '.join(sorted(own))}: set its tf_address "
+                "(or preflight_own_addresses to false, where an address is translated on the way)."
+            )
+
+
+def _port_problems(tasks, machine, listeners):
+    for task in tasks:
+        for listener in listeners:
+            if listener["port"] == task["port"] and listener.get("user") != OWN_USER:
+                yield (
+                    f"Port {task['port']} of machine {machine} is in use by {listener.get('name') or 'a process'} (process "
+                    f"{listener.get('pid')}, user {listener.get('user')}), and {task['job']}:{task['index']} is to listen there: "
+                    "end it, or give the task another port in tf_tasks."
+                )
+                break
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self):
+        """Return the filters by name."""
+        return {"machine_problems": machine_problems}

@@ -1,0 +1,163 @@
+#!/usr/bin/python
+"""Make a machine's TensorFlow tasks run, each with the inputs that it should have."""
+
+from __future__ import annotations
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: task_units
+short_description: Start, restart and stop the units of a machine's tasks
+description:
+  - Enables and starts the unit instances of O(tasks), all at once, and disables and stops the others.
+  - A task that runs is restarted only if it was started with other inputs than it should have. The server tells
+    systemd its inputs when it is ready, so this holds also after an interrupted play.
+  - Supports check mode.
+options:
+  template:
+    description: The template unit.
+    type: str
+    default: tf-server@.service
+  target:
+    description: The target that the units belong to.
+    type: str
+    default: tf-cluster.target
+  tasks:
+    description: Instance of the unit (C(worker-0)) -> a text that stands for the task's inputs; it changes when they do.
+    type: dict
+    required: true
+  reload:
+    description: Whether a unit file has changed.
+    type: bool
+    default: false
+author: [Distributed TensorFlow by Ansible]
+"""
+
+EXAMPLES = """
+- name: Run two tasks
+  task_units:
+    tasks: {worker-0: 3f2a, worker-1: 99c1}
+"""
+
+RETURN = """
+started: {description: Tasks that were not running, type: list, elements: str, returned: always}
+restarted: {description: Tasks that ran with other inputs, type: list, elements: str, returned: always}
+stopped: {description: Tasks that the machine no longer has, type: list, elements: str, returned: always}
+"""
+
+
+def parse_show(text):
+    """Return what ``systemctl show`` printed of several units: unit -> property -> value."""
+    units = {}
+    for block in text.strip().split("\n\n"):
+        properties = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if "Id" in properties:
+            units[properties["Id"]] = properties
+    return units
+
+
+def plan(wanted, found):
+    """Decide what to do.
+
+    ``wanted`` is unit -> inputs, ``found`` unit -> properties. Returns (enable, start, restart, stop), lists of units.
+    """
+    enable, start, restart = [], [], []
+    for unit, inputs in wanted.items():
+        properties = found.get(unit, {})
+        if properties.get("UnitFileState") != "enabled":
+            enable.append(unit)
+        if properties.get("ActiveState") != "active":
+            start.append(unit)
+        elif f"inputs {inputs}" not in properties.get("StatusText", ""):
+            restart.append(unit)
+    stop = [
+        unit
+        for unit, properties in found.items()
+        if unit not in wanted
+        and (properties.get("UnitFileState") == "enabled" or properties.get("ActiveState") not in ("inactive", None))
+    ]
+    return enable, start, restart, stop
+
+
+class Systemd:
+    """systemctl on this machine."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def run(self, *words, check=True):
+        """Run systemctl and return (exit status, output)."""
+        status, out, err = self.module.run_command(["systemctl", *words])
+        if check and status:
+            self.module.fail_json(msg=f"'systemctl {' '.join(words)}' failed: {err.strip() or out.strip()}")
+        return status, out
+
+    def show(self, units):
+        """Return the properties of the units."""
+        if not units:
+            return {}
+        out = self.run("show", "--property=Id,ActiveState,UnitFileState,StatusText,NeedDaemonReload", *units)[1]
+        return parse_show(out)
+
+    def instances(self, template):
+        """Return the instances of a template unit that are loaded or enabled."""
+        pattern = template.replace("@", "@*")
+        loaded = self.run("list-units", "--all", "--plain", "--no-legend", pattern)[1]
+        enabled = self.run("list-unit-files", "--plain", "--no-legend", "--state=enabled", pattern, check=False)[1]
+        names = [line.split()[0] for line in (loaded + enabled).splitlines() if line.strip()]
+        return [name for name in dict.fromkeys(names) if name != template]
+
+
+def main():
+    """Run the module."""
+    module = AnsibleModule(
+        {
+            "template": {"type": "str", "default": "tf-server@.service"},
+            "target": {"type": "str", "default": "tf-cluster.target"},
+            "tasks": {"type": "dict", "required": True},
+            "reload": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    template, target = module.params["template"], module.params["target"]
+    wanted = {template.replace("@", f"@{task}"): inputs for task, inputs in module.params["tasks"].items()}
+    systemd = Systemd(module)
+    found = systemd.show([*dict.fromkeys([*wanted, *systemd.instances(template), target])])
+    is_target = found.pop(target, {})
+    enable, start, restart, stop = plan(wanted, found)
+    if is_target.get("UnitFileState") != "enabled":
+        enable.append(target)
+    if is_target.get("ActiveState") != "active":
+        start.append(target)
+    reload = module.params["reload"] or any(unit.get("NeedDaemonReload") == "yes" for unit in [*found.values(), is_target])
+    if not module.check_mode:
+        if reload:
+            systemd.run("daemon-reload")
+        if stop:
+            systemd.run("disable", "--now", *stop)
+            systemd.run("reset-failed", *stop, check=False)
+        if enable:
+            systemd.run("enable", *enable)
+        if start or restart:
+            status, out = systemd.run("restart", *start, *restart, check=False)
+            if status:
+                module.fail_json(msg=complaint(module, systemd, wanted))
+    module.exit_json(
+        changed=bool(enable or start or restart or stop), started=start, restarted=restart, stopped=stop, enabled=enable
+    )
+
+
+def complaint(module, systemd, wanted):
+    """Say which tasks did not start, each with the last words of its journal."""
+    sentences = []
+    for unit, properties in systemd.show(list(wanted)).items():
+        if properties.get("ActiveState") != "active":
+            journal = ["journalctl", "--unit", unit, "--lines", "40", "--output", "cat", "--no-pager"]
+            lines = module.run_command(journal)[1].splitlines()
+            own = [line for line in lines if line.startswith("create_server.py: ")] or lines
+            sentences.append(f"{unit} did not start: {own[-1] if own else 'its journal is empty'}")
+    return " ".join(sentences) or "systemd could not start the tasks"
+
+
+if __name__ == "__main__":
+    main()

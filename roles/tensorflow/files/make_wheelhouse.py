@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Pack what a machine needs to install the locked packages: wheels, uv and the list itself, one tar file.
+
+    make_wheelhouse.py --lock cpu.txt --python 3.11 --machine x86_64 --out wheelhouse.tar
+
+Runs on the controller, with pip's own settings (index, proxy, certificates). ``--only uv`` leaves the
+wheels out, for machines that fetch them from a package index themselves. Exit status: 0, or 1 with a sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from packaging.markers import Marker
+
+# Newest first; a wheel for an older C library runs on a newer one.
+PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "linux")
+
+
+def main() -> None:
+    """Make the file named by --out, whole or not at all."""
+    parser = argparse.ArgumentParser(description="Pack the locked wheels for one kind of machine.")
+    parser.add_argument("--lock", type=Path, required=True, help="requirements with hashes, for all platforms")
+    parser.add_argument("--python", required=True, help="the machine's Python, as in 3.11")
+    parser.add_argument("--machine", required=True, help="the machine's processor, as in x86_64")
+    parser.add_argument("--out", type=Path, required=True, help="the tar file to make")
+    parser.add_argument("--only", help="name of the only package to fetch")
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    locked = lock_for(options.lock.read_text(encoding="utf-8"), options.python, options.machine)
+    with tempfile.TemporaryDirectory(dir=options.out.parent) as name:
+        folder = Path(name)
+        (folder / "wheels").mkdir()
+        (folder / "requirements.txt").write_text("".join(locked), encoding="utf-8")
+        wanted = [entry for entry in locked if not options.only or entry.startswith(f"{options.only}==")]
+        download(wanted, options, folder)
+        uv = extract_uv(folder)
+        packed = folder / "packed.tar"
+        with tarfile.open(packed, "w") as tar:
+            tar.add(folder / "requirements.txt", "requirements.txt")
+            tar.add(uv, "uv")
+            tar.add(folder / "wheels", "wheels")
+        packed.replace(options.out)
+
+
+def lock_for(text: str, python: str, machine: str) -> list[str]:
+    """Return the entries of a lock file that hold for one kind of machine, without their markers.
+
+    pip would hold the markers against the controller's Python.
+    """
+    environment = {
+        "python_version": python, "python_full_version": f"{python}.0", "platform_machine": machine,
+        "sys_platform": "linux", "platform_system": "Linux", "os_name": "posix",
+        "implementation_name": "cpython", "platform_python_implementation": "CPython",
+    }  # fmt: skip
+    entries = []
+    for entry in re.split(r"(?m)^(?=[A-Za-z0-9])", text)[1:]:
+        head, rest = entry.split("\\\n", 1)
+        requirement, _semicolon, marker = head.partition(";")
+        if not marker.strip() or Marker(marker.strip()).evaluate(environment):
+            entries.append(f"{requirement.strip()} \\\n{rest}")
+    return entries
+
+
+def download(entries: list[str], options: argparse.Namespace, folder: Path) -> None:
+    """Fetch the wheels of the entries into ``folder/wheels``; their hashes are checked."""
+    (folder / "wanted.txt").write_text("".join(entries), encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps"]
+    command += ["--only-binary=:all:", "--python-version", options.python, "--dest", str(folder / "wheels")]
+    command += [word for platform in PLATFORMS for word in ("--platform", f"{platform}_{options.machine}")]
+    done = subprocess.run([*command, "-r", str(folder / "wanted.txt")], capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or [done.stderr[-500:]]
+        sys.exit(
+            f"The packages for Python {options.python} on {options.machine} could not be fetched: {' '.join(errors)} "
+            "(pip's own settings name the index, the proxy and the certificates)"
+        )
+
+
+def extract_uv(folder: Path) -> Path:
+    """Take the program uv out of its wheel, so that a machine without pip can start."""
+    wheel = next((folder / "wheels").glob("uv-*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(name for name in archive.namelist() if re.search(r"\.data/scripts/uv$", name))
+        program = Path(archive.extract(member, folder))
+    os.chmod(program, 0o755)
+    return program
+
+
+if __name__ == "__main__":
+    main()
