@@ -125,9 +125,9 @@ def main():
     found = systemd.show([*dict.fromkeys([*wanted, *systemd.instances(template), target])])
     is_target = found.pop(target, {})
     enable, start, restart, stop = plan(wanted, found)
-    if is_target.get("UnitFileState") != "enabled":
+    if wanted and is_target.get("UnitFileState") != "enabled":
         enable.append(target)
-    if is_target.get("ActiveState") != "active":
+    if wanted and is_target.get("ActiveState") != "active":
         start.append(target)
     reload = module.params["reload"] or any(unit.get("NeedDaemonReload") == "yes" for unit in [*found.values(), is_target])
     if not module.check_mode:

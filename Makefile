@@ -1,0 +1,62 @@
+# make demo: from a bare clone to the result of the demo.  make help lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV := .venv
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export ANSIBLE_FORCE_COLOR ?= $(if $(MAKE_TERMOUT),1,0)
+# Certificates of the machine, for those behind a proxy of their own.
+export UV_SYSTEM_CERTS := true
+# Where sudo wants a password, Ansible asks for it once.
+BECOME = $(if $(ROOT),$(shell sudo -n true 2>/dev/null || echo --ask-become-pass))
+
+.PHONY: help demo test lint unit molecule lab-check lab-down environment lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+demo: lab-check environment ## Make the lab, turn it into a cluster, run the demo on it
+	ansible-playbook site.yml run_demo.yml $(BECOME)
+	@echo; cat output/latest/summary.txt
+
+test: lab-check environment lint unit molecule ## Lint, unit tests, Molecule scenarios
+
+lint: environment ## Only the lint
+	ansible-lint --offline --strict
+	yamllint --strict .
+	ruff check .
+	ruff format --check .
+
+unit: environment ## Only the unit tests
+	pytest
+
+molecule: lab-check environment ## Only the Molecule scenarios; SCENARIO=default for one
+	tests/molecule $(SCENARIO)
+
+lab-check: # Say within seconds if a lab cannot be made here
+	@$(PYTHON) roles/lab/files/lab_check.py
+
+lab-down: environment ## Take the lab away and what was installed for it
+	ansible-playbook playbooks/lab_down.yml $(BECOME)
+
+environment: $(VENV)/complete ## Only the environment (.venv) that all the commands need
+
+$(VENV)/complete: requirements.txt
+	@echo "Making the environment in $(VENV): Ansible, Molecule and the linters, as locked in requirements.txt"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends python3-venv; }
+	$(PYTHON) -m venv --clear $(VENV)
+	grep -A99 '^uv==' requirements.txt | sed '1!{/^[a-z]/,$$d}' | $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
+	INDEX=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); \
+	  UV_DEFAULT_INDEX=$${UV_DEFAULT_INDEX:-$$INDEX} uv pip sync --quiet --require-hashes requirements.txt
+	touch $@
+
+lock: environment ## Make requirements.txt and the machines' lists anew from their .in files
+	for list in requirements roles/tensorflow/files/cpu; do \
+	  uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-python-downloads --generate-hashes \
+	    --no-annotate --no-header --no-emit-index-url $$list.in --output-file $$list.txt; done
+
+clean: ## Remove the environment and the fetched packages; runs in output/ stay
+	rm -rf $(VENV) .cache .ansible

@@ -1,0 +1,54 @@
+"""The demo: the computation of the seed, placed on two workers, its result brought to the host.
+
+    c = a b                    on /job:worker/task:0
+    d = a b + log(100 + c)     on /job:worker/task:1
+
+A plain TensorFlow program: it reads config.json, starts the host's server, runs one session, and leaves the result and
+TensorFlow's own record of which task ran which operation.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import tensorflow as tf
+
+DEADLINE = 60_000  # milliseconds that a step may take: without one, a session with a dead worker hangs for ever
+
+with open(os.environ.get("TF_CLUSTER_CONFIG", "config.json"), encoding="utf-8") as file:
+    cluster_spec = json.load(file)
+v1 = tf.compat.v1
+v1.disable_eager_execution()
+cluster = tf.train.ClusterSpec(cluster_spec)
+server = tf.distribute.Server(cluster, job_name="host", task_index=0)
+last_worker = f"/job:worker/task:{min(1, len(cluster_spec['worker']) - 1)}"  # with one worker it computes both
+
+with tf.device("/job:worker/task:0"):
+    a = tf.constant([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], shape=[2, 3], name="a")
+    b = tf.constant([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], shape=[3, 2], name="b")
+    c = tf.matmul(a, b, name="c")
+
+with tf.device(last_worker):
+    d = tf.add(tf.matmul(a, b, name="ab"), tf.math.log(100 + c, name="log"), name="d")
+
+# The operations run as they stand: an optimiser would fold these constants into one and compute them on the host.
+config = v1.ConfigProto(operation_timeout_in_ms=DEADLINE)
+config.graph_options.optimizer_options.opt_level = v1.OptimizerOptions.L0
+config.graph_options.rewrite_options.disable_meta_optimizer = True
+record = v1.RunMetadata()
+with v1.Session(server.target, config=config) as session:
+    options = v1.RunOptions(trace_level=v1.RunOptions.FULL_TRACE, timeout_in_ms=DEADLINE)
+    result = session.run(d, options=options, run_metadata=record)
+
+print(result)
+ran = {}
+for device in record.step_stats.dev_stats:
+    for node in device.node_stats:
+        if node.node_name in ("c", "ab", "log", "d"):
+            ran[node.node_name] = device.device
+for name, device in sorted(ran.items()):
+    print(f"{name} ran on {device}")
+
+folder = Path(os.environ.get("TF_RUN_DIR", "."))
+(folder / "result.json").write_text(json.dumps({"matrix": result.tolist()}), encoding="utf-8")
+(folder / "placement.json").write_text(json.dumps(ran, indent=1), encoding="utf-8")

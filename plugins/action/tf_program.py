@@ -1,0 +1,132 @@
+"""Call one of the project's programs on a machine and go on until it has done what was asked."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import tarfile
+from pathlib import Path
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+DOCUMENTATION = """
+module: tf_program
+short_description: Call a program that answers in JSON, and show its progress
+description:
+  - Costs a tenth of a second where a module costs a third, for nothing is sent but the call.
+  - The program answers with a JSON object on its last line. C(lines) in it are shown as they come, C(next) is called
+    to go on, a file named by C(fetch) is brought to O(save_to) and unpacked there, C(files) are written there.
+options:
+  argv: {description: The program and its arguments, type: list, elements: str, required: true}
+  send: {description: A file or folder of the controller; goes to the program's standard input as a tar file, type: path}
+  input: {description: Data; goes to the program's standard input as JSON, type: raw}
+  save_to: {description: Folder of the controller for what comes back, type: path}
+  statuses: {description: Exit statuses that come with an answer, type: list, elements: int, default: [0]}
+author: [Distributed TensorFlow by Ansible]
+"""
+
+EXAMPLES = """
+- name: Ask every task
+  tf_program:
+    argv: [/opt/tf-cluster/venv/bin/python, /opt/tf-cluster/bin/ready.py, --json]
+    statuses: [0, 1]
+"""
+
+RETURN = """
+answer: {description: What the last call answered, type: dict, returned: always}
+"""
+
+
+class ActionModule(ActionBase):
+    """The action."""
+
+    _supports_check_mode = False
+    _supports_async = False
+
+    def run(self, tmp=None, task_vars=None):
+        """Call, show, fetch, and call again until there is no ``next``."""
+        result = super().run(tmp, task_vars)
+        _checked, options = self.validate_argument_spec(
+            {
+                "argv": {"type": "list", "elements": "str", "required": True},
+                "send": {"type": "path"},
+                "input": {"type": "raw"},
+                "save_to": {"type": "path"},
+                "statuses": {"type": "list", "elements": "int", "default": [0]},
+            }
+        )
+        if options["send"]:
+            data = packed(Path(options["send"]))
+        elif options["input"] is not None:
+            data = json.dumps(options["input"]).encode()
+        else:
+            data = None
+        argv, gathered = options["argv"], {}
+        program = argv[:2] if argv[1:] and argv[1].endswith(".py") else argv[:1]
+        while True:
+            answer = self.call(argv, data, options["statuses"])
+            for line in answer.get("lines", []):
+                Display().display(f"  {line}")
+            if answer.get("fetch"):
+                self.fetch(answer["fetch"], Path(options["save_to"]))
+            for name, text in answer.get("files", {}).items():
+                write_below(Path(options["save_to"]), name, text)
+            gathered.update({name: value for name, value in answer.items() if name not in ("lines", "next", "fetch", "files")})
+            if "next" not in answer:
+                return {**result, "changed": True, "answer": gathered}
+            argv, data = [*program, *answer["next"]], None
+
+    def call(self, argv, data, statuses):
+        """Call the program once and return its answer."""
+        done = self._low_level_execute_command(shlex.join(argv), sudoable=True, in_data=data)
+        if done["rc"] not in statuses:
+            said = (done["stderr"] or done["stdout"]).strip().splitlines()
+            name = os.path.basename(argv[1] if argv[1:] else argv[0])
+            own = [line.removeprefix(f"{name}: ") for line in said if line.startswith(f"{name}: ")]
+            raise AnsibleActionFail(own[-1] if own else f"{name} ended with status {done['rc']}: {' '.join(said[-3:])}")
+        try:
+            return json.loads(done["stdout"].strip().splitlines()[-1])
+        except (ValueError, IndexError):
+            raise AnsibleActionFail(f"{argv} did not answer in JSON: {done['stdout'][-300:]}") from None
+
+    def fetch(self, remote, folder):
+        """Bring a tar file of the machine's here and unpack it, nothing outside the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        local = folder.parent / f".{folder.name}.tar"
+        self._connection.fetch_file(remote, str(local))
+        with tarfile.open(local) as tar:
+            tar.extractall(folder, members=[checked(member) for member in tar])  # noqa: S202 (checked)
+        local.unlink()
+
+
+def packed(path):
+    """Return a file or the content of a folder as a tar file."""
+    if not path.exists():
+        raise AnsibleActionFail(f"{path} does not exist on the controller")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(path, path.name if path.is_file() else ".", filter=lambda member: None if "__pycache__" in member.name else member)
+    return buffer.getvalue()
+
+
+def checked(member):
+    """Return a member of a tar file from a machine, or raise: only files and folders, and nothing outside."""
+    parts = member.name.split("/")
+    if not (member.isfile() or member.isdir()) or ".." in parts or not parts[0]:
+        raise AnsibleActionFail(f"the machine sent {member.name!r}, which does not belong into a run's folder")
+    member.mode, member.uid, member.gid = 0o755 if member.isdir() else 0o644, os.getuid(), os.getgid()
+    member.uname = member.gname = ""
+    return member
+
+
+def write_below(folder, name, text):
+    """Write a file below the folder and nowhere else."""
+    path = (folder / name).resolve()
+    if folder.resolve() not in path.parents:
+        raise AnsibleActionFail(f"{name} lies outside {folder}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
