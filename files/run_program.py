@@ -102,9 +102,12 @@ def stage(run: Run) -> None:
     run.folder.mkdir(mode=0o755)
     owner = pwd.getpwnam(USER)
     with tarfile.open(fileobj=io.BytesIO(sys.stdin.buffer.read())) as tar:
-        tar.extractall(run.folder / "program", members=[member for member in tar if plain(member)])  # noqa: S202 (from our controller)
+        tar.extractall(run.folder / "program", members=[member for member in tar if plain(member)])
     for name in ("program", "results"):
         (run.folder / name).mkdir(exist_ok=True)
+    config = run.folder / "program/config.json"
+    if not config.exists():
+        config.symlink_to(CONFIG)  # the seed's programs read it from where they are
     for path in [run.folder / "results", run.folder / "program", *(run.folder / "program").rglob("*")]:
         os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
 
@@ -133,7 +136,7 @@ def launch(run: Run, unit: str, options: argparse.Namespace) -> subprocess.Compl
         "TimeoutStopSec=10", f"ExecStopPost=+{finish}", f"ReadWritePaths={run.folder / 'program'} {run.folder / 'results'}",
         *CONFINED,
     ]  # fmt: skip
-    command = ["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--service-type=exec"]
+    command = ["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--service-type=exec", "--slice=tf-run.slice"]
     command += [f"--property={text}" for text in properties]
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     run.note(started=time.time(), limit=options.timeout)

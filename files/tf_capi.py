@@ -49,11 +49,11 @@ class _Output(ctypes.Structure):
     _fields_ = (("operation", ctypes.c_void_p), ("index", ctypes.c_int))
 
 
-_POINTERS = """
-    TF_NewStatus TF_NewServer TF_NewSessionOptions TF_NewGraph TF_NewSession TF_SessionListDevices
-    TF_NewImportGraphDefOptions TF_GraphOperationByName TF_TensorData TF_NewBufferFromString
-""".split()
-_TEXTS = "TF_Message TF_Version TF_DeviceListName".split()
+_POINTERS = (
+    "TF_NewStatus", "TF_NewServer", "TF_NewSessionOptions", "TF_NewGraph", "TF_NewSession", "TF_SessionListDevices",
+    "TF_NewImportGraphDefOptions", "TF_GraphOperationByName", "TF_TensorData", "TF_NewBufferFromString",
+)  # fmt: skip
+_TEXTS = ["TF_Message", "TF_Version", "TF_DeviceListName"]
 _NUMBERS = {"TF_GetCode": ctypes.c_int, "TF_DeviceListCount": ctypes.c_int, "TF_TensorByteSize": ctypes.c_size_t}
 
 

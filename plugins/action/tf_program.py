@@ -99,7 +99,7 @@ class ActionModule(ActionBase):
         local = folder.parent / f".{folder.name}.tar"
         self._connection.fetch_file(remote, str(local))
         with tarfile.open(local) as tar:
-            tar.extractall(folder, members=[checked(member) for member in tar])  # noqa: S202 (checked)
+            tar.extractall(folder, members=[checked(member) for member in tar])
         local.unlink()
 
 
@@ -109,7 +109,9 @@ def packed(path):
         raise AnsibleActionFail(f"{path} does not exist on the controller")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        tar.add(path, path.name if path.is_file() else ".", filter=lambda member: None if "__pycache__" in member.name else member)
+        tar.add(
+            path, path.name if path.is_file() else ".", filter=lambda member: None if "__pycache__" in member.name else member
+        )
     return buffer.getvalue()
 
 

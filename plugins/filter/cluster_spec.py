@@ -102,7 +102,7 @@ class Inventory:
 
     def check_names(self, machine):
         """Find misspelt variables: ours by their prefix, the roles' by likeness."""
-        known = {*MACHINE_VARIABLES, "tf_cluster", *_role_variables()}
+        known = {*MACHINE_VARIABLES, "spec_cluster", *_role_variables()}
         for name in self.hostvars[machine]:
             if name in known or name.startswith("ansible_"):
                 continue
@@ -144,7 +144,9 @@ class Inventory:
                 return f"[{address.strip('[]')}]"
         except ValueError:
             if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", address):
-                self.say(f"The variable {variable} of machine {machine} is {address!r}: give an address or a name without a port.")
+                self.say(
+                    f"The variable {variable} of machine {machine} is {address!r}: give an address or a name without a port."
+                )
         return address
 
     def entries(self, machine, job, wanted):
@@ -232,7 +234,7 @@ class Inventory:
             if other is not task:
                 self.say(
                     f"{place} is given twice, to {other['job']}:{other['index']} of machine {other['machine']} and to "
-                    f"{task['job']}:{task['index']} of machine {task['machine']}: change tf_address or the port in tf_tasks of one."
+                    f"{task['job']}:{task['index']} of machine {task['machine']}: change the tf_address or the port of one."
                 )
             loopback = re.fullmatch(r"localhost|127\..*|\[::1\]", task["address"])
             if loopback and len(machines) > 1:

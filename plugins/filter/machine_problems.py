@@ -33,12 +33,15 @@ def machine_problems(tasks, machine, found, needs):
     if facts.get("service_mgr") != "systemd":
         problems.append(f"Machine {machine} runs {facts.get('service_mgr')} as process 1, but its tasks need systemd.")
     if facts.get("architecture") not in PROCESSORS:
-        problems.append(f"Machine {machine} has a {facts.get('architecture')} processor, TensorFlow 2.21 has wheels for {' and '.join(PROCESSORS)}.")
+        problems.append(
+            f"Machine {machine} has a {facts.get('architecture')} processor, "
+            f"TensorFlow 2.21 has wheels for {' and '.join(PROCESSORS)}."
+        )
     version = tuple(facts["python"]["version"][part] for part in ("major", "minor"))
     if not PYTHONS[0] <= version <= PYTHONS[1]:
         problems.append(
-            f"Machine {machine} has Python {version[0]}.{version[1]} as {facts['python'].get('executable', 'python3')}, TensorFlow 2.21 "
-            "has wheels for 3.10 to 3.13: install one of them and name it in ansible_python_interpreter."
+            f"Machine {machine} has Python {version[0]}.{version[1]} as {facts['python'].get('executable', 'python3')}, "
+            "TensorFlow 2.21 has wheels for 3.10 to 3.13: install one of them and name it in ansible_python_interpreter."
         )
     if found["free_mb"] < needs["disk_mb"]:
         problems.append(

@@ -32,7 +32,9 @@ def _environment(task, options, common):
     lines = [f"TF_TASK_JOB={task['job']}", f"TF_TASK_INDEX={task['index']}"]
     lines += [f'TF_TASK_{name.upper()}="{_text(value)}"' for name, value in sorted(options.items())]
     inputs = hashlib.sha256("\n".join([*lines, common]).encode()).hexdigest()[:12]
-    content = "\n".join(["# Written by Ansible. What this task's server is started with.", *lines, f"TF_TASK_INPUTS={inputs}", ""])
+    content = "\n".join(
+        ["# Written by Ansible. What this task's server is started with.", *lines, f"TF_TASK_INPUTS={inputs}", ""]
+    )
     return {"name": task["name"], "inputs": inputs, "file": {"path": f"{FOLDER}/{task['name']}.env", "content": content}}
 
 

@@ -139,8 +139,7 @@ def main():
         if enable:
             systemd.run("enable", *enable)
         if start or restart:
-            status, out = systemd.run("restart", *start, *restart, check=False)
-            if status:
+            if systemd.run("restart", *start, *restart, check=False)[0]:
                 module.fail_json(msg=complaint(module, systemd, wanted))
     module.exit_json(
         changed=bool(enable or start or restart or stop), started=start, restarted=restart, stopped=stop, enabled=enable

@@ -1,0 +1,73 @@
+"""A cluster that a Molecule scenario made, driven by the commands that a user types."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCENARIO = Path(os.environ.get("TEST_SCENARIO", ROOT / "molecule/default"))
+
+
+class Cluster:
+    """The scenario's cluster."""
+
+    scenario = SCENARIO
+    inventory = (f"--inventory={ROOT}/inventory/lab/lab.yml", f"--inventory={SCENARIO}/inventory")
+
+    def command(self, *words, seconds=300):
+        """Run one of Ansible's commands on the cluster and return what it did."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "MOLECULE_"))}
+        environment["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
+        return subprocess.run(
+            [words[0], *self.inventory, *map(str, words[1:])],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def playbook(self, *words, **more):
+        """Run a playbook."""
+        return self.command("ansible-playbook", *words, **more)
+
+    def run(self, program, *words, **more):
+        """Run a program; return the command and the run's folder on the controller (None if there is none)."""
+        done = self.playbook("playbooks/run.yml", f"--extra-vars=program={program}", *words, **more)
+        return done, folder_of(done)
+
+    def shell(self, machine, line):
+        """Run a line of shell on machines and return what each printed: machine -> text."""
+        done = self.command("ansible", machine, "--one-line", "--module-name=ansible.builtin.shell", f"--args={line}")
+        found = dict(re.findall(r"(?m)^(\S+) \| \w+ \| rc=\d+ \| \(stdout\) ?(.*?)(?: \(stderr\).*)?$", done.stdout))
+        assert found, done.stdout + done.stderr
+        return {name: text.replace("\\n", "\n").strip() for name, text in found.items()}
+
+    def pids(self):
+        """Return unit -> main process of all running tasks."""
+        line = "systemctl show --property=Id,MainPID 'tf-server@*' | paste -sd' '"
+        return {
+            unit: pid for text in self.shell("lab", line).values() for pid, unit in re.findall(r"MainPID=(\d+) +Id=(\S+)", text)
+        }
+
+
+def folder_of(done):
+    """Return the run's folder that a command named."""
+    found = re.search(r"everything is in (\S+)", done.stdout)
+    return Path(found.group(1)) if found else None
+
+
+def said(done):
+    """Return all that a command printed, without line breaks that only fill a screen."""
+    return re.sub(r"\s+", " ", done.stdout + done.stderr)
+
+
+def verdict(folder):
+    """Return a run's verdict."""
+    return json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Return the cluster."""
+    return Cluster()

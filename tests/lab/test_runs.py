@@ -1,0 +1,173 @@
+"""Programs that work and programs that do not: each ends within its limit, and all that it left is here."""
+
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import folder_of, said, verdict
+
+# The seed's own program, against tensorflow.compat.v1, word for word but for the import.
+SEED_PROGRAM = """
+import json
+
+import tensorflow.compat.v1 as tf
+tf.disable_eager_execution()
+
+cluster_spec = json.load(open('config.json', 'rt'))
+cluster = tf.train.ClusterSpec(cluster_spec)
+server = tf.train.Server(cluster, job_name='host', task_index=0)
+
+with tf.device('/job:worker/task:0'):
+    a = tf.constant([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], shape=[2, 3], name='a')
+    b = tf.constant([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], shape=[3, 2], name='b')
+    c = tf.matmul(a, b)
+
+with tf.device('/job:worker/task:1'):
+    d = tf.matmul(a, b) + tf.log(100 + c)
+
+gpu_options = tf.GPUOptions(per_process_gpu_memory_fraction=0.1, allow_growth=True)
+with tf.Session(server.target, config=tf.ConfigProto(gpu_options=gpu_options)) as sess:
+    result = sess.run(d)
+    print(result)
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Return a function that writes a program and returns its path."""
+
+    def write(text, name="program.py"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_the_seeds_program_works_as_it_stands(cluster, program):
+    done, folder = cluster.run(program(SEED_PROGRAM))
+    assert done.returncode == 0, said(done)
+    assert "[54.003944 69.09987 ]" in (folder / "stdout.log").read_text(encoding="utf-8")
+    assert verdict(folder)["ok"] is True
+
+
+def test_a_program_is_given_its_places(cluster, program):
+    text = """
+import json, os, pwd, sys
+config = json.loads(os.environ["TF_CONFIG"])
+assert config["task"] == {"type": "host", "index": 0}, config
+assert config["cluster"] == json.load(open(os.environ["TF_CLUSTER_CONFIG"]))
+assert os.path.exists("program.py") and pwd.getpwuid(os.getuid()).pw_name == "tensorflow"
+os.makedirs(os.environ["TF_RUN_DIR"] + "/deep/er")
+open(os.environ["TF_RUN_DIR"] + "/deep/er/file.txt", "w").write("kept")
+open(os.environ["TF_RUN_DIR"] + "/verdict.json", "w").write("mine")
+"""
+    done, folder = cluster.run(program(text))
+    assert done.returncode == 0, said(done)
+    assert (folder / "deep/er/file.txt").read_text(encoding="utf-8") == "kept"
+    assert verdict(folder)["ok"] is True
+    assert (folder / "program-verdict.json").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("print('before'); raise SystemExit(7)", "exit status 7"),
+        ("import os, signal; print('before'); os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
+        ("import time; print('before'); time.sleep(600)", "still running after 4"),
+        ("print('before'); 1 / 0", "exit status 1"),
+    ],
+)
+def test_a_program_that_fails_keeps_what_it_left(cluster, program, text, reason):
+    begin = "import os; open(os.environ['TF_RUN_DIR'] + '/kept.txt', 'w').write('kept')\n"
+    begun = time.monotonic()
+    done, folder = cluster.run(program(begin + text), "--extra-vars=run_timeout=4")
+    assert done.returncode != 0
+    assert reason in said(done)
+    assert time.monotonic() - begun < 60
+    found = verdict(folder)
+    assert found["ok"] is False
+    assert reason in found["failures"][0]
+    assert (folder / "kept.txt").read_text(encoding="utf-8") == "kept"
+    assert "before" in (folder / "stdout.log").read_text(encoding="utf-8")
+    assert (folder / "report.html").exists()
+
+
+def test_a_result_that_is_not_json_is_a_failure(cluster, program):
+    done, folder = cluster.run(program("import os; open(os.environ['TF_RUN_DIR'] + '/result.json', 'w').write('{')"))
+    assert done.returncode != 0
+    assert "result.json is not JSON" in verdict(folder)["failures"][0]
+
+
+def test_two_runs_at_once_both_come_home(cluster):
+    with ThreadPoolExecutor() as pool:
+        runs = list(pool.map(lambda _each: cluster.playbook("run_demo.yml"), range(2)))
+    folders = {folder_of(done) for done in runs}
+    assert [done.returncode for done in runs] == [0, 0], said(runs[0]) + said(runs[1])
+    assert len(folders) == 2
+    assert "waits for the task host:0: run 2" in said(runs[0]) + said(runs[1])
+
+
+def test_a_run_that_cannot_wait_is_told_whom_it_waits_for(cluster, program):
+    with ThreadPoolExecutor() as pool:
+        long = pool.submit(cluster.run, program("import time; time.sleep(15)", "long.py"))
+        time.sleep(6)
+        done, _folder = cluster.run(program("pass"), "--extra-vars=run_wait=1")
+        assert done.returncode != 0
+        assert "-long-" in said(done)
+        assert "still has the task host:0" in said(done)
+        assert long.result()[0].returncode == 0
+
+
+@pytest.fixture
+def broken(cluster):
+    """Return a function that breaks something on a worker; it is mended afterwards."""
+    mending = []
+
+    def do(line, mend):
+        mending.append(mend)
+        cluster.shell("test-worker-1", line)
+
+    yield do
+    for line in mending:
+        cluster.shell("test-worker-1", line)
+    time.sleep(2)
+
+
+@pytest.mark.parametrize(
+    ("line", "mend", "state"),
+    [
+        ("systemctl stop tf-server@worker-1", "systemctl start tf-server@worker-1", "absent"),
+        ("systemctl kill -s STOP tf-server@worker-1", "systemctl kill -s CONT tf-server@worker-1", "hangs"),
+        (
+            "systemctl stop tf-server@worker-1; systemd-run -u stranger python3 -m http.server 2222; sleep 1",
+            "systemctl stop stranger; systemctl start tf-server@worker-1",
+            "stranger",
+        ),
+    ],
+)
+def test_no_run_starts_while_a_task_does_not_answer(cluster, broken, line, mend, state):
+    broken(line, mend)
+    begun = time.monotonic()
+    done = cluster.playbook("run_demo.yml", "--extra-vars=ready_timeout=3")
+    assert time.monotonic() - begun < 20
+    assert done.returncode != 0
+    row = rf"worker:1 test-worker-1 10.89.78.11:2222 {state}"
+    assert row in said(done), said(done)
+    assert "worker:0 test-worker-0 10.89.78.10:2222 answers" in said(done)
+    assert "tf-server@worker-1.service is" in said(done)
+
+
+def test_a_machine_that_is_away_is_told_from_a_task_that_is(cluster):
+    subprocess.run(["podman", "pause", "test-worker-1"], check=True, capture_output=True)
+    try:
+        done = cluster.playbook("run_demo.yml", "--extra-vars=ready_timeout=3", seconds=120)
+    finally:
+        subprocess.run(["podman", "unpause", "test-worker-1"], check=True, capture_output=True)
+    assert done.returncode != 0
+    assert "worker:1 test-worker-1 10.89.78.11:2222 hangs" in said(done)
+
+
+def test_the_next_run_works(cluster):
+    assert cluster.playbook("run_demo.yml").returncode == 0

@@ -1,0 +1,86 @@
+"""What site.yml does to a cluster that stands: nothing, or just what is asked for."""
+
+import pytest
+import yaml
+from conftest import said
+
+
+@pytest.fixture
+def changed_inventory(cluster, tmp_path):
+    """Return a function that runs a playbook on the inventory with variables of machines changed."""
+
+    def run(playbook, variables, *words):
+        path = tmp_path / "changed.yml"
+        path.write_text(yaml.safe_dump({"all": {"hosts": variables}}), encoding="utf-8")
+        return cluster.playbook(playbook, f"--inventory={path}", *words)
+
+    yield run
+    assert cluster.playbook("site.yml").returncode == 0
+
+
+def test_only_the_task_whose_inputs_changed_is_restarted(cluster, changed_inventory):
+    before = cluster.pids()
+    done = changed_inventory("site.yml", {"test-worker-1": {"tf_tasks": {"worker": [{"intra_op_threads": 1}]}}})
+    assert done.returncode == 0, said(done)
+    after = cluster.pids()
+    assert after["tf-server@worker-0.service"] == before["tf-server@worker-0.service"]
+    assert after["tf-server@worker-1.service"] != before["tf-server@worker-1.service"]
+
+
+def test_a_second_task_comes_and_goes(cluster, changed_inventory):
+    done = changed_inventory("site.yml", {"test-worker-1": {"tf_tasks": {"worker": 2}}})
+    assert done.returncode == 0, said(done)
+    assert "tf-server@worker-2.service" in cluster.pids()
+    assert cluster.playbook("site.yml").returncode == 0
+    assert set(cluster.pids()) == {"tf-server@worker-0.service", "tf-server@worker-1.service"}
+    assert "worker-2" not in cluster.shell("test-worker-1", "ls /etc/tf-cluster/tasks")["test-worker-1"]
+
+
+def test_a_task_that_was_started_with_other_inputs_is_restarted(cluster):
+    """As after a site.yml that was interrupted between writing and restarting."""
+    cluster.shell("test-worker-0", "sed -i s/INPUTS=.*/INPUTS=old/ /etc/tf-cluster/tasks/worker-0.env")
+    cluster.shell("test-worker-0", "systemctl restart tf-server@worker-0")
+    before = cluster.pids()
+    assert cluster.playbook("site.yml").returncode == 0
+    after = cluster.pids()
+    assert after["tf-server@worker-0.service"] != before["tf-server@worker-0.service"]
+    assert after["tf-server@worker-1.service"] == before["tf-server@worker-1.service"]
+
+
+def test_a_task_that_was_stopped_is_started(cluster):
+    cluster.shell("test-worker-0", "systemctl stop tf-server@worker-0")
+    assert cluster.playbook("site.yml").returncode == 0
+    assert "tf-server@worker-0.service" in cluster.pids()
+
+
+def test_a_killed_task_comes_back_by_itself(cluster):
+    cluster.shell("test-worker-0", "systemctl kill -s KILL tf-server@worker-0; sleep 4")
+    assert cluster.playbook("run_demo.yml").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("machine", "variables", "sentence"),
+    [
+        ("test-worker-0", {"tf_address": "10.89.78.99"}, "10.89.78.99 is not one of machine test-worker-0"),
+        ("test-worker-0", {"tf_adress": "10.89.78.10"}, "tf_adress of machine test-worker-0 is not known: is tf_address meant?"),
+        ("test-worker-0", {"preflight_disk_mb": 99999999}, "MB of free disk under /opt"),
+        ("test-worker-0", {"tensorflow_source": "whels"}, "must be one of: wheels, index, got: whels"),
+    ],
+)
+def test_wrong_input_changes_nothing(cluster, changed_inventory, machine, variables, sentence):
+    done = changed_inventory("site.yml", {machine: variables})
+    assert done.returncode != 0
+    assert sentence in said(done), said(done)
+    assert "changed=0" in done.stdout
+    assert "changed=1" not in done.stdout
+
+
+def test_a_port_that_a_stranger_has_is_refused(cluster, changed_inventory):
+    cluster.shell("test-worker-0", "systemd-run -u stranger python3 -m http.server 2300; sleep 1")
+    try:
+        done = changed_inventory("site.yml", {"test-worker-0": {"tf_tasks": {"worker": [{"port": 2300}]}}})
+    finally:
+        cluster.shell("test-worker-0", "systemctl stop stranger")
+    assert done.returncode != 0
+    assert "Port 2300 of machine test-worker-0 is in use by python3" in said(done), said(done)
+    assert "changed=1" not in done.stdout

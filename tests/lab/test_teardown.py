@@ -1,0 +1,20 @@
+"""Taking the cluster away leaves nothing but the runs, and says so."""
+
+from conftest import said
+
+LEFT = "ls -d /etc/tf-cluster /opt/tf-cluster /run/tf-cluster /var/lib/tf-cluster /etc/systemd/system/tf-* 2>/dev/null; "
+LEFT += "getent passwd tensorflow; systemctl list-units --all --plain --no-legend 'tf-*'; true"
+
+
+def test_teardown_leaves_the_runs_and_says_so(cluster):
+    done = cluster.playbook("playbooks/teardown.yml")
+    assert done.returncode == 0, said(done)
+    assert "run(s) are left in /var/lib/tf-cluster/runs" in said(done)
+    left = cluster.shell("lab", LEFT)
+    assert left == {"test-worker-0": "", "test-worker-1": "", "test-host": "/var/lib/tf-cluster"}
+
+
+def test_teardown_takes_the_runs_where_asked(cluster):
+    done = cluster.playbook("playbooks/teardown.yml", "--extra-vars=server_remove_runs=true")
+    assert done.returncode == 0, said(done)
+    assert set(cluster.shell("lab", LEFT).values()) == {""}
