@@ -40,6 +40,9 @@ RETURN = """
 answer: {description: What the last call answered, type: dict, returned: always}
 """
 
+# With input, however little, ssh gives the program no terminal: its errors and its answer stay apart.
+NOTHING = b"\n"
+
 
 class ActionModule(ActionBase):
     """The action."""
@@ -64,7 +67,7 @@ class ActionModule(ActionBase):
         elif options["input"] is not None:
             data = json.dumps(options["input"]).encode()
         else:
-            data = None
+            data = NOTHING
         argv, gathered = options["argv"], {}
         program = argv[:2] if argv[1:] and argv[1].endswith(".py") else argv[:1]
         while True:
@@ -78,7 +81,7 @@ class ActionModule(ActionBase):
             gathered.update({name: value for name, value in answer.items() if name not in ("lines", "next", "fetch", "files")})
             if "next" not in answer:
                 return {**result, "changed": True, "answer": gathered}
-            argv, data = [*program, *answer["next"]], None
+            argv, data = [*program, *answer["next"]], NOTHING
 
     def call(self, argv, data, statuses):
         """Call the program once and return its answer."""

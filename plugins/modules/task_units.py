@@ -138,9 +138,8 @@ def main():
             systemd.run("reset-failed", *stop, check=False)
         if enable:
             systemd.run("enable", *enable)
-        if start or restart:
-            if systemd.run("restart", *start, *restart, check=False)[0]:
-                module.fail_json(msg=complaint(module, systemd, wanted))
+        if (start or restart) and systemd.run("restart", *start, *restart, check=False)[0]:
+            module.fail_json(msg=complaint(module, systemd, wanted))
     module.exit_json(
         changed=bool(enable or start or restart or stop), started=start, restarted=restart, stopped=stop, enabled=enable
     )

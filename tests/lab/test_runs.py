@@ -116,7 +116,7 @@ def test_a_run_that_cannot_wait_is_told_whom_it_waits_for(cluster, program):
         done, _folder = cluster.run(program("pass"), "--extra-vars=run_wait=1")
         assert done.returncode != 0
         assert "-long-" in said(done)
-        assert "still has the task host:0" in said(done)
+        assert "still has the task host:0" in said(done), said(done)
         assert long.result()[0].returncode == 0
 
 

@@ -1,0 +1,354 @@
+"""The filter cluster_spec: what inventories become, and what is said of those that cannot be used."""
+
+import json
+import random
+import time
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from project import load
+
+cluster_spec = load("plugins/filter/cluster_spec.py").cluster_spec
+SEED = {"worker": ["10.10.100.87:2222", "10.10.102.74:2222"], "host": ["10.10.100.87:2223"]}
+TWO = "10.0.0.2:2222"
+# What Ansible itself gives every machine.
+MAGIC = ("inventory_hostname", "inventory_hostname_short", "inventory_dir", "inventory_file", "group_names", "groups", "omit",
+         "playbook_dir", "environment")  # fmt: skip
+
+
+def cluster_of(machines, jobs=None):
+    """Return the cluster of machines, each a pair: its jobs, separated by spaces, and its variables."""
+    groups = {"all": list(machines), "ungrouped": []}
+    for machine, (own, _variables) in machines.items():
+        for job in own.split():
+            groups.setdefault(job, []).append(machine)
+    return cluster_spec(groups, {machine: variables for machine, (_own, variables) in machines.items()}, jobs)
+
+
+def three(**changes):
+    """Return two workers and a host, the variables of ``one``, ``two`` or ``boss`` changed."""
+    return {
+        "one": ("worker", {"ansible_host": "10.0.0.1", **changes.get("one", {})}),
+        "two": ("worker", {"ansible_host": "10.0.0.2", **changes.get("two", {})}),
+        "boss": ("host", {"ansible_host": "10.0.0.3", **changes.get("boss", {})}),
+    }
+
+
+def with_tasks(worker):
+    """Return the three machines, the first with what tf_tasks says of its job worker."""
+    return three(one={"tf_tasks": {"worker": worker}})
+
+
+def sentences_of(machines, jobs=None):
+    """Return the sentences that an inventory is refused with."""
+    with pytest.raises(AnsibleFilterError) as caught:
+        cluster_of(machines, jobs)
+    first, *problems = str(caught.value).split("\n  - ")
+    assert first == "The inventory cannot be used:"
+    return problems
+
+
+def test_the_seed_gives_the_seeds_config_json():
+    cluster = cluster_of(
+        {"a": ("worker host", {"ansible_host": "10.10.100.87"}), "b": ("worker", {"ansible_host": "10.10.102.74"})}
+    )
+    assert json.dumps(cluster["spec"]) == json.dumps(SEED)
+    assert cluster["tasks"] == {"worker:0": "a", "worker:1": "b", "host:0": "a"}
+    assert cluster["host"] == "a"
+
+
+def test_a_task_says_all_that_the_roles_need():
+    task = {"job": "worker", "machine": "one", "address": "10.0.0.1", "port": 2222, "index": 0, "name": "worker-0"}
+    assert cluster_of(three())["machines"]["one"] == [{**task, "standing": True, "options": {}}]
+
+
+@pytest.mark.parametrize(
+    ("machines", "spec"),
+    [
+        pytest.param(with_tasks(3), {"worker": ["10.0.0.1:2222", "10.0.0.1:2224", "10.0.0.1:2225", TWO]}, id="number"),
+        pytest.param(
+            {"one": ("ps worker host chief evaluator", {"tf_tasks": {"worker": 2}})},
+            {
+                "chief": ["one:2224"], "worker": ["one:2222", "one:2225"], "ps": ["one:2226"],
+                "evaluator": ["one:2227"], "host": ["one:2223"],
+            },
+            id="all known groups are jobs",
+        ),
+        pytest.param(with_tasks([{"port": 9000}]), {"worker": ["10.0.0.1:9000", TWO]}, id="port"),
+        pytest.param(with_tasks([{"port": "9000"}]), {"worker": ["10.0.0.1:9000", TWO]}, id="port as a text"),
+        pytest.param(
+            with_tasks([{}, {"port": 2224}, {}, {"port": 2222}]),
+            {"worker": ["10.0.0.1:2225", "10.0.0.1:2224", "10.0.0.1:2226", "10.0.0.1:2222", TWO]},
+            id="the others go around stated ports",
+        ),
+        pytest.param(
+            {"one": ("worker host", {"tf_tasks": {"worker": [{"port": 2223}]}})},
+            {"worker": ["one:2223"], "host": ["one:2224"]},
+            id="a task may state the port that another would have",
+        ),
+        pytest.param(with_tasks([{"index": 1}]), {"worker": [TWO, "10.0.0.1:2222"]}, id="index"),
+        pytest.param(
+            with_tasks([{"index": 2, "port": 5}, {}]),
+            {"worker": ["10.0.0.1:2224", TWO, "10.0.0.1:5"]},
+            id="the others go around stated indices",
+        ),
+        pytest.param(three(one={"ansible_host": "fd00::1"}), {"worker": ["[fd00::1]:2222", TWO]}, id="IPv6"),
+        pytest.param(three(one={"tf_address": "[fd00::1]"}), {"worker": ["[fd00::1]:2222", TWO]}, id="IPv6 in brackets"),
+        pytest.param(three(one={"tf_address": "192.168.7.1"}), {"worker": ["192.168.7.1:2222", TWO]}, id="tf_address"),
+        pytest.param(three(one={"tf_address": ""}), {"worker": ["10.0.0.1:2222", TWO]}, id="empty tf_address"),
+        pytest.param(three(one={"ansible_host": None}), {"worker": ["one:2222", TWO]}, id="the machine's name"),
+        pytest.param(three(one={"tf_tasks": {}}), {"worker": ["10.0.0.1:2222", TWO]}, id="empty tf_tasks"),
+        pytest.param({"localhost": ("worker host", {})}, {"worker": ["localhost:2222"]}, id="one machine may have its loopback"),
+    ],
+)  # fmt: skip
+def test_an_inventory_becomes_a_spec(machines, spec):
+    found = cluster_of(machines)["spec"]
+    assert {job: found[job] for job in spec} == spec
+    if len(spec) > 1:
+        assert list(found) == list(spec)
+
+
+def test_jobs_of_ones_own_take_the_place_of_the_known_ones():
+    machines = {"one": ("worker trainer ps", {}), "boss": ("host", {})}
+    spec = cluster_of(machines, ["host", "trainer", "worker"])["spec"]
+    assert spec == {"host": ["boss:2223"], "trainer": ["one:2224"], "worker": ["one:2222"]}
+    assert list(spec) == ["host", "trainer", "worker"]
+
+
+def test_no_jobs_of_ones_own_means_the_known_ones():
+    assert cluster_of(three(), [])["spec"] == cluster_of(three())["spec"]
+
+
+@pytest.mark.parametrize(("job", "standing"), [("worker", True), ("ps", True), ("chief", False), ("host", False)])
+def test_the_tasks_of_a_run_do_not_stand(job, standing):
+    tasks = cluster_of({"one": ("chief worker ps host", {})})["machines"]["one"]
+    assert {task["job"]: task["standing"] for task in tasks}[job] is standing
+
+
+def test_a_machine_more_renumbers_no_task_with_an_index():
+    before = {
+        "boss": ("host", {}),
+        **{name: ("worker", {"tf_tasks": {"worker": [{"index": i}]}}) for i, name in enumerate("zyx")},
+    }
+    after = {"a-new-one": ("worker", {}), **before}
+    old, new = cluster_of(before), cluster_of(after)
+    assert new["spec"]["worker"] == [*old["spec"]["worker"], "a-new-one:2222"]
+    assert old["tasks"].items() <= new["tasks"].items()
+
+
+def test_a_tasks_options_are_kept_as_given():
+    options = {
+        "gpu_memory_fraction": 0.5,
+        "gpu_allow_growth": False,
+        "visible_gpus": "0,1",
+        "intra_op_threads": 0,
+        "inter_op_threads": 4,
+    }
+    [task] = cluster_of(with_tasks([{**options, "port": 7000}]))["machines"]["one"]
+    assert task["options"] == options
+    assert task["port"] == 7000
+
+
+TASKS = "The variable tf_tasks.worker of machine one"
+
+
+@pytest.mark.parametrize(
+    ("machines", "words"),
+    [
+        pytest.param({"boss": ("host", {})}, ["group 'worker'", "put at least one machine"], id="no worker"),
+        pytest.param({"one": ("worker", {})}, ["group 'host'", "put at least one machine"], id="no host"),
+        pytest.param(
+            three(two={"ansible_host": "10.0.0.1"}),
+            ["10.0.0.1:2222 is given twice", "worker:0 of machine one", "worker:1 of machine two", "tf_address or the port"],
+            id="an address and port twice",
+        ),
+        pytest.param(
+            three(one={"ansible_host": "fd00::1"}, two={"ansible_host": "FD00:0::1"}), ["is given twice", "machine two"],
+            id="an IPv6 address in two spellings",
+        ),
+        pytest.param(
+            with_tasks([{"port": 7}, {"port": 7}]), ["10.0.0.1:7 is given twice", "worker:0", "worker:1"], id="port twice"
+        ),
+        *(
+            pytest.param(with_tasks([{"port": port}]), [TASKS, f"port {port!r}", "from 1 to 65535"], id=f"port {port!r}")
+            for port in (0, 65536, -1, "x", True, None, 2222.0, [2222], {}, "", "2222\n", "٢٢٢٢")
+        ),
+        *(
+            pytest.param(with_tasks([{"index": index}]), [TASKS, f"index {index!r}", "number from 0"], id=f"index {index!r}")
+            for index in (-1, "x", False, None, 1.5, [], 10**7)
+        ),
+        pytest.param(
+            three(one={"tf_tasks": {"worker": [{"index": 1}]}}, two={"tf_tasks": {"worker": [{"index": 1}]}}),
+            ["index 1 of job 'worker' is given twice in tf_tasks", "machine one", "machine two", "change one"],
+            id="an index twice",
+        ),
+        pytest.param(with_tasks([{"index": 2}]), ["Job 'worker'", "no index 1", "machine one", "tf_tasks"], id="a gap"),
+        pytest.param(
+            three(boss={"tf_tasks": {"host": [{"index": 1}]}}), ["Job 'host'", "no index 0", "machine boss"], id="no first task"
+        ),
+        pytest.param(
+            three(one={"tf_tasks": {"ps": 1}}), ["tf_tasks of machine one has 'ps'", "groups worker"], id="foreign job"
+        ),
+        pytest.param(three(one={"tf_tasks": {"wroker": 2}}), ["tf_tasks of machine one has 'wroker'", "take"], id="no job"),
+        pytest.param(three(one={"tf_tasks": {None: 2}}), ["tf_tasks of machine one has 'None'"], id="a job that is nothing"),
+        *(
+            pytest.param(three(one={given: 1}), [f"variable {given} of machine one is not known", f"is {meant} meant?"], id=given)
+            for given, meant in {
+                "tf_adress": "tf_address", "tf_addres": "tf_address", "tf_task": "tf_tasks", "tf_job": "tf_jobs",
+                "server_gpu_memory_fracton": "server_gpu_memory_fraction", "tensorflow_sorce": "tensorflow_source",
+            }.items()
+        ),
+        pytest.param(three(one={"tf_xxxxxxxxxx": 1}), ["tf_xxxxxxxxxx of machine one", "tf_address, tf_jobs"], id="tf_x"),
+        pytest.param(with_tasks([{"prot": 2222}]), [TASKS, "'prot'", "is port meant?"], id="prot"),
+        pytest.param(
+            with_tasks([{"gpu_memory_fracton": 0.5}]), [TASKS, "'gpu_memory_fracton'", "is gpu_memory_fraction"], id="fracton"
+        ),
+        pytest.param(with_tasks([{"zz": 1}]), [TASKS, "'zz'", "there are index, port"], id="an unknown option"),
+        pytest.param(with_tasks([{5: 1}]), [TASKS, "'5'", "not known"], id="an option that is a number"),
+        *(
+            pytest.param(with_tasks([{name: value}]), [TASKS, f"{name} {value!r}", "give"], id=f"{name} {value!r}")
+            for name, values in {
+                "gpu_memory_fraction": (0, 2, -0.5, True, None, "half", [0.5], float("nan"), float("inf")),
+                "gpu_allow_growth": (1, 0, "yes", None, [True], {}),
+                "visible_gpus": (None, True, [0, 1], {}, 0.5, "0\n1"),
+                "intra_op_threads": (-1, 1.5, "x", True, False, 0.0, None, [], [0]),
+                "inter_op_threads": (-1, {}, "two"),
+            }.items()
+            for value in values
+        ),
+        *(
+            pytest.param(three(one={"tf_tasks": value}), ["tf_tasks of machine one", f"{value!r}"], id=f"tf_tasks {value!r}")
+            for value in (2, "worker", ["worker"], [{"worker": 2}], True, 1.5, 0, [])
+        ),
+        *(
+            pytest.param(with_tasks(value), [TASKS, f"is {value!r}", "give"], id=f"worker {value!r}")
+            for value in (0, -2, True, None, "2", 2.0, [], {}, {"port": 5}, [None], [2222], ["a"], [[{}]], [{}, 3])
+        ),
+        pytest.param(with_tasks(70000), [TASKS, "70000"], id="more tasks than ports"),
+        *(
+            pytest.param(three(one={name: value}), [f"variable {name} of machine one", f"{value!r}"], id=f"{name} {value!r}")
+            for name, value in [
+                ("tf_address", "10.0.0.1:2222"), ("tf_address", "grpc://one"), ("tf_address", "a b"), ("tf_address", "-one"),
+                ("tf_address", "one\n"), ("ansible_host", "one,two"), ("tf_address", "10.0.0.256"), ("tf_address", "10.0.0"),
+            ]
+        ),
+        *(
+            pytest.param(three(one={"tf_address": value}), ["tf_address of machine one", "give"], id=f"address {value!r}")
+            for value in (["10.0.0.9"], {"ip": "10.0.0.9"}, True, 10.5, 7)
+        ),
+        *(
+            pytest.param(three(one={"ansible_host": text}), ["address of machine one", text, "cannot reach"], id=text)
+            for text in ("127.0.0.1", "127.8.8.8", "localhost", "::1", "0.0.0.0")
+        ),
+    ],
+)  # fmt: skip
+def test_a_bad_inventory_gives_a_sentence(machines, words):
+    problems = sentences_of(machines)
+    assert any(all(word in problem for word in words) for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("jobs", "words"),
+    [
+        ("worker", ["tf_jobs is 'worker'", "[worker, host]"]),
+        ([1, 2], ["tf_jobs is [1, 2]", "[worker, host]"]),
+        ([["worker"]], ["tf_jobs is [['worker']]"]),
+        (["worker", None], ["tf_jobs is ['worker', None]"]),
+        (5, ["tf_jobs is 5", "[worker, host]"]),
+        (True, ["tf_jobs is True", "[worker, host]"]),
+        (["worker", "host", "my-job"], ["tf_jobs has 'my-job'", "letters, digits"]),
+        (["worker", "host", "1st"], ["tf_jobs has '1st'"]),
+        (["worker", "host", ""], ["tf_jobs has ''"]),
+        (["worker", "host", "job\n"], ["tf_jobs has 'job\\n'"]),
+        (["worker", "host", "trainer"], ["tf_jobs has 'trainer'", "no group 'trainer'", "leave it out"]),
+        (["worker"], ["tf_jobs", "host"]),
+        (["host"], ["tf_jobs", "worker"]),
+        (["worker", "worker", "host"], ["tf_jobs", "worker", "twice"]),
+    ],
+    ids=str,
+)
+def test_bad_jobs_give_a_sentence(jobs, words):
+    problems = sentences_of(three(), jobs)
+    assert any(all(word in problem for word in words) for problem in problems), problems
+
+
+def test_all_problems_are_said_at_once():
+    problems = sentences_of(
+        {
+            "one": ("worker", {"tf_adress": "x", "tf_tasks": {"ps": 1, "worker": [{"port": 0}, {"index": 7, "prot": 1}]}}),
+            "two": ("worker", {"tf_address": "localhost"}),
+        }
+    )
+    for word in ("'host'", "tf_adress", "'ps'", "port 0", "'prot'", "no index 2", "localhost"):
+        assert sum(word in problem for problem in problems) == 1, (word, problems)
+
+
+def test_the_same_problem_is_said_once():
+    problems = sentences_of(with_tasks([{"zz": 1}, {"zz": 2}]))
+    assert len(problems) == 1
+
+
+def test_whatever_stands_in_the_inventory_there_is_a_spec_or_a_sentence():
+    chance = random.Random(2222)
+    plain = [
+        None,
+        True,
+        False,
+        0,
+        1,
+        2,
+        -1,
+        65536,
+        0.5,
+        "",
+        "worker",
+        "host",
+        "10.0.0.1",
+        "::1",
+        "index",
+        "port",
+        "é",
+        "a\nb",
+        b"x",
+    ]
+
+    def anything(depth=0):
+        kind = chance.randrange(4 if depth < 4 else 2)
+        if kind < 2:
+            return chance.choice(plain)
+        if kind == 2:
+            return [anything(depth + 1) for _each in range(chance.randrange(3))]
+        return {chance.choice(plain): anything(depth + 1) for _each in range(chance.randrange(3))}
+
+    def tasks():
+        return {job: anything(2) for job in ("worker", "host") if chance.random() < 0.5} if chance.random() < 0.5 else anything()
+
+    spoken = good = 0
+    for attempt in range(4000):
+        machines = three(
+            one={"tf_tasks": tasks()},
+            two={"tf_address": anything() if chance.random() < 0.3 else "two"},
+            boss={"tf_tasks": tasks()},
+        )
+        jobs = anything() if chance.random() < 0.3 else None
+        try:
+            spec = cluster_of(machines, jobs)["spec"]
+            good += 1
+        except AnsibleFilterError:
+            spoken += 1
+            continue
+        except Exception as error:
+            raise AssertionError(f"attempt {attempt}: {machines} with jobs {jobs!r} raised {error!r}") from error
+        assert spec["worker"]
+        assert spec["host"]
+    assert min(spoken, good) > 100
+
+
+@pytest.mark.parametrize("variables", [(), (*MAGIC, "rack", "ntp_servers")], ids=["bare", "with Ansible's own variables"])
+def test_ten_thousand_machines_take_a_moment(variables):
+    machines = {f"node-{number:05}": ("worker", dict.fromkeys(variables, "x")) for number in range(10_000)}
+    machines["node-00000"] = ("host", {})
+    begun = time.perf_counter()
+    cluster = cluster_of(machines)
+    assert time.perf_counter() - begun < 3
+    assert len(cluster["spec"]["worker"]) == 9_999

@@ -1,0 +1,113 @@
+"""create_server.py as it is started by hand: what it says when it cannot serve."""
+
+import json
+import os
+import socket
+import sys
+
+import pytest
+from project import call
+
+# Python as a machine has it: the standard library alone, TensorFlow in particular is not there.
+BARE = (sys.executable, "-S")
+
+
+def free_port():
+    """Return a port that nobody holds."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Return a function that starts the server on a config.json and returns its exit status and its one sentence."""
+
+    def refused(content, *words, **variables):
+        if content is not None:
+            text = content if isinstance(content, str) else json.dumps(content)
+            (tmp_path / "config.json").write_text(text, encoding="utf-8")
+        done = call("files/create_server.py", *words, python=BARE, cwd=tmp_path, env={"PATH": os.environ["PATH"], **variables})
+        assert "Traceback" not in done.stderr
+        assert done.stdout == ""
+        [sentence] = done.stderr.splitlines()
+        assert sentence.startswith("create_server.py: ")
+        return done.returncode, sentence.removeprefix("create_server.py: ")
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "config.json does not exist"),
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ([], "is not a cluster spec"),
+        ({"worker": []}, "job 'worker' is not a list of tasks"),
+        ({"worker": ["10.0.0.1"]}, "task 0 of job 'worker'"),
+        ({"worker": ["a:1", "a:1"]}, "stands twice"),
+        ({"host": ["10.0.0.1:2222"]}, "has no job 'worker'; it has host"),
+    ],
+)
+def test_a_wrong_config_gives_a_sentence_and_status_2(refused, content, words):
+    status, sentence = refused(content, "--task=0")
+    assert status == 2
+    assert words in sentence
+
+
+@pytest.mark.parametrize("task", ["1", "-1", "99999999999999999999"])
+def test_a_task_that_is_not_in_the_config_is_refused(refused, task):
+    status, sentence = refused({"worker": ["a:2222"]}, f"--task={task}")
+    assert status == 2
+    assert f"no task {task} of job 'worker'" in sentence
+
+
+def test_another_config_is_named_by_a_word_or_by_the_environment(refused, tmp_path):
+    assert refused(None, "--task=0", f"--config={tmp_path}/x.json")[1].startswith(f"{tmp_path}/x.json does not exist")
+    assert refused(None, "--task=0", TF_CLUSTER_CONFIG=f"{tmp_path}/y.json")[1].startswith(f"{tmp_path}/y.json does not exist")
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "name"),
+    [
+        ((), {}, "--task"),
+        (("--task=x",), {}, "--task"),
+        (("--task=0", "--gpu-memory-fraction=half"), {}, "--gpu-memory-fraction"),
+        (("--task=0",), {"TF_TASK_INTRA_OP_THREADS": "many"}, "--intra-op-threads"),
+    ],
+)
+def test_a_wrong_option_is_named_with_status_2(words, variables, name):
+    done = call("files/create_server.py", *words, python=BARE, env=variables)
+    assert done.returncode == 2
+    assert name in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_names_its_holder_with_status_1(refused):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        status, sentence = refused({"host": [f"127.0.0.1:{port}"]}, "--job=host", "--task=0")
+    assert status == 1
+    assert sentence.startswith(f"port {port} of host:0 is taken by ")
+    assert f"process {os.getpid()}" in sentence
+
+
+def test_without_tensorflow_it_says_so_with_status_1(refused):
+    status, sentence = refused({"worker": [f"127.0.0.1:{free_port()}"]}, "--task=0")
+    assert status == 1
+    assert "worker:0 could not start" in sentence
+    assert "TensorFlow is not installed for " in sentence
+
+
+def test_a_damaged_tensorflow_is_called_so_with_status_1(refused, tmp_path):
+    (tmp_path / "packages/tensorflow").mkdir(parents=True)
+    status, sentence = refused({"worker": [f"127.0.0.1:{free_port()}"]}, "--task=0", PYTHONPATH=str(tmp_path / "packages"))
+    assert status == 1
+    assert f"TensorFlow in {tmp_path}/packages/tensorflow is damaged" in sentence
+
+
+def test_a_proxy_does_not_matter(refused):
+    status, sentence = refused({"worker": [f"127.0.0.1:{free_port()}"]}, "--task=0", http_proxy="http://127.0.0.1:1")
+    assert status == 1
+    assert "proxy" not in sentence

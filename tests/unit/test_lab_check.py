@@ -1,0 +1,177 @@
+"""lab_check.py: whether a lab can be made, told in a sentence."""
+
+import json
+import resource
+import shutil
+import subprocess
+from collections import namedtuple
+
+import pytest
+from project import call, load
+
+lab_check = load("roles/lab/files/lab_check.py")
+GIGABYTE = 10**9
+
+
+class Machine:
+    """What lab_check.py sees of a machine; a good one, until something is taken away."""
+
+    def __init__(self, root, monkeypatch):
+        self.root = root
+        self.tools = {"apt-get", "podman", "sudo", "runc", "crun", "iptables", "netavark", "mmdebstrap"}
+        self.user, self.free, self.namespaces = 0, 20 * GIGABYTE, ""
+        (root / "proc").mkdir()
+        (root / "var/lib").mkdir(parents=True)
+        self.memory(8_000_000)
+        usage = namedtuple("usage", "free")
+        monkeypatch.setattr(lab_check.shutil, "which", lambda name, path=None: f"/usr/bin/{name}" if name in self.tools else None)
+        monkeypatch.setattr(lab_check.os, "geteuid", lambda: self.user)
+        monkeypatch.setattr(lab_check.shutil, "disk_usage", lambda _path: usage(self.free))
+        monkeypatch.setattr(lab_check, "namespaces_problem", lambda: self.namespaces)
+
+    def memory(self, kilobytes):
+        """Set the memory that is available."""
+        text = f"MemTotal:       32000000 kB\nMemFree:         1000 kB\nMemAvailable:   {kilobytes} kB\n"
+        (self.root / "proc/meminfo").write_text(text, encoding="ascii")
+
+    def problem(self):
+        """Return the sentence."""
+        return lab_check.problem(self.root)
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Return a machine on which a lab can be made."""
+    return Machine(tmp_path, monkeypatch)
+
+
+def test_a_good_machine_has_no_problem(machine):
+    assert machine.problem() == ""
+
+
+def test_little_memory_is_a_problem(machine):
+    machine.memory(1_000_000)
+    assert machine.problem() == "it takes 3 GB of free memory, and 1.0 GB are free."
+
+
+def test_a_kernel_that_does_not_tell_its_memory_is_a_problem(machine):
+    (machine.root / "proc/meminfo").write_text("MemTotal: 1 kB\n", encoding="ascii")
+    assert "0.0 GB are free" in machine.problem()
+
+
+def test_little_disk_is_a_problem(machine):
+    machine.free = 5 * GIGABYTE
+    assert machine.problem() == f"it takes 9 GB of free disk in {machine.root}/var/lib, and 5.0 GB are free."
+
+
+def test_little_disk_will_do_where_machines_stand_already(machine):
+    (machine.root / "var/lib/containers/storage/overlay-containers").mkdir(parents=True)
+    machine.free = 5 * GIGABYTE
+    assert machine.problem() == ""
+
+
+@pytest.mark.parametrize("tools", [{"apt-get"}, {"podman"}])
+def test_podman_may_be_there_or_be_installed(machine, tools):
+    machine.tools = tools
+    assert machine.problem() == ""
+
+
+def test_no_way_to_podman_is_a_problem(machine):
+    machine.tools = set()
+    assert "podman is not installed" in machine.problem()
+
+
+def test_neither_root_nor_sudo_is_a_problem(machine):
+    machine.user = 1000
+    machine.tools.discard("sudo")
+    assert "neither root nor sudo" in machine.problem()
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "terminal", "may"),
+    [
+        (0, "", False, True),
+        (1, "sudo: a password is required", True, True),
+        (1, "sudo: a password is required", False, False),
+        (1, "sudo: the no new privileges flag is set", True, False),
+    ],
+)
+def test_sudo_will_do_where_it_works_or_can_ask(machine, monkeypatch, status, stderr, terminal, may):
+    machine.user = 1000
+    monkeypatch.setattr(
+        lab_check.subprocess, "run", lambda *words, **_more: subprocess.CompletedProcess(words, status, "", stderr)
+    )
+    monkeypatch.setattr(lab_check.sys, "stdin", type("Stdin", (), {"isatty": lambda _self: terminal})())
+    assert lab_check.may_sudo() is may
+    assert bool(machine.problem()) is not may
+
+
+def test_a_kernel_without_namespaces_is_a_problem(machine):
+    machine.namespaces = "namespaces are not permitted (unshare failed)."
+    assert machine.problem() == machine.namespaces
+
+
+def test_another_system_is_a_problem(machine, monkeypatch):
+    monkeypatch.setattr(lab_check.sys, "platform", "darwin")
+    assert machine.problem() == "containers with systemd need Linux, this is darwin."
+
+
+def test_namespaces_that_are_refused_are_quoted(monkeypatch):
+    monkeypatch.setattr(lab_check.os, "geteuid", lambda: 0)
+    refusal = "unshare: unshare failed: Operation not permitted\n"
+    monkeypatch.setattr(lab_check.subprocess, "run", lambda *words, **_more: subprocess.CompletedProcess(words, 1, "", refusal))
+    assert lab_check.namespaces_problem() == f"namespaces are not permitted ({refusal.strip()})."
+
+
+def test_the_settings_fit_this_machine(machine):
+    settings = lab_check.settings()
+    assert settings["complete"] is True
+    assert settings["runtime"] in ("", "runc")
+    assert 0 < settings["nofile"] <= 1048576
+    assert settings["nproc"] > 0
+
+
+@pytest.mark.parametrize("tool", ["podman", "iptables", "netavark", "mmdebstrap"])
+def test_without_one_of_its_tools_it_is_not_complete(machine, tool):
+    machine.tools.discard(tool)
+    assert lab_check.settings()["complete"] is False
+
+
+def test_without_a_runtime_it_is_not_complete(machine):
+    machine.tools -= {"runc", "crun"}
+    assert lab_check.settings()["complete"] is False
+
+
+@pytest.mark.parametrize(("hard", "expected"), [(1024, 1024), (5_000_000, 1_000_000), (resource.RLIM_INFINITY, 1_000_000)])
+def test_no_limit_is_above_this_machines_own(monkeypatch, hard, expected):
+    monkeypatch.setattr(lab_check.resource, "getrlimit", lambda _limit: (0, hard))
+    assert lab_check.hard_limit(resource.RLIMIT_NOFILE, 1_000_000) == expected
+
+
+def checked(root, *words):
+    """Run lab_check.py as a user does, with the file systems of a made-up machine."""
+    return call(
+        "roles/lab/files/lab_check.py", *words, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LAB_CHECK_ROOT": str(root)}
+    )
+
+
+def test_the_sentence_comes_with_another_way_and_status_1(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemAvailable: 1000 kB\n", encoding="ascii")
+    done = checked(tmp_path, "--json")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("A lab cannot be made here: it ")
+    assert "inventory/workstation" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_here_it_answers_in_json_or_with_a_sentence():
+    done = checked("/", "--json")
+    assert done.returncode in (0, 1)
+    if done.returncode == 0:
+        assert json.loads(done.stdout).keys() == {"complete", "runtime", "nofile", "nproc"}
+        assert checked("/").stdout == ""
+    else:
+        assert done.stderr.startswith("A lab cannot be made here: ")
+    assert shutil.which("true")

@@ -1,0 +1,94 @@
+"""The filter machine_problems: what keeps a machine from its tasks is said, and nothing else."""
+
+import copy
+
+import pytest
+from project import load
+
+machine_problems = load("plugins/filter/machine_problems.py").machine_problems
+TASK = {"job": "worker", "index": 0, "name": "worker-0", "address": "10.0.0.1", "port": 2222}
+NEEDS = {"disk_mb": 2500, "own_addresses": True}
+FOUND = {
+    "facts": {
+        "service_mgr": "systemd",
+        "architecture": "x86_64",
+        "python": {"version": {"major": 3, "minor": 11}, "executable": "/usr/bin/python3"},
+        "all_ipv4_addresses": ["10.0.0.1", "172.17.0.1"],
+        "all_ipv6_addresses": ["fe80::1%eth0", "fd00::1"],
+    },
+    "listeners": [{"port": 22, "name": "sshd", "pid": 1, "user": "root"}],
+    "free_mb": 2500,
+}
+
+
+def problems(task=(), needs=(), facts=(), **found):
+    """Return the problems of the machine "m1", which is well but for what is given."""
+    machine = copy.deepcopy(FOUND) | found
+    machine["facts"].update(facts)
+    return machine_problems([TASK | dict(task)], "m1", machine, NEEDS | dict(needs))
+
+
+def test_a_good_machine_has_no_problems():
+    assert problems() == []
+
+
+@pytest.mark.parametrize("minor", [10, 11, 12, 13])
+def test_each_python_with_wheels_will_do(minor):
+    assert problems(facts={"python": {"version": {"major": 3, "minor": minor}}}) == []
+
+
+@pytest.mark.parametrize("address", ["fd00::1", "[fd00::1]", "[fe80::1]", "127.0.0.1", "m1.example.org", "172.17.0.1"])
+def test_an_address_of_the_machine_or_a_name_will_do(address):
+    assert problems(task={"address": address}) == []
+
+
+def test_a_translated_address_will_do_where_it_is_said():
+    assert problems(task={"address": "203.0.113.5"}, needs={"own_addresses": False}) == []
+
+
+def test_the_projects_own_server_may_hold_the_port():
+    assert problems(listeners=[{"port": 2222, "name": "python3", "pid": 5, "user": "tensorflow"}]) == []
+
+
+def test_nothing_but_the_port_counts():
+    assert problems(listeners=[{"port": 22222, "name": "nginx", "pid": 5, "user": "root"}]) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"facts": {"service_mgr": "openrc"}}, ["openrc", "systemd"]),
+        ({"facts": {"service_mgr": None}}, ["systemd"]),
+        ({"facts": {"architecture": "riscv64"}}, ["riscv64", "x86_64 and aarch64"]),
+        (
+            {"facts": {"python": {"version": {"major": 3, "minor": 9}, "executable": "/usr/bin/python3"}}},
+            ["Python 3.9", "/usr/bin/python3", "3.10 to 3.13", "ansible_python_interpreter"],
+        ),
+        ({"facts": {"python": {"version": {"major": 3, "minor": 14}}}}, ["Python 3.14"]),
+        ({"facts": {"python": {"version": {"major": 2, "minor": 11}}}}, ["Python 2.11"]),
+        ({"free_mb": 2499}, ["2499 MB", "/opt", "2500 MB", "preflight_disk_mb"]),
+        ({"task": {"address": "10.0.0.2"}}, ["10.0.0.2", "10.0.0.1", "tf_address", "preflight_own_addresses"]),
+        ({"task": {"address": "[fd00::2]"}}, ["fd00::2", "tf_address"]),
+        (
+            {"listeners": [{"port": 2222, "name": "nginx", "pid": 812, "user": "www-data"}]},
+            ["Port 2222", "nginx", "812", "www-data", "worker:0", "tf_tasks"],
+        ),
+        ({"listeners": [{"port": 2222}]}, ["Port 2222", "a process", "worker:0"]),
+    ],
+    ids=str,
+)
+def test_a_problem_gives_one_sentence_that_names_the_machine(given, words):
+    [sentence] = problems(**given)
+    assert "achine m1" in sentence
+    assert [word for word in words if word not in sentence] == []
+
+
+def test_a_port_held_on_two_addresses_is_one_problem():
+    holder = {"port": 2222, "name": "nginx", "pid": 812, "user": "root"}
+    assert len(problems(listeners=[holder, {**holder, "address": "::"}])) == 1
+
+
+def test_all_problems_are_said_at_once():
+    worst = {"service_mgr": "runit", "architecture": "i386", "python": {"version": {"major": 3, "minor": 5}}}
+    listeners = [{"port": 2222, "name": "x", "pid": 1, "user": "root"}]
+    assert len(problems(facts=worst, free_mb=0, task={"address": "10.9.9.9"}, listeners=listeners)) == 6

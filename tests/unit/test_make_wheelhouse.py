@@ -1,0 +1,99 @@
+"""make_wheelhouse.py: which of the locked packages a machine gets."""
+
+import os
+import zipfile
+
+import pytest
+from packaging.version import Version
+from project import ROOT, call, load
+
+make_wheelhouse = load("roles/tensorflow/files/make_wheelhouse.py")
+LOCK = ROOT / "roles/tensorflow/files/cpu.txt"
+MADE_UP = """\
+# This comment belongs to nobody.
+one==1.0 \\
+    --hash=sha256:aa \\
+    --hash=sha256:ab
+    # via two
+old==1.0 ; python_full_version < '3.11' \\
+    --hash=sha256:ba
+arm==2.0 ; platform_machine == 'aarch64' \\
+    --hash=sha256:ca
+win==2.0 ; sys_platform == 'win32' \\
+    --hash=sha256:da
+three[extra]==3.0 ; python_version >= "3.10" and platform_machine != "s390x" \\
+    --hash=sha256:ea
+"""
+
+
+def versions(python, machine="x86_64", text=None):
+    """Return name -> version of the packages that a machine gets."""
+    entries = make_wheelhouse.lock_for(LOCK.read_text(encoding="utf-8") if text is None else text, python, machine)
+    named = [entry.split(" ", 1)[0].split("==") for entry in entries]
+    assert len(dict(named)) == len(named), "a package is there twice"
+    return dict(named)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_each_kind_of_machine_gets_each_package_once(python, machine):
+    found = versions(python, machine)
+    assert {"tensorflow-cpu", "numpy", "keras", "uv", "protobuf"} <= found.keys()
+    assert found.keys() == versions("3.11").keys()
+
+
+def test_the_python_decides_on_the_version():
+    found = [Version(versions(python)["numpy"]) for python in ("3.10", "3.11", "3.12", "3.13")]
+    assert found[0] < found[1] < found[2] == found[3]
+    assert Version(versions("3.10")["keras"]) < Version(versions("3.11")["keras"]) == Version(versions("3.13")["keras"])
+
+
+def test_every_kind_of_machine_gets_the_same_tensorflow():
+    assert len({versions(python)["tensorflow-cpu"] for python in ("3.10", "3.11", "3.12", "3.13")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("python", "machine", "names"),
+    [
+        ("3.10", "x86_64", "one old three[extra]"),
+        ("3.13", "x86_64", "one three[extra]"),
+        ("3.11", "aarch64", "one arm three[extra]"),
+    ],
+)
+def test_markers_are_held_against_the_machine(python, machine, names):
+    assert list(versions(python, machine, MADE_UP)) == names.split()
+
+
+def test_an_entry_keeps_its_hashes_and_loses_its_marker():
+    entries = make_wheelhouse.lock_for(MADE_UP, "3.10", "x86_64")
+    assert entries[0] == "one==1.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:ab\n    # via two\n"
+    assert entries[1] == "old==1.0 \\\n    --hash=sha256:ba\n"
+
+
+def test_every_locked_package_has_hashes():
+    for entry in make_wheelhouse.lock_for(LOCK.read_text(encoding="utf-8"), "3.11", "x86_64"):
+        assert "--hash=sha256:" in entry
+        assert ";" not in entry
+
+
+def test_uv_is_taken_out_of_its_wheel(tmp_path):
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels/uv-1.0-py3-none-linux_x86_64.whl", "w") as wheel:
+        wheel.writestr("uv/__init__.py", "")
+        wheel.writestr("uv-1.0.data/scripts/uvx", "other")
+        wheel.writestr("uv-1.0.data/scripts/uv", "program")
+    program = make_wheelhouse.extract_uv(tmp_path)
+    assert program.read_text(encoding="utf-8") == "program"
+    assert os.access(program, os.X_OK)
+
+
+def test_an_index_that_does_not_answer_gives_a_sentence_and_no_file(tmp_path):
+    words = ["--lock", LOCK, "--python", "3.11", "--machine", "x86_64", "--out", tmp_path / "out/wheelhouse.tar", "--only", "uv"]
+    nowhere = {
+        "PIP_INDEX_URL": "http://127.0.0.1:1/simple", "PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": "/dev/null",
+    }  # fmt: skip
+    done = call("roles/tensorflow/files/make_wheelhouse.py", *words, env={**os.environ, **nowhere})
+    assert done.returncode == 1
+    assert "The packages for Python 3.11 on x86_64 could not be fetched: ERROR:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,143 @@
+"""The gate: what it says of a port that no TensorFlow server answers on."""
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+from project import call, load
+
+ready = load("files/ready.py")
+
+
+class Deaf:
+    """Stands for TensorFlow's library where no server answers."""
+
+    version = "2.21.0"
+
+    def __init__(self, code=ready.DEADLINE_EXCEEDED):
+        self.code = code
+
+    def session(self, *_arguments):
+        """Fail as TensorFlow does."""
+        raise ready.tf_capi.TensorFlowError(self.code, "Deadline Exceeded\nand more")
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """Return a function that asks one task on a port and returns its report."""
+    monkeypatch.setattr(ready.Task, "card_graph", lambda *_arguments: b"")
+    monkeypatch.setattr(ready.tf_capi, "message", lambda *_names: lambda **_fields: type("M", (), {"SerializeToString": bytes})())
+
+    def ask(entry, seconds=0.3, library=None):
+        task = ready.Task("worker", 0, entry, library or Deaf(), "digest")
+        task.ask(time.monotonic() + seconds)
+        return task.report
+
+    return ask
+
+
+@pytest.fixture
+def listener():
+    """Return a function that listens on a port, says something to all who come, and returns its address."""
+    servers = []
+
+    def listen(words):
+        server = socket.create_server(("127.0.0.1", 0))
+        servers.append(server)
+
+        def serve():
+            held = []
+            while True:
+                try:
+                    wire, _address = server.accept()
+                    wire.sendall(words)
+                except OSError:
+                    return
+                held.append(wire)
+
+        threading.Thread(target=serve, daemon=True).start()
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+    yield listen
+    for server in servers:
+        server.close()
+
+
+def test_a_port_without_a_listener_is_absent(ask):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    report = ask(f"127.0.0.1:{port}")
+    assert report["state"] == "absent"
+    assert "is its unit running?" in report["reason"]
+    assert report["seconds"] < 1
+
+
+def test_a_task_that_is_being_restarted_is_waited_for(ask):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+
+    def come_back():
+        time.sleep(0.3)
+        with socket.create_server(address) as late:
+            late.accept()
+            time.sleep(0.5)
+
+    threading.Thread(target=come_back, daemon=True).start()
+    assert ask(f"127.0.0.1:{address[1]}", seconds=2)["state"] != "absent"
+
+
+def test_a_name_that_nobody_knows_is_unreachable(ask):
+    report = ask("no-such-machine.invalid:2222")
+    assert report["state"] == "unreachable"
+    assert "no-such-machine.invalid cannot be resolved" in report["reason"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "state", "reason"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 4, "stranger", "SSH-2.0"),
+        (b"HTTP/1.1 400 Bad Request\r\n", 14, "stranger", "HTTP/1.1"),
+        (b"\0\0\0\4\0\0\0\0\0", 12, "stranger", "gRPC server that is not TensorFlow's"),
+        (b"\0\0\0\4\0\0\0\0\0", 4, "hangs", "Deadline Exceeded"),
+        (b"\0\0\0\4\0\0\0\0\0", 3, "other task", "Deadline Exceeded"),
+        (b"", 4, "hangs", "nothing comes back"),
+    ],
+)
+def test_the_first_bytes_tell_who_is_there(ask, listener, words, code, state, reason):
+    report = ask(listener(words), library=Deaf(code))
+    assert report["state"] == state
+    assert reason in report["reason"]
+    assert "\n" not in report["reason"]
+
+
+def test_an_error_of_any_kind_is_the_tasks_answer(ask, listener):
+    report = ask(listener(b""), library=object())
+    assert report["state"] == "hangs"
+    assert "AttributeError" in report["reason"]
+
+
+def test_the_table_has_a_line_for_each_task():
+    tasks = [
+        {"task": "worker:0", "address": "10.0.0.1:2222", "state": "answers", "seconds": 0.2, "reason": ""},
+        {"task": "ps:0", "address": "[fd00::1]:2222", "state": "absent", "seconds": None, "reason": "nothing listens"},
+    ]
+    heading, first, second = ready.table({"tasks": tasks}).splitlines()
+    assert heading.split() == ["task", "address", "state", "seconds", "reason"]
+    assert first.split() == ["worker:0", "10.0.0.1:2222", "answers", "0.2"]
+    assert heading.index("reason") == second.index("nothing listens")
+
+
+def test_a_wrong_config_gives_a_sentence_and_status_2(tmp_path):
+    done = call("files/ready.py", "--config", tmp_path / "config.json")
+    assert done.returncode == 2
+    assert done.stderr == f"ready.py: {tmp_path}/config.json does not exist; give the cluster spec with --config PATH\n"
+
+
+def test_without_tensorflow_it_says_so_with_status_1(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"worker": ["127.0.0.1:1"]}), encoding="utf-8")
+    done = call("files/ready.py", "--config", tmp_path / "config.json", "--json")
+    assert done.returncode == 1
+    assert done.stderr.startswith("ready.py: TensorFlow is not installed for ")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,243 @@
+"""report.py on runs that were collected: the verdict, the page and the last lines."""
+
+import json
+import os
+import time
+
+import pytest
+from project import call
+
+MATRIX = [[26.80402, 32.85203], [54.003944, 69.09987]]
+TASKS = [
+    {"task": "worker:0", "machine": "m1", "address": "10.0.0.1:2222", "state": "answers", "version": "2.21.0", "seconds": 0.1},
+    {"task": "worker:1", "machine": "m2", "address": "10.0.0.2:2222", "state": "answers", "version": "2.21.0", "seconds": 0.1},
+]
+
+
+class Collected:
+    """A folder as the role collect leaves it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "logs").mkdir(parents=True)
+        self.write("stdout.log", "step 1\nstep 2\n")
+        self.write("run.json", "{}")
+
+    def write(self, name, text):
+        """Write one file of the run."""
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    def report(self, failure="", program="demo.py", parsed=True):
+        """Run report.py and return its answer."""
+        outcome = {"run_id": self.folder.name, "started": 1767225600.0, "seconds": 2.5, "failure": failure}
+        facts = {"program": program, "outcome": outcome, "tasks": TASKS}
+        done = call("roles/report/files/report.py", self.folder, input=json.dumps(facts))
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if parsed else done.stdout
+
+    def text(self, name):
+        """Return the text of one file."""
+        return (self.folder / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a run whose program printed two lines and left nothing."""
+    return Collected(tmp_path / "output/20260101-000000-demo-ab12")
+
+
+def test_a_good_run_has_a_good_verdict(run):
+    run.write("result.json", json.dumps({"matrix": MATRIX}))
+    run.report()
+    task = {"state": "answers", "version": "2.21.0"}
+    assert json.loads(run.text("verdict.json")) == {
+        "ok": True,
+        "failures": [],
+        "run_id": run.folder.name,
+        "program": "demo.py",
+        "started": "2026-01-01T00:00:00+00:00",
+        "seconds": 2.5,
+        "tasks": {
+            "worker:0": {"machine": "m1", "address": "10.0.0.1:2222", **task},
+            "worker:1": {"machine": "m2", "address": "10.0.0.2:2222", **task},
+        },
+        "result": {"matrix": MATRIX},
+    }
+
+
+def test_the_answer_is_what_the_files_hold(run):
+    answer = run.report()
+    assert answer["verdict"] == json.loads(run.text("verdict.json"))
+    assert answer["lines"] == run.text("summary.txt").splitlines()
+
+
+def test_a_matrix_is_shown_row_by_row(run):
+    run.write("result.json", json.dumps({"matrix": MATRIX}))
+    lines = run.report()["lines"]
+    assert lines[0] == "The result:"
+    assert [[float(word) for word in line.split()] for line in lines[1:3]] == [pytest.approx(row, rel=1e-6) for row in MATRIX]
+    assert lines[-1] == f"Done after 2.5 s; everything is in {run.folder}"
+
+
+def test_each_tasks_operations_are_shown_with_its_machine(run):
+    placed = {"d": "/job:worker/replica:0/task:1/device:CPU:0", "c": "/job:worker/replica:0/task:0/device:CPU:0"}
+    run.write("placement.json", json.dumps(placed | {"b": placed["d"], "e": "/job:host/replica:0/task:0/device:CPU:0"}))
+    lines = run.report()["lines"]
+    assert "worker:0 on m1 computed c" in lines
+    assert "worker:1 on m2 computed b, d" in lines
+    assert "host:0 on the host computed e" in lines
+    assert "/job:worker/replica:0/task:1/device:CPU:0" in run.text("report.html")
+
+
+def test_a_run_without_a_result_has_none_in_its_verdict(run):
+    assert "result" not in run.report()["verdict"]
+
+
+def test_a_failed_run_says_why_and_shows_its_last_words(run):
+    answer = run.report("the program ended with exit status 3")
+    assert answer["verdict"]["ok"] is False
+    assert answer["verdict"]["failures"] == ["The program ended with exit status 3."]
+    assert "The program ended with exit status 3." in answer["lines"]
+    assert answer["lines"][-3:-1] == ["    step 1", "    step 2"]
+    assert answer["lines"][-1].startswith("Failed after 2.5 s")
+    assert "The program ended with exit status 3." in run.text("report.html")
+
+
+def test_a_failed_run_keeps_its_result(run):
+    run.write("result.json", "[1, 2]")
+    assert run.report("the program was killed by SIGKILL")["verdict"]["result"] == [1, 2]
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json", "[" * 100_000, "9" * 10_000])
+def test_a_result_that_is_not_json_is_a_failure(run, text):
+    run.write("result.json", text)
+    [failure] = run.report()["verdict"]["failures"]
+    assert failure.startswith("The program's result.json is not JSON: ")
+
+
+def test_a_result_that_is_binary_is_a_failure(run):
+    (run.folder / "result.json").write_bytes(b"\xff\xfe\0")
+    assert run.report()["verdict"]["ok"] is False
+
+
+def test_a_result_that_is_a_folder_is_a_failure(run):
+    (run.folder / "result.json").mkdir()
+    assert run.report()["verdict"]["ok"] is False
+
+
+@pytest.mark.parametrize("depth", [900, *range(980, 1000)])
+def test_a_result_however_deep_gives_a_page(run, depth):
+    run.write("result.json", "[" * depth + "]" * depth)
+    run.report(parsed=False)
+    assert (run.folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ['{"loss": NaN}', '{"loss": [Infinity, -Infinity]}', '{"matrix": [[NaN]]}'])
+def test_the_verdict_is_json_for_every_reader(run, text):
+    run.write("result.json", text)
+    run.report()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    json.loads(run.text("verdict.json"), parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        5, "text", [], {}, False, {"matrix": []}, {"matrix": "x"}, {"matrix": [1, "x", None, [True, None, "y"], {}]},
+        {"matrix": [[10**400]]},
+    ],
+    ids=lambda result: str(result)[:40],
+)  # fmt: skip
+def test_a_result_of_any_shape_is_kept(run, result):
+    run.write("result.json", json.dumps(result))
+    assert run.report()["verdict"]["result"] == result
+
+
+@pytest.mark.parametrize("placement", ["", "[]", "5", '{"a": null}', '{"a": "x:y:z"}', "[" * 100_000])
+def test_a_placement_of_any_shape_does_no_harm(run, placement):
+    run.write("placement.json", placement)
+    assert run.report()["verdict"]["ok"] is True
+
+
+def test_a_run_without_output_does_no_harm(run):
+    (run.folder / "stdout.log").unlink()
+    assert run.report("the run was lost")["verdict"]["ok"] is False
+
+
+def test_huge_output_makes_no_huge_page(run):
+    with (run.folder / "stdout.log").open("w", encoding="utf-8") as log:
+        for number in range(2_000_000):
+            log.write(f"this is line number {number}\n")
+    begun = time.perf_counter()
+    lines = run.report("the program ended with exit status 1")["lines"]
+    assert time.perf_counter() - begun < 5
+    assert "    this is line number 1999999" in lines
+    assert len(lines) < 30
+    assert (run.folder / "report.html").stat().st_size < 1_000_000
+    assert "this is line number 1999999" in run.text("report.html")
+
+
+def test_one_endless_line_makes_no_huge_page(run):
+    run.write("stdout.log", "x" * 5_000_000)
+    run.report()
+    assert (run.folder / "report.html").stat().st_size < 1_000_000
+
+
+def test_output_that_is_no_text_does_no_harm(run):
+    (run.folder / "stdout.log").write_bytes(b"\xff\xfe\0 end\n")
+    assert run.report("it failed")["lines"][-2].endswith(" end")
+
+
+def test_nothing_that_a_program_says_becomes_part_of_the_page(run):
+    evil = "<script>alert(1)</script>"
+    run.write("stdout.log", evil)
+    run.write("result.json", json.dumps({"matrix": [evil], "x": evil}))
+    run.write("placement.json", json.dumps({evil: evil}))
+    run.write("logs/worker-0.log", evil)
+    run.write("<b>.txt", "")
+    run.write("javascript:alert(1)", "")
+    run.report(f"it said {evil}", program=evil)
+    page = run.text("report.html")
+    assert "<script" not in page
+    assert "<b>.txt" not in page
+    assert 'href="javascript:' not in page
+    assert page.count("&lt;script&gt;alert(1)") >= 6
+
+
+def test_the_page_has_the_logs_and_the_files(run):
+    run.write("logs/worker-0.log", "the words of worker 0")
+    run.write("model weights.bin", "12345")
+    run.report()
+    page = run.text("report.html")
+    assert "the words of worker 0" in page
+    assert '<a href="model%20weights.bin">model weights.bin</a></td><td>5 bytes' in page
+    assert '<a href="logs/worker-0.log">' in page
+
+
+def test_the_page_needs_no_network(run):
+    run.report()
+    page = run.text("report.html")
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_a_file_whose_name_is_no_text_does_no_harm(run):
+    with open(os.fsencode(run.folder) + b"/\xff.bin", "wb"):
+        pass
+    assert run.report()["verdict"]["ok"] is True
+    assert ".bin" in run.text("report.html")
+
+
+def test_latest_points_to_the_newest(run, tmp_path):
+    run.report()
+    later = Collected(run.folder.parent / "20260102-000000-demo-cd34")
+    later.report()
+    assert os.readlink(run.folder.parent / "latest") == later.folder.name
+    assert sorted(path.name for path in run.folder.parent.iterdir()) == [run.folder.name, later.folder.name, "latest"]
+
+
+def test_a_report_may_be_made_again(run):
+    assert run.report() == run.report()

@@ -1,0 +1,353 @@
+"""run_program.py: names of runs, output passed on piece by piece, and how a run ended."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from types import SimpleNamespace
+
+import pytest
+from project import call, load
+
+run_program = load("files/run_program.py")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Return a run that was started in a folder of the test's own."""
+    monkeypatch.setattr(run_program, "RUNS", tmp_path)
+    monkeypatch.setattr(run_program, "WAIT", 0.1)
+    monkeypatch.setattr(run_program, "is_alive", lambda _unit, _run: True)
+    run = run_program.Run("20260101-000000-demo-ab12")
+    for name in ("program", "results"):
+        (run.folder / name).mkdir(parents=True)
+    (run.folder / "stdout.log").write_bytes(b"")
+    run.note(run_id=run.id, unit="tf-run-host-0.service", started=time.time(), limit=600.0)
+    return run
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Return a function that makes a log with the given bytes and returns its path."""
+
+    def log(data):
+        (tmp_path / "stdout.log").write_bytes(data)
+        return tmp_path / "stdout.log"
+
+    return log
+
+
+def follow(run, offset=0):
+    """Return the answer to one call of ``follow``."""
+    return run_program.follow(SimpleNamespace(run=run.id, offset=offset))
+
+
+def finish(run):
+    """Let systemd's last call happen and return what is noted of the run then."""
+    with pytest.raises(SystemExit) as caught:
+        run_program.finish(SimpleNamespace(run=run.id))
+    assert not caught.value.code
+    return run.read()
+
+
+@pytest.mark.parametrize("name", ["20260101-000000-demo-ab12", "a", "A.b_c-d", "x" * 121])
+def test_a_plain_name_can_name_a_run(name):
+    assert run_program.Run(name).folder == run_program.RUNS / name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", "-x", ".hidden", "a b", "a\n", "a\0", "é", "x" * 122])
+def test_what_could_leave_the_folder_cannot_name_a_run(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_program.Run(name)
+    assert caught.value.code == 2
+    assert "cannot name a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("follow", "../x"), ("pack", "a/b"), ("start", "..", "--program", "x.py"), ("finish", ".")])
+def test_each_call_refuses_such_a_name_in_a_sentence(words):
+    done = call("files/run_program.py", *words, input="")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "cannot name a run" in done.stderr
+
+
+def test_a_run_that_is_not_there_gives_a_sentence():
+    done = call("files/run_program.py", "follow", "no-such-run")
+    assert done.returncode == 2
+    assert done.stderr.startswith("run_program.py: there is no run no-such-run on this machine")
+
+
+def test_notes_add_up(run):
+    run.note(a=1)
+    assert run.note(b=2).items() >= {"a": 1, "b": 2, "run_id": run.id}.items()
+    assert run.read() == json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+    assert sorted(path.name for path in run.folder.iterdir()) == ["program", "results", "run.json", "stdout.log"]
+
+
+@pytest.mark.parametrize(
+    ("data", "offset", "whole", "text", "end"),
+    [
+        (b"", 0, False, "", 0),
+        (b"one\ntwo\n", 0, False, "one\ntwo\n", 8),
+        (b"one\ntwo\n", 4, False, "two\n", 8),
+        (b"one\ntwo\n", 8, False, "", 8),
+        (b"one\ntw", 0, False, "one\n", 4),
+        (b"one\ntw", 4, False, "", 4),
+        (b"one\ntw", 4, True, "tw", 6),
+        (b"one\n", 100, True, "", 100),
+        ("é\n".encode(), 0, False, "é\n", 3),
+        (b"\xff\n", 0, False, "\N{REPLACEMENT CHARACTER}\n", 2),
+    ],
+)
+def test_output_comes_in_whole_lines_until_the_end(log, data, offset, whole, text, end):
+    assert run_program.read_from(log(data), offset, whole) == (text, end)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_huge_output_the_end_is_passed_on_and_the_rest_is_counted(log, whole):
+    line = b"x" * 99 + b"\n"
+    text, end = run_program.read_from(log(line * 100_000), 0, whole)
+    assert end == 10_000_000
+    first, *lines = text.splitlines()
+    assert first == f"... {end - run_program.MOST_SHOWN} bytes are in stdout.log alone ..."
+    assert set(lines[1:]) == {"x" * 99}
+    assert len(text) < run_program.MOST_SHOWN + 100
+
+
+def test_a_line_without_end_does_not_hold_the_output_up(log):
+    path, offset = log(b"x" * 1_000_000), 0
+    while offset < 1_000_000:
+        _text, end = run_program.read_from(path, offset, whole=False)
+        assert end > offset
+        offset = end
+
+
+def test_a_log_that_does_not_matter_is_not_read(log):
+    path = log(b"")
+    os.truncate(path, 20 * 1024**3)  # a hole: it takes no space
+    begun = time.perf_counter()
+    run_program.read_from(path, 0, whole=True)
+    assert time.perf_counter() - begun < 1
+
+
+def test_all_that_is_written_is_passed_on_once(log):
+    lines = [f"line {number} é\n".encode() for number in range(200)]
+    path, offset, shown = log(b""), 0, ""
+    for count in range(0, 7000, 37):
+        path.write_bytes(b"".join(lines)[:count])
+        text, offset = run_program.read_from(path, offset, whole=False)
+        shown += text
+    text, offset = run_program.read_from(path, offset, whole=True)
+    assert shown + text == path.read_bytes().decode(errors="replace")
+
+
+def test_a_run_that_goes_on_says_what_to_call_next(run):
+    (run.folder / "stdout.log").write_bytes(b"step 1\nstep")
+    answer = follow(run)
+    assert answer["lines"] == ["step 1"]
+    assert answer["next"] == ["follow", run.id, "--offset", "7"]
+    assert "outcome" not in answer
+
+
+def test_a_silent_run_is_asked_again_from_the_same_place(run):
+    assert follow(run)["next"] == ["follow", run.id, "--offset", "0"]
+
+
+def test_a_run_that_ended_gives_its_last_words_and_its_outcome(run):
+    (run.folder / "stdout.log").write_bytes(b"step 1\nlast words")
+    run.note(started=100.0, ended=102.5, failure="")
+    answer = follow(run, 7)
+    assert answer["lines"] == ["last words"]
+    assert "next" not in answer
+    assert answer["outcome"]["seconds"] == 2.5
+    assert answer["outcome"]["run_id"] == run.id
+
+
+def test_a_run_that_ended_with_huge_output_comes_to_its_outcome(run):
+    (run.folder / "stdout.log").write_bytes(b"x" * 99 + b"\n" + b"y" * 300_000)
+    run.note(ended=time.time(), failure="")
+    answer, calls = follow(run), 1
+    while "next" in answer:
+        answer, calls = follow(run, int(answer["next"][-1])), calls + 1
+        assert calls < 10
+    assert answer["outcome"]["failure"] == ""
+
+
+def test_a_run_whose_unit_is_gone_is_called_lost(run, monkeypatch):
+    monkeypatch.setattr(run_program, "is_alive", lambda _unit, _run: False)
+    assert "was lost" in follow(run)["outcome"]["failure"]
+
+
+@pytest.mark.parametrize(
+    ("result", "code", "status", "failure"),
+    [
+        ("success", "exited", "0", ""),
+        ("exit-code", "exited", "3", "the program ended with exit status 3"),
+        ("signal", "killed", "KILL", "the program was killed by SIGKILL"),
+        # systemd takes these for a clean end, but a program that was ended by them has not done its work
+        ("success", "killed", "TERM", "the program was killed by SIGTERM"),
+        ("success", "killed", "HUP", "the program was killed by SIGHUP"),
+        ("success", "killed", "INT", "the program was killed by SIGINT"),
+        ("success", "killed", "PIPE", "the program was killed by SIGPIPE"),
+        ("core-dump", "dumped", "SEGV", "the program crashed with SIGSEGV"),
+        ("core-dump", "dumped", "ABRT", "the program crashed with SIGABRT"),
+        ("timeout", "killed", "TERM", "the program was still running after 600.0 s and was ended (run_timeout)"),
+        ("timeout", "killed", "KILL", "the program was still running after 600.0 s and was ended (run_timeout)"),
+        ("oom-kill", "killed", "KILL", "the machine ran out of memory and ended the program"),
+        ("resources", "", "", "the program ended as systemd calls 'resources'"),
+        ("protocol", "exited", "0", "the program ended as systemd calls 'protocol'"),
+    ],
+)
+def test_how_systemd_says_that_it_ended_becomes_a_sentence(run, monkeypatch, result, code, status, failure):
+    for name, value in {"SERVICE_RESULT": result, "EXIT_CODE": code, "EXIT_STATUS": status}.items():
+        monkeypatch.setenv(name, value)
+    noted = finish(run)
+    assert noted["failure"] == failure
+    assert noted["exit_status"] == status
+    assert time.time() - 5 < noted["ended"] <= time.time()
+    assert noted["run_id"] == run.id
+
+
+def test_an_end_without_a_word_of_systemd_is_a_failure(run, monkeypatch):
+    for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"):
+        monkeypatch.delenv(name, raising=False)
+    assert finish(run)["failure"] == "the program ended as systemd calls 'unknown'"
+
+
+def pack(run):
+    """Return what one call of ``pack`` puts together: name -> text, None for a folder."""
+    answer = run_program.pack(SimpleNamespace(run=run.id, discard=False))
+    assert answer["next"] == ["pack", run.id, "--discard"]
+    with tarfile.open(answer["fetch"]) as tar:
+        return {member.name: tar.extractfile(member).read().decode() if member.isfile() else None for member in tar}
+
+
+def test_all_that_a_run_left_is_packed(run):
+    (run.folder / "program/demo.py").write_text("code", encoding="utf-8")
+    (run.folder / "results/deep").mkdir()
+    (run.folder / "results/deep/a.txt").write_text("left", encoding="utf-8")
+    packed = pack(run)
+    assert packed["program/demo.py"] == "code"
+    assert packed["deep/a.txt"] == "left"
+    assert set(packed) == {"run.json", "stdout.log", "program", "program/demo.py", "deep", "deep/a.txt"}
+
+
+@pytest.mark.parametrize("name", ["run.json", "stdout.log", "verdict.json", "report.html", "summary.txt"])
+def test_what_bears_a_name_of_the_projects_own_is_kept_beside_it(run, name):
+    (run.folder / "results" / name).write_text("the program's", encoding="utf-8")
+    packed = pack(run)
+    assert packed[f"program-{name}"] == "the program's"
+    assert packed.get(name) != "the program's"
+
+
+def test_links_stay_behind(run):
+    (run.folder / "results/link").symlink_to("/etc/passwd")
+    (run.folder / "results/folder").symlink_to("/etc")
+    assert set(pack(run)) == {"run.json", "stdout.log", "program"}
+
+
+def test_the_packed_file_is_for_its_owner_alone_and_goes_when_it_was_fetched(run):
+    pack(run)
+    [path] = run_program.RUNS.glob(".*.tar")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert run_program.pack(SimpleNamespace(run=run.id, discard=True)) == {}
+    assert not path.exists()
+
+
+def test_a_program_is_staged_with_a_link_to_the_config(tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, kind in (("demo.py", tarfile.REGTYPE), ("link", tarfile.SYMTYPE), ("x.pyc", tarfile.REGTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd" if kind == tarfile.SYMTYPE else ""
+            tar.addfile(member)
+    monkeypatch.setattr(run_program, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(run_program.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_uid=os.getuid(), pw_gid=os.getgid()))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(buffer.getvalue())))
+    run = run_program.Run("r1")
+    run_program.stage(run)
+    assert sorted(path.name for path in (run.folder / "program").iterdir()) == ["config.json", "demo.py"]
+    assert os.readlink(run.folder / "program/config.json") == "/etc/tf-cluster/config.json"
+    assert (run.folder / "results").is_dir()
+
+
+@pytest.fixture
+def started(run, monkeypatch, tmp_path):
+    """Return a function that starts the run where systemd-run ends as given, and returns its answer and the command."""
+    monkeypatch.setattr(run_program, "CONFIG", tmp_path / "config.json")
+    spec = {"worker": ["10.0.0.1:2222", "[fd00::1]:2222"], "host": ["10.0.0.3:2223"]}
+    run_program.CONFIG.write_text(json.dumps(spec), encoding="utf-8")
+    run.note(asked=time.time())
+
+    def started(stderr="", task="host:0", wait=600.0):
+        commands = []
+
+        def pretend(command, **_more):
+            commands.append(command)
+            failed = command[0] == "systemd-run" and bool(stderr)
+            return subprocess.CompletedProcess(command, int(failed), "run other\n", stderr)
+
+        monkeypatch.setattr(run_program.subprocess, "run", pretend)
+        options = SimpleNamespace(run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, argument=["--steps", "5"])
+        return run_program.start(options), commands[0]
+
+    return started
+
+
+def test_a_run_is_started_with_what_a_program_is_given(started, run):
+    answer, command = started()
+    assert answer["next"] == ["follow", run.id, "--offset", "0"]
+    given = dict(word.removeprefix("--setenv=").split("=", 1) for word in command if word.startswith("--setenv="))
+    assert given["TF_CLUSTER_CONFIG"] == str(run_program.CONFIG)
+    assert given["TF_RUN_DIR"] == str(run.folder / "results")
+    assert json.loads(given["TF_CONFIG"])["task"] == {"type": "host", "index": 0}
+    assert given["no_grpc_proxy"] == "10.0.0.1,10.0.0.3,fd00::1"
+    assert command[-3:] == ["demo.py", "--steps", "5"]
+    assert "--unit=tf-run-host-0.service" in command
+    assert "--property=RuntimeMaxSec=60.0" in command
+    assert run.read()["limit"] == 60.0
+
+
+def test_a_run_waits_for_another_and_says_for_which(started, run):
+    answer, _command = started("Unit tf-run-host-0.service was already loaded or has a fragment file.")
+    assert "run other has it" in answer["lines"][0]
+    assert answer["next"][:2] == ["start", run.id]
+
+
+def test_what_a_waiting_run_asks_to_be_called_with_is_understood(started, run, monkeypatch):
+    answer, _command = started("Unit tf-run-host-0.service was already loaded or has a fragment file.")
+    understood = []
+
+    def start(options):
+        understood.append(options)
+        return {}
+
+    monkeypatch.setattr(run_program, "start", start)
+    monkeypatch.setattr(run_program.signal, "signal", lambda *_words: None)
+    monkeypatch.setattr(sys, "argv", ["run_program.py", *answer["next"]])
+    run_program.main()
+    [options] = understood
+    assert (options.run, options.program, options.task, options.argument) == (run.id, "demo.py", "host:0", ["--steps", "5"])
+
+
+def test_a_run_does_not_wait_for_ever(started, capsys):
+    with pytest.raises(SystemExit) as caught:
+        started("Unit tf-run-host-0.service was already loaded.", wait=-1.0)
+    assert caught.value.code == 1
+    assert "run_wait" in capsys.readouterr().err
+
+
+def test_a_systemd_that_refuses_is_quoted(started, capsys):
+    with pytest.raises(SystemExit) as caught:
+        started("Access denied")
+    assert caught.value.code == 1
+    assert "systemd could not start the run: Access denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["ps:0", "host:1", "host", "host:x", ":", ""])
+def test_a_task_that_the_cluster_does_not_have_gives_a_sentence(started, task):
+    with pytest.raises(run_program.cluster_config.ConfigError):
+        started(task=task)

@@ -1,0 +1,60 @@
+"""The filters task_table and with_machines: the gate's report as a person reads it."""
+
+from project import load
+
+filters = load("plugins/filter/task_table.py")
+TASKS = [
+    {"task": "worker:0", "machine": "a", "address": "10.0.0.1:2222", "state": "answers", "reason": ""},
+    {
+        "task": "worker:10",
+        "machine": "a-longer-name",
+        "address": "[fd00::1]:2222",
+        "state": "absent",
+        "reason": "nothing listens",
+    },
+]
+
+
+def test_each_task_has_a_line_with_its_reason():
+    heading, first, second = filters.task_table(TASKS)
+    assert heading.split() == ["task", "machine", "address", "state", "reason"]
+    assert first.split() == ["worker:0", "a", "10.0.0.1:2222", "answers"]
+    assert second.split(maxsplit=4) == ["worker:10", "a-longer-name", "[fd00::1]:2222", "absent", "nothing listens"]
+
+
+def test_the_columns_stand_below_each_other():
+    heading, first, second = filters.task_table(TASKS)
+    assert heading.index("state") == first.index("answers") == second.index("absent")
+    assert heading.index("machine") == first.index("a  ") == second.index("a-longer-name")
+
+
+def test_no_line_ends_in_blanks():
+    assert all(line == line.rstrip() for line in filters.task_table(TASKS))
+
+
+def test_what_a_task_does_not_know_is_left_empty():
+    assert "None" not in filters.task_table([{**TASKS[0], "machine": None, "reason": None}])[1]
+
+
+def test_no_tasks_leave_the_heading_alone():
+    assert len(filters.task_table([])) == 1
+
+
+def test_what_systemd_says_stands_below_the_table_with_its_machine():
+    explained = [{"item": {"machine": "m1"}, "answer": {"why": {"worker-0": "it is failed", "worker-1": "it is masked"}}}]
+    assert filters.task_table(TASKS, explained)[3:] == ["m1: it is failed", "m1: it is masked"]
+
+
+def test_a_machine_that_ansible_cannot_reach_is_named():
+    [line] = filters.task_table(TASKS, [{"item": {"machine": "m2"}, "unreachable": True}])[3:]
+    assert line.startswith("m2: ")
+    assert "cannot be reached" in line
+
+
+def test_each_task_gets_its_machine_and_keeps_the_rest():
+    tasks = [{"task": "worker:0", "state": "hangs"}, {"task": "ps:0", "state": "hangs"}]
+    assert filters.with_machines(tasks, {"worker:0": "m1"}) == [
+        {"task": "worker:0", "state": "hangs", "machine": "m1"},
+        {"task": "ps:0", "state": "hangs", "machine": ""},
+    ]
+    assert "machine" not in tasks[0]

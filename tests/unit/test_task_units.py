@@ -1,0 +1,157 @@
+"""The module task_units: which units are started, restarted and stopped."""
+
+import pytest
+from project import load
+
+task_units = load("plugins/modules/task_units.py")
+UNIT, OTHER = "tf-server@worker-0.service", "tf-server@worker-1.service"
+RUNS = {
+    "ActiveState": "active",
+    "UnitFileState": "enabled",
+    "StatusText": "worker:0 listens on 10.0.0.1:2222, inputs 3f2a99c1d4e5",
+}
+# What systemd 252 prints of a running task, a failed one, one that it never saw, and the target.
+SHOWN = """\
+Id=tf-server@worker-0.service
+ActiveState=active
+UnitFileState=enabled
+NeedDaemonReload=no
+StatusText=worker:0 listens on 10.0.0.1:2222, TensorFlow 2.21.0, inputs 3f2a99c1d4e5
+
+Id=tf-server@ps-0.service
+ActiveState=activating
+UnitFileState=enabled
+NeedDaemonReload=yes
+StatusText=
+
+Id=tf-server@worker-7.service
+ActiveState=inactive
+UnitFileState=disabled
+NeedDaemonReload=no
+
+Id=tf-cluster.target
+ActiveState=active
+UnitFileState=enabled
+NeedDaemonReload=no
+"""
+
+
+def plan(found, inputs="3f2a99c1d4e5", others=()):
+    """Return what is to be done, by name, where the unit is as ``found``."""
+    done = task_units.plan({UNIT: inputs}, {UNIT: found, **dict(others)})
+    return dict(zip(("enable", "start", "restart", "stop"), done))
+
+
+def test_what_systemctl_shows_is_read_unit_by_unit():
+    units = task_units.parse_show(SHOWN)
+    assert list(units) == [UNIT, "tf-server@ps-0.service", "tf-server@worker-7.service", "tf-cluster.target"]
+    assert units[UNIT]["StatusText"] == "worker:0 listens on 10.0.0.1:2222, TensorFlow 2.21.0, inputs 3f2a99c1d4e5"
+    assert units["tf-server@ps-0.service"]["StatusText"] == ""
+    assert units["tf-server@ps-0.service"]["NeedDaemonReload"] == "yes"
+
+
+def test_a_value_may_have_an_equals_sign():
+    assert task_units.parse_show("Id=a.service\nStatusText=x=1, y=2\n")["a.service"]["StatusText"] == "x=1, y=2"
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "Failed to connect to bus", "ActiveState=active"])
+def test_what_names_no_unit_is_no_unit(text):
+    assert task_units.parse_show(text) == {}
+
+
+def test_what_systemctl_shows_is_what_the_plan_needs():
+    found = task_units.parse_show(SHOWN)
+    found.pop("tf-cluster.target")
+    wanted = {UNIT: "3f2a99c1d4e5", "tf-server@ps-0.service": "99"}
+    assert task_units.plan(wanted, found) == ([], ["tf-server@ps-0.service"], [], [])
+
+
+def test_a_task_that_runs_with_its_inputs_is_left_alone():
+    assert plan(RUNS) == {"enable": [], "start": [], "restart": [], "stop": []}
+
+
+@pytest.mark.parametrize("found", [{}, {"ActiveState": "inactive", "UnitFileState": "disabled"}, {"ActiveState": "inactive"}])
+def test_a_new_task_is_enabled_and_started(found):
+    assert plan(found) == {"enable": [UNIT], "start": [UNIT], "restart": [], "stop": []}
+
+
+@pytest.mark.parametrize("state", ["inactive", "failed", "activating", "deactivating"])
+def test_a_task_that_does_not_run_is_started(state):
+    assert plan({**RUNS, "ActiveState": state}) == {"enable": [], "start": [UNIT], "restart": [], "stop": []}
+
+
+@pytest.mark.parametrize("status", ["", "inputs unknown", "worker:0 listens, inputs 111111111111", "inputs 3f2a99c1d4e5f6a7"])
+def test_a_task_with_other_inputs_is_restarted(status):
+    assert plan({**RUNS, "StatusText": status}) == {"enable": [], "start": [], "restart": [UNIT], "stop": []}
+
+
+def test_a_task_without_a_status_is_restarted():
+    assert plan({"ActiveState": "active", "UnitFileState": "enabled"})["restart"] == [UNIT]
+
+
+def test_a_running_task_that_is_not_enabled_is_enabled_alone():
+    assert plan({**RUNS, "UnitFileState": "disabled"}) == {"enable": [UNIT], "start": [], "restart": [], "stop": []}
+
+
+@pytest.mark.parametrize(
+    "found",
+    [RUNS, {"ActiveState": "failed", "UnitFileState": "disabled"}, {"ActiveState": "inactive", "UnitFileState": "enabled"}],
+)
+def test_a_task_that_the_machine_no_longer_has_is_stopped(found):
+    assert plan(RUNS, others={OTHER: found}) == {"enable": [], "start": [], "restart": [], "stop": [OTHER]}
+
+
+@pytest.mark.parametrize("found", [{}, {"ActiveState": "inactive", "UnitFileState": "disabled"}])
+def test_a_task_that_is_gone_already_is_left_alone(found):
+    assert plan(RUNS, others={OTHER: found})["stop"] == []
+
+
+def test_no_tasks_mean_that_all_are_stopped():
+    assert task_units.plan({}, {UNIT: RUNS, OTHER: RUNS}) == ([], [], [], [UNIT, OTHER])
+
+
+class Recorder:
+    """Stands for the Ansible module: notes the commands and answers each from a table."""
+
+    def __init__(self, answers=()):
+        self.commands, self.answers = [], dict(answers)
+
+    def run_command(self, command):
+        """Note a command and return (exit status, output, errors)."""
+        self.commands.append(command)
+        return self.answers.get(command[1], (0, "", ""))
+
+    def fail_json(self, msg):
+        """End with a sentence."""
+        raise SystemExit(msg)
+
+
+def test_instances_are_the_loaded_and_the_enabled_each_once():
+    module = Recorder(
+        {
+            "list-units": (0, f"{UNIT} loaded active running TensorFlow server worker-0\n", ""),
+            "list-unit-files": (0, f"tf-server@.service disabled enabled\n{UNIT} enabled enabled\n{OTHER} enabled enabled\n", ""),
+        }
+    )
+    assert task_units.Systemd(module).instances("tf-server@.service") == [UNIT, OTHER]
+    assert all(command[-1] == "tf-server@*.service" for command in module.commands)
+
+
+def test_nothing_is_asked_of_no_units():
+    module = Recorder()
+    assert task_units.Systemd(module).show([]) == {}
+    assert module.commands == []
+
+
+def test_a_systemd_that_refuses_is_quoted():
+    module = Recorder({"enable": (1, "", "Unit tf-server@x.service is masked.\n")})
+    with pytest.raises(SystemExit, match=r"'systemctl enable x' failed: Unit tf-server@x.service is masked\."):
+        task_units.Systemd(module).run("enable", "x")
+
+
+def test_a_task_that_did_not_start_is_named_with_the_servers_own_words():
+    failed = "Id=tf-server@worker-0.service\nActiveState=failed\n\nId=tf-server@worker-1.service\nActiveState=active\n"
+    said = "create_server.py: port 2222 is taken by nginx\nMain process exited, code=exited, status=1/FAILURE\n"
+    module = Recorder({"show": (0, failed, ""), "--unit": (0, said, "")})
+    sentence = task_units.complaint(module, task_units.Systemd(module), {UNIT: "", OTHER: ""})
+    assert sentence == f"{UNIT} did not start: create_server.py: port 2222 is taken by nginx"
