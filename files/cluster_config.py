@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import socket
 import sys
 from pathlib import Path
@@ -28,13 +29,14 @@ def split_address(entry: str) -> tuple[str, int]:
 
     Raises ConfigError if there is no port from 1 to 65535.
     """
-    address, colon, port = entry.rpartition(":")
-    # isdecimal() alone lets other scripts' digits through, which int() would read as well.
-    if not colon or not address or not (port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= 65535):
+    found = re.fullmatch(r"(.+):([1-9][0-9]{0,4})", entry)
+    if not found or int(found[2]) > 65535:
         raise ConfigError(f"{entry!r} is not an address and a port from 1 to 65535, as in '10.0.0.5:2222'")
-    if ":" in address and not (address.startswith("[") and address.endswith("]")):
-        raise ConfigError(f"{entry!r} has an IPv6 address without brackets: write '[{address}]:{port}'")
-    return address.strip("[]"), int(port)
+    address, port = found.groups()
+    bare = re.fullmatch(r"\[([^\[\]]+)\]|([^\[\]:]+)", address)
+    if not bare:
+        raise ConfigError(f"{entry!r} has an IPv6 address without brackets: write '[{address.strip('[]')}]:{port}'")
+    return bare[1] or bare[2], int(port)
 
 
 def load(path: str | Path) -> dict[str, list[str]]:

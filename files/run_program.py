@@ -37,7 +37,7 @@ CONFIG = Path("/etc/tf-cluster/config.json")
 USER = "tensorflow"
 WAIT = 2.0  # seconds that one call waits for news
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
-RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "program", "logs"}
+RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs"}
 CONFINED = (
     "NoNewPrivileges=true", "CapabilityBoundingSet=", "ProtectSystem=strict", "ProtectHome=true", "PrivateTmp=true",
     "ProtectClock=true", "ProtectControlGroups=true", "ProtectHostname=true", "ProtectKernelLogs=true",
@@ -92,7 +92,7 @@ def start(options: argparse.Namespace) -> dict:
         )
     time.sleep(min(WAIT, max(0.1, options.wait - waited)))
     again = ["start", run.id, "--program", options.program, "--task", options.task, "--timeout", str(options.timeout)]
-    again += ["--wait", str(options.wait), *(word for text in options.argument for word in ("--argument", text))]
+    again += ["--wait", str(options.wait), *(f"--argument={text}" for text in options.argument)]
     return {"lines": [f"waits for the task {options.task}: {other} has it ({waited:.0f} s)"], "next": again}
 
 
@@ -115,12 +115,15 @@ def stage(run: Run) -> None:
 def launch(run: Run, unit: str, options: argparse.Namespace) -> subprocess.CompletedProcess:
     """Start the run's unit; fails with "already" while another run has the task."""
     spec = cluster_config.load(CONFIG)
-    job, index = options.task.split(":")
-    cluster_config.task_entry(spec, job, int(index), CONFIG)
+    named = re.fullmatch(r"(\w+):([0-9]{1,9})", options.task, re.ASCII)
+    if not named:
+        raise cluster_config.ConfigError(f"{options.task!r} is not a task, as in 'host:0'")
+    job, index = named[1], int(named[2])
+    cluster_config.task_entry(spec, job, index, CONFIG)
     addresses = {cluster_config.split_address(entry)[0] for entries in spec.values() for entry in entries}
     environment = {
         "TF_CLUSTER_CONFIG": str(CONFIG),
-        "TF_CONFIG": json.dumps({"cluster": spec, "task": {"type": job, "index": int(index)}}),
+        "TF_CONFIG": json.dumps({"cluster": spec, "task": {"type": job, "index": index}}),
         "TF_RUN_DIR": str(run.folder / "results"),
         "TF_CPP_MIN_LOG_LEVEL": "1",
         "PYTHONUNBUFFERED": "1",
@@ -152,6 +155,8 @@ def finish(options: argparse.Namespace) -> None:
     result = os.environ.get("SERVICE_RESULT", "unknown")
     code, status = os.environ.get("EXIT_CODE", ""), os.environ.get("EXIT_STATUS", "")
     name = f"SIG{status}" if code in ("killed", "dumped") else status
+    if result == "success" and code == "killed":
+        result = "signal"  # systemd takes SIGTERM and some others for a clean end, but the program has not done its work
     failure = {
         "success": "",
         "exit-code": f"the program ended with exit status {status}",

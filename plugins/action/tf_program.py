@@ -93,7 +93,7 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(own[-1] if own else f"{name} ended with status {done['rc']}: {' '.join(said[-3:])}")
         try:
             return json.loads(done["stdout"].strip().splitlines()[-1])
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, RecursionError):
             raise AnsibleActionFail(f"{argv} did not answer in JSON: {done['stdout'][-300:]}") from None
 
     def fetch(self, remote, folder):

@@ -6,6 +6,7 @@ The result is data, so no role ever looks at ``groups`` or ``hostvars``.
 from __future__ import annotations
 
 import difflib
+import functools
 import ipaddress
 import re
 from pathlib import Path
@@ -39,6 +40,7 @@ RUN_JOBS = ("host", "chief")  # their tasks belong to a run: see files/cluster_c
 # The seed's ports; further jobs and further tasks of a machine go upwards from the last.
 FIRST_PORTS = {"worker": 2222, "host": 2223}
 NEXT_PORT = 2224
+MOST_TASKS = 4096  # of one job on one machine
 MACHINE_VARIABLES = ("tf_address", "tf_jobs", "tf_tasks")
 # What a task's entry in tf_tasks may say, and what it must be.
 NUMBER, SHARE, SWITCH, TEXT = "a whole number from 0", "a number above 0 and up to 1", "true or false", "a text"
@@ -53,7 +55,7 @@ OPTIONS = {
 
 def cluster_spec(groups, hostvars, jobs=None):
     """Return the cluster that the inventory describes, or raise with all that is wrong with it."""
-    inventory = Inventory(groups, hostvars, jobs or JOBS)
+    inventory = Inventory(groups, hostvars, JOBS if jobs is None or jobs == [] else jobs)
     inventory.read()
     if inventory.problems:
         listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(inventory.problems))
@@ -79,10 +81,13 @@ class Inventory:
             return
         machines = dict.fromkeys(name for job in self.jobs for name in self.groups.get(job, []))
         for machine in machines:
-            self.check_names(machine)
-            self.read_machine(machine)
+            values = self.hostvars[machine]
+            self.check_names(machine, values)
+            self.read_machine(machine, values)
         for job in ("worker", "host"):
-            if not self.groups.get(job):
+            if job not in self.jobs:
+                self.say(f"The variable tf_jobs leaves out '{job}', which every cluster has: add it.")
+            elif not self.groups.get(job):
                 self.say(f"No machine is in the group '{job}': put at least one machine into it.")
         for job, tasks in self.tasks.items():
             self.number(job, tasks)
@@ -90,7 +95,7 @@ class Inventory:
 
     def check_jobs(self):
         """Tell whether ``jobs`` can name TensorFlow jobs."""
-        if isinstance(self.jobs, str) or not all(isinstance(job, str) for job in self.jobs):
+        if not isinstance(self.jobs, (list, tuple)) or not all(isinstance(job, str) for job in self.jobs):
             self.say(f"The variable tf_jobs is {self.jobs!r}: make it a list of group names, as in [worker, host].")
             return False
         for job in self.jobs:
@@ -98,25 +103,22 @@ class Inventory:
                 self.say(f"The variable tf_jobs has {job!r}: a job is named by letters, digits and '_' alone.")
             elif job not in self.groups and job not in JOBS:
                 self.say(f"The variable tf_jobs has '{job}', but the inventory has no group '{job}': add it or leave it out.")
+            if self.jobs.count(job) > 1:
+                self.say(f"The variable tf_jobs has '{job}' twice: take one out.")
         return True
 
-    def check_names(self, machine):
-        """Find misspelt variables: ours by their prefix, the roles' by likeness."""
-        known = {*MACHINE_VARIABLES, "spec_cluster", *_role_variables()}
-        for name in self.hostvars[machine]:
-            if name in known or name.startswith("ansible_"):
-                continue
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5 if name.startswith("tf_") else 0.88)
-            if near:
-                self.say(f"The variable {name} of machine {machine} is not known: is {near[0]} meant?")
-            elif name.startswith("tf_"):
-                self.say(f"The variable {name} of machine {machine} is not known: there are {', '.join(MACHINE_VARIABLES)}.")
+    def check_names(self, machine, values):
+        """Find misspelt variables."""
+        for name in values:
+            hint = _misspelt(name)
+            if hint:
+                self.say(f"The variable {name} of machine {machine} is not known: {hint}")
 
-    def read_machine(self, machine):
+    def read_machine(self, machine, values):
         """Append the machine's tasks to their jobs and give them ports."""
-        values = self.hostvars[machine]
         address = self.address(machine, values)
-        wanted = values.get("tf_tasks") or {}
+        wanted = values.get("tf_tasks")
+        wanted = {} if wanted is None else wanted
         own_jobs = [job for job in self.jobs if machine in self.groups.get(job, [])]
         if not isinstance(wanted, dict):
             self.say(f"The variable tf_tasks of machine {machine} is {wanted!r}: write a job and its tasks, as in {{worker: 2}}.")
@@ -138,24 +140,24 @@ class Inventory:
     def address(self, machine, values):
         """Return the machine's address as it stands in the spec: IPv6 in brackets."""
         variable = "tf_address" if values.get("tf_address") else "ansible_host"
-        address = str(values.get(variable) or machine)
+        given = values.get(variable) or machine
+        address = str(given)
         try:
-            if ipaddress.ip_address(address.strip("[]")).version == 6:
-                return f"[{address.strip('[]')}]"
+            number = ipaddress.ip_address(address.strip("[]"))
+            address = f"[{number}]" if number.version == 6 else str(number)  # one spelling of an address
         except ValueError:
-            if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", address):
-                self.say(
-                    f"The variable {variable} of machine {machine} is {address!r}: give an address or a name without a port."
-                )
+            # A name; digits and dots alone are an address that went wrong.
+            if not re.fullmatch(r"(?![0-9.]+$)[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", address) or not isinstance(given, str):
+                self.say(f"The variable {variable} of machine {machine} is {given!r}: give an address or a name without a port.")
         return address
 
     def entries(self, machine, job, wanted):
         """Return what tf_tasks says of one job: a list with an entry a task."""
         where = f"The variable tf_tasks.{job} of machine {machine}"
         if isinstance(wanted, int) and not isinstance(wanted, bool):
-            if wanted < 1:
-                self.say(f"{where} is {wanted}: give at least one task, or take the machine out of the group '{job}'.")
-            return [{"options": {}} for _each in range(min(wanted, 4096))]
+            if not 1 <= wanted <= MOST_TASKS:
+                self.say(f"{where} is {wanted}: give 1 to {MOST_TASKS} tasks, or take the machine out of the group '{job}'.")
+            return [{"options": {}} for _each in range(min(wanted, MOST_TASKS))]
         if not isinstance(wanted, list) or not all(isinstance(entry, dict) for entry in wanted) or not wanted:
             self.say(f"{where} is {wanted!r}: give a number of tasks, or a list with an entry a task, as in [{{port: 2222}}].")
             return []
@@ -236,8 +238,8 @@ class Inventory:
                     f"{place} is given twice, to {other['job']}:{other['index']} of machine {other['machine']} and to "
                     f"{task['job']}:{task['index']} of machine {task['machine']}: change the tf_address or the port of one."
                 )
-            loopback = re.fullmatch(r"localhost|127\..*|\[::1\]", task["address"])
-            if loopback and len(machines) > 1:
+            own = re.fullmatch(r"localhost|127\..*|0\.0\.0\.0|\[::1?\]", task["address"])
+            if own and len(machines) > 1:
                 self.say(
                     f"The address of machine {task['machine']} is {task['address']}, which the other machines cannot "
                     "reach: set its tf_address to the address that they know it by."
@@ -267,19 +269,30 @@ def _fits(kind, value):
     if kind == SWITCH:
         return isinstance(value, bool)
     if kind == NUMBER:
-        return (_whole(value) or 0) > 0 or value in (0, "0")
+        return (number := _whole(value)) is not None and number >= 0
     if kind == SHARE:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
     return isinstance(value, (str, int)) and not isinstance(value, bool) and "\n" not in str(value)
 
 
-def _role_variables(_cache=[]):  # noqa: B006 (the list is the cache)
-    """Return the names of all variables that the roles document."""
-    if not _cache:
-        for path in (Path(__file__).parents[2] / "roles").glob("*/meta/argument_specs.yml"):
-            for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values():
-                _cache.extend(entry.get("options", {}))
-    return _cache
+@functools.cache
+def _misspelt(name):
+    """Return a hint if ``name`` is a misspelt variable, or nothing: ours by their prefix, the roles' by likeness."""
+    known = _known_variables()
+    if name in known or name.startswith("ansible_"):
+        return ""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5 if name.startswith("tf_") else 0.88)
+    if near:
+        return f"is {near[0]} meant?"
+    return f"there are {', '.join(MACHINE_VARIABLES)}." if name.startswith("tf_") else ""
+
+
+@functools.cache
+def _known_variables():
+    """Return the names of the machines' variables and of all that the roles document."""
+    specs = (Path(__file__).parents[2] / "roles").glob("*/meta/argument_specs.yml")
+    entries = [entry for path in specs for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values()]
+    return {*MACHINE_VARIABLES, "spec_cluster", *(name for entry in entries for name in entry.get("options", {}))}
 
 
 class FilterModule:

@@ -68,7 +68,7 @@ def plan(wanted, found):
             enable.append(unit)
         if properties.get("ActiveState") != "active":
             start.append(unit)
-        elif f"inputs {inputs}" not in properties.get("StatusText", ""):
+        elif properties.get("StatusText", "").rpartition("inputs ")[2] != inputs:
             restart.append(unit)
     stop = [
         unit

@@ -50,7 +50,7 @@ paths: {description: The files that were written or removed, type: list, element
 def read(path):
     """Return the text of a file, or None if there is none."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return file.read()
     except FileNotFoundError:
         return None
@@ -68,7 +68,7 @@ def write(module, path, content, mode):
     """Replace the file as a whole."""
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=module.tmpdir)
-    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
+    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.write(content)
     os.chmod(temporary, mode)
     module.atomic_move(temporary, path)
@@ -97,7 +97,10 @@ def main():
     paths, diffs = [], []
     try:
         for path, file in wanted.items():
-            mode = int(file["mode"], 8)
+            try:
+                mode = int(file["mode"], 8)
+            except ValueError:
+                module.fail_json(msg=f"{path} cannot have the mode {file['mode']!r}: give it in digits, as in '0644'")
             if as_it_should_be(path, file["content"], mode):
                 continue
             paths.append(path)

@@ -324,7 +324,7 @@ def test_whatever_stands_in_the_inventory_there_is_a_spec_or_a_sentence():
         return {job: anything(2) for job in ("worker", "host") if chance.random() < 0.5} if chance.random() < 0.5 else anything()
 
     spoken = good = 0
-    for attempt in range(4000):
+    for attempt in range(8000):
         machines = three(
             one={"tf_tasks": tasks()},
             two={"tf_address": anything() if chance.random() < 0.3 else "two"},

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import sys
+import urllib.parse
 from pathlib import Path
 
 import jinja2
+
+MOST_LEVELS = 100  # of lists and objects within each other that a result may have
 
 
 def main() -> None:
@@ -41,7 +45,7 @@ def make_verdict(folder: Path, facts: dict) -> dict:
     failures = [outcome["failure"][0].upper() + outcome["failure"][1:] + "."] if outcome["failure"] else []
     result = None
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = read_result(folder / "result.json")
     except FileNotFoundError:
         pass
     except (OSError, ValueError, RecursionError) as error:
@@ -60,6 +64,23 @@ def make_verdict(folder: Path, facts: dict) -> dict:
         "tasks": tasks,
     }
     return verdict if result is None else {**verdict, "result": result}
+
+
+def read_result(path: Path) -> object:
+    """Return a program's result; NaN and infinite numbers, which JSON does not have, become null."""
+
+    def finite(text: str) -> float | None:
+        number = float(text)
+        return number if math.isfinite(number) else None
+
+    def levels(value: object) -> int:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return 1 + max(map(levels, inner), default=0)
+
+    result = json.loads(path.read_text(encoding="utf-8"), parse_float=finite, parse_constant=lambda _name: None)
+    if levels(result) > MOST_LEVELS:
+        raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
+    return result
 
 
 def placement(folder: Path) -> dict:
@@ -95,7 +116,7 @@ def as_text(row: object) -> str:
     """Return a row of numbers as a person reads it, with the digits that a 32-bit number has."""
     if not isinstance(row, list):
         return str(row)
-    return "  ".join(f"{value:10.7g}" if isinstance(value, (int, float)) else str(value) for value in row)
+    return "  ".join(f"{value:10.7g}" if isinstance(value, float) else f"{value!s:>10}" for value in row)
 
 
 def tail(path: Path, count: int) -> list[str]:
@@ -112,9 +133,9 @@ def write_page(folder: Path, verdict: dict) -> None:
     """Write ``report.html``: one file, no server, no network."""
     logs = {path.stem: "\n".join(tail(path, 400)) for path in sorted((folder / "logs").glob("*.log"))}
     files = [
-        (str(path.relative_to(folder)), path.stat().st_size)
+        (name.encode(errors="replace").decode(), urllib.parse.quote(os.fsencode(name)), path.stat().st_size)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "report.html"
+        if path.is_file() and (name := str(path.relative_to(folder))) != "report.html"
     ]
     loader = jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates")
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")
