@@ -45,13 +45,13 @@ environment: $(VENV)/complete ## Only the environment (.venv) that all the comma
 
 $(VENV)/complete: requirements.txt
 	@echo "Making the environment in $(VENV): Ansible, Molecule and the linters, as locked in requirements.txt"
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
-	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends python3-venv; }
-	$(PYTHON) -m venv --clear $(VENV)
-	grep -A99 '^uv==' requirements.txt | sed '1!{/^[a-z]/,$$d}' | $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
-	INDEX=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends python3-venv; }
+	@$(PYTHON) -m venv --clear $(VENV)
+	@grep -A99 '^uv==' requirements.txt | sed '1!{/^[a-z]/,$$d}' | $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
+	@INDEX=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); \
 	  UV_DEFAULT_INDEX=$${UV_DEFAULT_INDEX:-$$INDEX} uv pip sync --quiet --require-hashes requirements.txt
-	touch $@
+	@touch $@
 
 lock: environment ## Make requirements.txt and the machines' lists anew from their .in files
 	for list in requirements roles/tensorflow/files/cpu; do \

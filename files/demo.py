@@ -11,6 +11,8 @@ import json
 import os
 from pathlib import Path
 
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # a processor has no GPU trace to warn about
+
 import tensorflow as tf
 
 DEADLINE = 60_000  # milliseconds that a step may take: without one, a session with a dead worker hangs for ever

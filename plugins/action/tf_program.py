@@ -42,6 +42,7 @@ answer: {description: What the last call answered, type: dict, returned: always}
 
 # With input, however little, ssh gives the program no terminal: its errors and its answer stay apart.
 NOTHING = b"\n"
+NOT_FOUND = 127  # what a shell says of a program that is not there
 
 
 class ActionModule(ActionBase):
@@ -86,6 +87,10 @@ class ActionModule(ActionBase):
     def call(self, argv, data, statuses):
         """Call the program once and return its answer."""
         done = self._low_level_execute_command(shlex.join(argv), sudoable=True, in_data=data)
+        if done["rc"] == NOT_FOUND:
+            raise AnsibleActionFail(
+                f"{argv[0]} is not there: is the machine part of the cluster? 'ansible-playbook site.yml' makes it so."
+            )
         if done["rc"] not in statuses:
             said = (done["stderr"] or done["stdout"]).strip().splitlines()
             name = os.path.basename(argv[1] if argv[1:] else argv[0])

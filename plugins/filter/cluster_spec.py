@@ -8,11 +8,11 @@ from __future__ import annotations
 import difflib
 import functools
 import ipaddress
+import itertools
 import re
 from pathlib import Path
 
 import yaml
-from ansible.errors import AnsibleFilterError
 
 DOCUMENTATION = """
 name: cluster_spec
@@ -20,6 +20,7 @@ short_description: Work out the cluster from the inventory
 description:
   - Gives every machine of a job's group its tasks, each with an index, an address and a port.
   - All that is wrong with the inventory is said at once, a sentence each, with the variable, the machine and the remedy.
+    Nothing is raised, so that a person sees these sentences and nothing else.
 options:
   _input: {description: Ansible's C(groups), type: dict, required: true}
   hostvars: {description: Ansible's C(hostvars), type: dict, required: true}
@@ -29,6 +30,7 @@ options:
 RETURN = """
 _value:
   description:
+    - C(problems) is a list of sentences. Where there are any, there is nothing else.
     - C(spec) is job -> list of C(address:port), what config.json holds.
     - C(machines) is machine -> list of its tasks (C(job), C(index), C(name), C(address), C(port), C(standing), C(options)).
     - C(tasks) is task -> machine; C(host) names the machine that carries the task C(host:0).
@@ -41,26 +43,27 @@ RUN_JOBS = ("host", "chief")  # their tasks belong to a run: see files/cluster_c
 FIRST_PORTS = {"worker": 2222, "host": 2223}
 NEXT_PORT = 2224
 MOST_TASKS = 4096  # of one job on one machine
-MACHINE_VARIABLES = ("tf_address", "tf_jobs", "tf_tasks")
-# What a task's entry in tf_tasks may say, and what it must be.
+# What an entry of tf_tasks may say besides: from where to where.
+PLACES = {"index": (0, 99999), "port": (1, 65535)}
+MACHINE_VARIABLES = ("tf_address", "tf_jobs", "tf_tasks", "tf_task_options")
+# What can be said of a task, what it must be, and what holds where nothing is said: the seed's own.
 NUMBER, SHARE, SWITCH, TEXT = "a whole number from 0", "a number above 0 and up to 1", "true or false", "a text"
 OPTIONS = {
-    "gpu_memory_fraction": SHARE,
-    "gpu_allow_growth": SWITCH,
-    "visible_gpus": TEXT,
-    "intra_op_threads": NUMBER,
-    "inter_op_threads": NUMBER,
+    "gpu_memory_fraction": (SHARE, 0.2),
+    "gpu_allow_growth": (SWITCH, True),
+    "visible_gpus": (TEXT, ""),
+    "intra_op_threads": (NUMBER, 0),
+    "inter_op_threads": (NUMBER, 0),
 }
 
 
 def cluster_spec(groups, hostvars, jobs=None):
-    """Return the cluster that the inventory describes, or raise with all that is wrong with it."""
+    """Return the cluster that the inventory describes, or all that is wrong with it."""
     inventory = Inventory(groups, hostvars, JOBS if jobs is None or jobs == [] else jobs)
     inventory.read()
     if inventory.problems:
-        listed = "\n".join(f"  - {problem}" for problem in dict.fromkeys(inventory.problems))
-        raise AnsibleFilterError(f"The inventory cannot be used:\n{listed}")
-    return inventory.cluster()
+        return {"problems": list(dict.fromkeys(inventory.problems))}
+    return {"problems": [], **inventory.cluster()}
 
 
 class Inventory:
@@ -129,10 +132,12 @@ class Inventory:
                     f"The variable tf_tasks of machine {machine} has '{job}', but the machine is in the groups "
                     f"{', '.join(own_jobs)}: put it into the group '{job}' or take the entry out."
                 )
+        usual = {name: default for name, (_kind, default) in OPTIONS.items()}
+        usual.update(self.machine_options(machine, values))
         mine = []
         for job in own_jobs:
             for entry in self.entries(machine, job, wanted.get(job, 1)):
-                task = {"job": job, "machine": machine, "address": address, **entry}
+                task = {"job": job, "machine": machine, "address": address, **entry, "options": {**usual, **entry["options"]}}
                 mine.append(task)
                 self.tasks.setdefault(job, []).append(task)
         self.give_ports(mine)
@@ -151,6 +156,15 @@ class Inventory:
                 self.say(f"The variable {variable} of machine {machine} is {given!r}: give an address or a name without a port.")
         return address
 
+    def machine_options(self, machine, values):
+        """Return what tf_task_options says of all the machine's tasks."""
+        given = values.get("tf_task_options")
+        where = f"The variable tf_task_options of machine {machine}"
+        if given is None or isinstance(given, dict):
+            return self.entry(where, given or {}, places={})["options"]
+        self.say(f"{where} is {given!r}: write options and their values, as in {{gpu_memory_fraction: 0.5}}.")
+        return {}
+
     def entries(self, machine, job, wanted):
         """Return what tf_tasks says of one job: a list with an entry a task."""
         where = f"The variable tf_tasks.{job} of machine {machine}"
@@ -163,44 +177,39 @@ class Inventory:
             return []
         return [self.entry(where, entry) for entry in wanted]
 
-    def entry(self, where, given):
+    def entry(self, where, given, places=PLACES):
         """Return one entry of tf_tasks, checked: index and port where given, and the options."""
         found = {"options": {}}
         for name, value in given.items():
-            if name in ("index", "port"):
-                lowest, highest = (0, 99999) if name == "index" else (1, 65535)
+            if name in places:
+                lowest, highest = places[name]
                 number = _whole(value)
                 if number is None or not lowest <= number <= highest:
                     self.say(f"{where} has {name} {value!r}: give a whole number from {lowest} to {highest}.")
                 else:
                     found[name] = number
             elif name not in OPTIONS:
-                near = difflib.get_close_matches(str(name), [*OPTIONS, "index", "port"], n=1)
-                hint = f"is {near[0]} meant?" if near else f"there are index, port, {', '.join(OPTIONS)}."
+                near = difflib.get_close_matches(str(name), [*places, *OPTIONS], n=1)
+                hint = f"is {near[0]} meant?" if near else f"there are {', '.join([*places, *OPTIONS])}."
                 self.say(f"{where} has '{name}', which is not known: {hint}")
-            elif not _fits(OPTIONS[name], value):
-                self.say(f"{where} has {name} {value!r}: give {OPTIONS[name]}.")
+            elif not _fits(OPTIONS[name][0], value):
+                self.say(f"{where} has {name} {value!r}: give {OPTIONS[name][0]}.")
             else:
                 found["options"][name] = value
         return found
 
     def give_ports(self, tasks):
-        """Give ports to a machine's tasks: the stated ones, the seed's for the first of a job, then upwards."""
+        """Give ports to a machine's tasks that state none: the seed's to the first of a job, then upwards."""
         taken = {task["port"] for task in tasks if "port" in task}
-        firsts = {}
-        for task in tasks:
-            firsts.setdefault(task["job"], task)
+        silent = [task for task in tasks if "port" not in task]
         for job, port in FIRST_PORTS.items():
-            if job in firsts and "port" not in firsts[job] and port not in taken:
-                firsts[job]["port"] = port
-                taken.add(port)
-        upwards = NEXT_PORT
-        for task in tasks:
-            if "port" not in task:
-                while upwards in taken:
-                    upwards += 1
-                task["port"] = upwards
-                taken.add(upwards)
+            first = next((task for task in silent if task["job"] == job), None)
+            if first and port not in taken:
+                first["port"] = port
+                silent.remove(first)
+        free = (port for port in itertools.count(NEXT_PORT) if port not in taken)
+        for task in silent:
+            task["port"] = next(free)
 
     def number(self, job, tasks):
         """Give indices, an explicit one first, the lowest free ones in the inventory's order to the others."""

@@ -11,7 +11,8 @@ options:
   _input: {description: The machine's tasks as worked out by the filter cluster_spec, type: list, required: true}
   machine: {description: Name of the machine in the inventory, type: str, required: true}
   found:
-    description: C(facts) as Ansible gathers them, C(listeners) as listen_ports_facts gives them, C(free_mb) of the disk.
+    description: C(facts) as Ansible gathers them, C(listeners) as listen_ports_facts gives them, C(free_mb) of the disk
+      or nothing where that does not matter.
     type: dict
     required: true
   needs: {description: C(disk_mb) and C(own_addresses), type: dict, required: true}
@@ -43,10 +44,10 @@ def machine_problems(tasks, machine, found, needs):
             f"Machine {machine} has Python {version[0]}.{version[1]} as {facts['python'].get('executable', 'python3')}, "
             "TensorFlow 2.21 has wheels for 3.10 to 3.13: install one of them and name it in ansible_python_interpreter."
         )
-    if found["free_mb"] < needs["disk_mb"]:
+    if found["free_mb"] is not None and found["free_mb"] < needs["disk_mb"]:
         problems.append(
             f"Machine {machine} has {found['free_mb']} MB of free disk under /opt, and TensorFlow takes {needs['disk_mb']} MB: "
-            "make room (or set preflight_disk_mb, if it is installed already)."
+            "make room there."
         )
     if needs["own_addresses"]:
         problems += _address_problems(tasks, machine, facts)

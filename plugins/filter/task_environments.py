@@ -10,7 +10,6 @@ name: task_environments
 short_description: Work out the environment file of each task
 options:
   _input: {description: Tasks of a machine as worked out by the filter cluster_spec, type: list, required: true}
-  defaults: {description: Options of a task that says nothing else, type: dict, required: true}
   inputs: {description: Text of all that the tasks have in common; a change of it restarts them, type: str, required: true}
 """
 
@@ -23,14 +22,14 @@ _value:
 FOLDER = "/etc/tf-cluster/tasks"
 
 
-def task_environments(tasks, defaults, inputs):
+def task_environments(tasks, inputs):
     """Return, for each task, its name, the digest of its inputs and its environment file."""
-    return [_environment(task, {**defaults, **task["options"]}, inputs) for task in tasks]
+    return [_environment(task, inputs) for task in tasks]
 
 
-def _environment(task, options, common):
+def _environment(task, common):
     lines = [f"TF_TASK_JOB={task['job']}", f"TF_TASK_INDEX={task['index']}"]
-    lines += [f'TF_TASK_{name.upper()}="{_text(value)}"' for name, value in sorted(options.items())]
+    lines += [f'TF_TASK_{name.upper()}="{_text(value)}"' for name, value in sorted(task["options"].items())]
     inputs = hashlib.sha256("\n".join([*lines, common]).encode()).hexdigest()[:12]
     content = "\n".join(
         ["# Written by Ansible. What this task's server is started with.", *lines, f"TF_TASK_INPUTS={inputs}", ""]

@@ -138,7 +138,9 @@ def main():
             systemd.run("reset-failed", *stop, check=False)
         if enable:
             systemd.run("enable", *enable)
-        if (start or restart) and systemd.run("restart", *start, *restart, check=False)[0]:
+        if restart:
+            systemd.run("stop", *restart)  # all of them first: one may get the port that another had
+        if (start or restart) and systemd.run("start", *start, *restart, check=False)[0]:
             module.fail_json(msg=complaint(module, systemd, wanted))
     module.exit_json(
         changed=bool(enable or start or restart or stop), started=start, restarted=restart, stopped=stop, enabled=enable

@@ -5,11 +5,17 @@ import random
 import time
 
 import pytest
-from ansible.errors import AnsibleFilterError
 from project import load
 
 cluster_spec = load("plugins/filter/cluster_spec.py").cluster_spec
 SEED = {"worker": ["10.10.100.87:2222", "10.10.102.74:2222"], "host": ["10.10.100.87:2223"]}
+SEEDS_OPTIONS = {
+    "gpu_memory_fraction": 0.2,
+    "gpu_allow_growth": True,
+    "visible_gpus": "",
+    "intra_op_threads": 0,
+    "inter_op_threads": 0,
+}
 TWO = "10.0.0.2:2222"
 # What Ansible itself gives every machine.
 MAGIC = ("inventory_hostname", "inventory_hostname_short", "inventory_dir", "inventory_file", "group_names", "groups", "omit",
@@ -41,11 +47,10 @@ def with_tasks(worker):
 
 def sentences_of(machines, jobs=None):
     """Return the sentences that an inventory is refused with."""
-    with pytest.raises(AnsibleFilterError) as caught:
-        cluster_of(machines, jobs)
-    first, *problems = str(caught.value).split("\n  - ")
-    assert first == "The inventory cannot be used:"
-    return problems
+    cluster = cluster_of(machines, jobs)
+    assert list(cluster) == ["problems"]
+    assert cluster["problems"]
+    return cluster["problems"]
 
 
 def test_the_seed_gives_the_seeds_config_json():
@@ -59,7 +64,7 @@ def test_the_seed_gives_the_seeds_config_json():
 
 def test_a_task_says_all_that_the_roles_need():
     task = {"job": "worker", "machine": "one", "address": "10.0.0.1", "port": 2222, "index": 0, "name": "worker-0"}
-    assert cluster_of(three())["machines"]["one"] == [{**task, "standing": True, "options": {}}]
+    assert cluster_of(three())["machines"]["one"] == [{**task, "standing": True, "options": SEEDS_OPTIONS}]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +94,7 @@ def test_a_task_says_all_that_the_roles_need():
         pytest.param(with_tasks([{"index": 1}]), {"worker": [TWO, "10.0.0.1:2222"]}, id="index"),
         pytest.param(
             with_tasks([{"index": 2, "port": 5}, {}]),
-            {"worker": ["10.0.0.1:2224", TWO, "10.0.0.1:5"]},
+            {"worker": ["10.0.0.1:2222", TWO, "10.0.0.1:5"]},
             id="the others go around stated indices",
         ),
         pytest.param(three(one={"ansible_host": "fd00::1"}), {"worker": ["[fd00::1]:2222", TWO]}, id="IPv6"),
@@ -149,6 +154,15 @@ def test_a_tasks_options_are_kept_as_given():
     assert task["port"] == 7000
 
 
+def test_a_machines_options_hold_for_its_tasks_that_say_nothing_else():
+    machines = three(one={"tf_task_options": {"intra_op_threads": 2}, "tf_tasks": {"worker": [{}, {"intra_op_threads": 3}]}})
+    cluster = cluster_of(machines)
+    said = {task["name"]: task["options"] for tasks in cluster["machines"].values() for task in tasks}
+    assert said["worker-0"] == {**SEEDS_OPTIONS, "intra_op_threads": 2}
+    assert said["worker-1"] == {**SEEDS_OPTIONS, "intra_op_threads": 3}
+    assert said["worker-2"] == said["host-0"] == SEEDS_OPTIONS
+
+
 TASKS = "The variable tf_tasks.worker of machine one"
 
 
@@ -195,10 +209,10 @@ TASKS = "The variable tf_tasks.worker of machine one"
             pytest.param(three(one={given: 1}), [f"variable {given} of machine one is not known", f"is {meant} meant?"], id=given)
             for given, meant in {
                 "tf_adress": "tf_address", "tf_addres": "tf_address", "tf_task": "tf_tasks", "tf_job": "tf_jobs",
-                "server_gpu_memory_fracton": "server_gpu_memory_fraction", "tensorflow_sorce": "tensorflow_source",
+                "tf_task_option": "tf_task_options", "tensorflow_sorce": "tensorflow_source",
             }.items()
         ),
-        pytest.param(three(one={"tf_xxxxxxxxxx": 1}), ["tf_xxxxxxxxxx of machine one", "tf_address, tf_jobs"], id="tf_x"),
+        pytest.param(three(one={"tf_xxxxxxxxxx": 1}), ["tf_xxxxxxxxxx of machine one", "there are tf_address"], id="tf_x"),
         pytest.param(with_tasks([{"prot": 2222}]), [TASKS, "'prot'", "is port meant?"], id="prot"),
         pytest.param(
             with_tasks([{"gpu_memory_fracton": 0.5}]), [TASKS, "'gpu_memory_fracton'", "is gpu_memory_fraction"], id="fracton"
@@ -225,6 +239,14 @@ TASKS = "The variable tf_tasks.worker of machine one"
             for value in (0, -2, True, None, "2", 2.0, [], {}, {"port": 5}, [None], [2222], ["a"], [[{}]], [{}, 3])
         ),
         pytest.param(with_tasks(70000), [TASKS, "70000"], id="more tasks than ports"),
+        *(
+            pytest.param(three(one={"tf_task_options": value}), ["tf_task_options of machine one", *words], id=f"all {value!r}")
+            for value, words in [
+                (5, ["is 5"]), ([], ["is []"]), ({"port": 5}, ["'port'"]),
+                ({"gpu_memory_fracton": 1}, ["gpu_memory_fraction meant"]),
+                ({"gpu_memory_fraction": 5}, ["gpu_memory_fraction 5", "give"]), ({None: 1}, ["'None'"]),
+            ]
+        ),
         *(
             pytest.param(three(one={name: value}), [f"variable {name} of machine one", f"{value!r}"], id=f"{name} {value!r}")
             for name, value in [
@@ -332,15 +354,15 @@ def test_whatever_stands_in_the_inventory_there_is_a_spec_or_a_sentence():
         )
         jobs = anything() if chance.random() < 0.3 else None
         try:
-            spec = cluster_of(machines, jobs)["spec"]
-            good += 1
-        except AnsibleFilterError:
-            spoken += 1
-            continue
+            cluster = cluster_of(machines, jobs)
         except Exception as error:
             raise AssertionError(f"attempt {attempt}: {machines} with jobs {jobs!r} raised {error!r}") from error
-        assert spec["worker"]
-        assert spec["host"]
+        if cluster["problems"]:
+            spoken += 1
+            continue
+        good += 1
+        assert cluster["spec"]["worker"]
+        assert cluster["spec"]["host"]
     assert min(spoken, good) > 100
 
 

@@ -22,6 +22,8 @@ class Collected:
         (folder / "logs").mkdir(parents=True)
         self.write("stdout.log", "step 1\nstep 2\n")
         self.write("run.json", "{}")
+        for task in TASKS:
+            self.write(f"logs/{task['task'].replace(':', '-')}.log", "")
 
     def write(self, name, text):
         """Write one file of the run."""
@@ -160,6 +162,12 @@ def test_a_result_of_any_shape_is_kept(run, result):
 def test_a_placement_of_any_shape_does_no_harm(run, placement):
     run.write("placement.json", placement)
     assert run.report()["verdict"]["ok"] is True
+
+
+def test_a_log_that_could_not_be_collected_is_a_failure(run):
+    (run.folder / "logs/worker-1.log").unlink()
+    [failure] = run.report()["verdict"]["failures"]
+    assert failure == "The log of worker:1 could not be collected: is machine m2 still there?"
 
 
 def test_a_run_without_output_does_no_harm(run):

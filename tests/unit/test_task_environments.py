@@ -11,12 +11,14 @@ DEFAULTS = {"gpu_memory_fraction": 0.2, "gpu_allow_growth": True, "visible_gpus"
 
 def tasks(*options):
     """Return worker tasks, one for each of the options."""
-    return [{"job": "worker", "index": i, "name": f"worker-{i}", "options": given} for i, given in enumerate(options)]
+    return [
+        {"job": "worker", "index": i, "name": f"worker-{i}", "options": {**DEFAULTS, **given}} for i, given in enumerate(options)
+    ]
 
 
-def environments(*options, defaults=(), common="spec"):
+def environments(*options, common="spec"):
     """Return the environments of worker tasks with these options."""
-    return filters.task_environments(tasks(*options), DEFAULTS | dict(defaults), common)
+    return filters.task_environments(tasks(*options), common)
 
 
 def variables(environment):
@@ -65,12 +67,6 @@ def test_a_change_of_one_task_changes_that_task_alone(change):
     assert before[1]["inputs"] != after[1]["inputs"]
 
 
-def test_a_change_of_a_default_changes_the_tasks_that_use_it():
-    before = environments({}, {"gpu_memory_fraction": 0.5})
-    after = environments({}, {"gpu_memory_fraction": 0.5}, defaults={"gpu_memory_fraction": 0.3})
-    assert [old["inputs"] == new["inputs"] for old, new in zip(before, after)] == [False, True]
-
-
 def test_a_change_of_what_they_have_in_common_changes_all():
     before, after = environments({}, {}), environments({}, {}, common="another spec")
     assert not {task["inputs"] for task in before} & {task["inputs"] for task in after}
@@ -87,7 +83,7 @@ def test_the_order_of_the_options_does_not_matter():
 
 def test_the_options_of_a_task_are_left_as_they_were():
     given = tasks({"visible_gpus": "1"})
-    filters.task_environments(given, DEFAULTS, "")
+    filters.task_environments(given, "")
     assert given == tasks({"visible_gpus": "1"})
 
 

@@ -114,8 +114,13 @@ def test_a_failure_is_told_in_the_programs_own_words(calls):
 
 @pytest.mark.parametrize("where", ["stdout", "stderr"])
 def test_a_failure_without_own_words_is_told_with_its_last_lines(calls, where):
-    with pytest.raises(AnsibleActionFail, match=r"ready.py ended with status 127: .*No such file"):
-        calls(rc=127, **{where: "bash: /venv/bin/python: No such file or directory\n"})
+    with pytest.raises(AnsibleActionFail, match=r"ready.py ended with status 126: .*Permission denied"):
+        calls(rc=126, **{where: "bash: /venv/bin/python: Permission denied\n"})
+
+
+def test_a_machine_that_is_not_of_the_cluster_yet_is_told_how_it_becomes_so(calls):
+    with pytest.raises(AnsibleActionFail, match=r"^/venv/bin/python is not there: .*site.yml"):
+        calls(rc=127, stderr="bash: /venv/bin/python: No such file or directory\n")
 
 
 @pytest.mark.parametrize("stdout", ["", "\n", "hello", '{"ok": tr', "[" * 100_000])

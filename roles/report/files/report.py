@@ -50,6 +50,11 @@ def make_verdict(folder: Path, facts: dict) -> dict:
         pass
     except (OSError, ValueError, RecursionError) as error:
         failures.append(f"The program's result.json is not JSON: {error}.")
+    failures += [
+        f"The log of {task['task']} could not be collected: is machine {task['machine']} still there?"
+        for task in facts["tasks"]
+        if not (folder / "logs" / f"{task['task'].replace(':', '-')}.log").exists()
+    ]
     tasks = {
         task["task"]: {name: task.get(name) for name in ("machine", "address", "state", "version")} for task in facts["tasks"]
     }
