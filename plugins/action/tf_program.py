@@ -89,7 +89,7 @@ class ActionModule(ActionBase):
         done = self._low_level_execute_command(shlex.join(argv), sudoable=True, in_data=data)
         if done["rc"] == NOT_FOUND:
             raise AnsibleActionFail(
-                f"{argv[0]} is not there: is the machine part of the cluster? 'ansible-playbook site.yml' makes it so."
+                f"{argv[0]} is not there: has 'ansible-playbook site.yml' made this machine part of the cluster?"
             )
         if done["rc"] not in statuses:
             said = (done["stderr"] or done["stdout"]).strip().splitlines()

@@ -47,7 +47,7 @@ def machine_problems(tasks, machine, found, needs):
     if found["free_mb"] is not None and found["free_mb"] < needs["disk_mb"]:
         problems.append(
             f"Machine {machine} has {found['free_mb']} MB of free disk under /opt, and TensorFlow takes {needs['disk_mb']} MB: "
-            "make room there."
+            "make room there (the variable preflight_disk_mb says how much is asked for)."
         )
     if needs["own_addresses"]:
         problems += _address_problems(tasks, machine, facts)
