@@ -3,8 +3,9 @@
 
     run_program.py start RUN --program demo.py < program.tar   puts it in place and starts it
     run_program.py follow RUN --offset 0                       its output since then, and how it ended
-    run_program.py pack RUN                                    one tar file of all that it left
-    run_program.py logs --since EPOCH worker-0                 the journals of tasks of this machine
+    run_program.py collect RUN --since EPOCH --results --tasks worker-0
+                                                               what this machine has of it: the run's folder as one
+                                                               tar file, the journals of tasks
     run_program.py why worker-0                                what systemd says of a task
 
 Called by the action plugin tf_program, as root; each call answers with one JSON object on standard
@@ -33,6 +34,7 @@ from pathlib import Path
 import cluster_config
 
 RUNS = Path("/var/lib/tf-cluster/runs")
+STARTUP = Path("/opt/tf-cluster/startup")
 CONFIG = Path("/etc/tf-cluster/config.json")
 USER = "tensorflow"
 WAIT = 2.0  # seconds that one call waits for news
@@ -126,6 +128,7 @@ def launch(run: Run, unit: str, options: argparse.Namespace) -> subprocess.Compl
         "TF_CONFIG": json.dumps({"cluster": spec, "task": {"type": job, "index": index}}),
         "TF_RUN_DIR": str(run.folder / "results"),
         "TF_CPP_MIN_LOG_LEVEL": "1",
+        "PYTHONPATH": str(STARTUP),
         "PYTHONUNBUFFERED": "1",
         "HOME": "/tmp",  # noqa: S108 (the unit's own)
         "no_grpc_proxy": ",".join(sorted(addresses)),
@@ -221,13 +224,33 @@ def property_of(unit: str, name: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def pack(options: argparse.Namespace) -> dict:
+def collect(options: argparse.Namespace) -> dict:
+    """Return what this machine has of a run: the journals of its tasks, and the run's folder where it is here."""
+    answer = {"files": {f"logs/{name}.log": journal(name, options.since) for name in options.tasks}}
+    return {**answer, **pack(Run(options.run))} if options.results else answer
+
+
+def journal(name: str, since: float) -> str:
+    """Return the end of the journal of a task."""
+    command = ["journalctl", f"--unit=tf-server@{name}", f"--since=@{since:.0f}", "--output=short-iso-precise"]
+    text = subprocess.run([*command, "--lines=5000", "--no-pager"], capture_output=True, check=False).stdout
+    return text.decode(errors="replace")[-1_000_000:]
+
+
+def discard(options: argparse.Namespace) -> dict:
+    """Remove the tar file, once it was fetched."""
+    archive(Run(options.run)).unlink(missing_ok=True)
+    return {}
+
+
+def archive(run: Run) -> Path:
+    """Return the path of the tar file that a run is fetched as."""
+    return RUNS / f".{run.id}.tar"
+
+
+def pack(run: Run) -> dict:
     """Put all that the run left into one tar file that the person who asked may read."""
-    run = Run(options.run)
-    path = RUNS / f".{run.id}.tar"
-    if options.discard:
-        path.unlink(missing_ok=True)
-        return {}
+    path = archive(run)
     with tarfile.open(path, "w") as tar:
         os.fchmod(tar.fileobj.fileno(), 0o600)
         for name in ("run.json", "stdout.log", "program"):
@@ -235,22 +258,12 @@ def pack(options: argparse.Namespace) -> dict:
         for found in sorted((run.folder / "results").iterdir()):
             tar.add(found, f"program-{found.name}" if found.name in RESERVED else found.name, filter=plain)
     os.chown(path, int(os.environ.get("SUDO_UID", "-1")), -1)
-    return {"fetch": str(path), "next": ["pack", run.id, "--discard"]}
+    return {"fetch": str(path), "next": ["discard", run.id]}
 
 
 def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     """Leave out what is neither a file nor a folder: links could point anywhere on the controller."""
     return member if (member.isfile() or member.isdir()) and not member.name.endswith(".pyc") else None
-
-
-def logs(options: argparse.Namespace) -> dict:
-    """Return the journals of tasks, each as a file for the run's folder."""
-    found = {}
-    for name in options.tasks:
-        command = ["journalctl", f"--unit=tf-server@{name}", f"--since=@{options.since:.0f}", "--output=short-iso-precise"]
-        text = subprocess.run([*command, "--lines=5000", "--no-pager"], capture_output=True, check=False).stdout
-        found[f"logs/{name}.log"] = text.decode(errors="replace")[-1_000_000:]
-    return {"files": found}
 
 
 def why(options: argparse.Namespace) -> dict:
@@ -269,7 +282,7 @@ def main() -> None:
     """Answer one call."""
     parser = argparse.ArgumentParser(description="Run a program on the host machine.")
     calls = parser.add_subparsers(required=True)
-    for call in (start, follow, finish, pack):
+    for call in (start, follow, finish, collect, discard):
         sub = calls.add_parser(call.__name__)
         sub.add_argument("run")
         sub.set_defaults(call=call)
@@ -281,14 +294,13 @@ def main() -> None:
             sub.add_argument("--argument", action="append", default=[])
         if call is follow:
             sub.add_argument("--offset", type=int, default=0)
-        if call is pack:
-            sub.add_argument("--discard", action="store_true")
-    for call in (logs, why):
-        sub = calls.add_parser(call.__name__)
-        sub.add_argument("tasks", nargs="*")
-        sub.set_defaults(call=call)
-        if call is logs:
-            sub.add_argument("--since", type=float, required=True)
+        if call is collect:
+            sub.add_argument("--since", type=float, required=True, help="when the run began, in seconds since 1970")
+            sub.add_argument("--results", action="store_true", help="the run's folder is on this machine")
+            sub.add_argument("--tasks", nargs="*", default=[], help="tasks of this machine, as in worker-0")
+    sub = calls.add_parser("why")
+    sub.add_argument("tasks", nargs="*")
+    sub.set_defaults(call=why)
     options = parser.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:

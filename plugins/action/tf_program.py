@@ -20,6 +20,7 @@ description:
   - Costs a tenth of a second where a module costs a third, for nothing is sent but the call.
   - The program answers with a JSON object on its last line. C(lines) in it are shown as they come, C(next) is called
     to go on, a file named by C(fetch) is brought to O(save_to) and unpacked there, C(files) are written there.
+    With C(failure), a sentence, the task fails.
 options:
   argv: {description: The program and its arguments, type: list, elements: str, required: true}
   send: {description: A file or folder of the controller; goes to the program's standard input as a tar file, type: path}
@@ -80,6 +81,8 @@ class ActionModule(ActionBase):
             for name, text in answer.get("files", {}).items():
                 write_below(Path(options["save_to"]), name, text)
             gathered.update({name: value for name, value in answer.items() if name not in ("lines", "next", "fetch", "files")})
+            if answer.get("failure"):
+                raise AnsibleActionFail(answer["failure"])
             if "next" not in answer:
                 return {**result, "changed": True, "answer": gathered}
             argv, data = [*program, *answer["next"]], NOTHING

@@ -66,7 +66,7 @@ def test_what_could_leave_the_folder_cannot_name_a_run(name, capsys):
     assert "cannot name a run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [("follow", "../x"), ("pack", "a/b"), ("start", "..", "--program", "x.py"), ("finish", ".")])
+@pytest.mark.parametrize("words", [("follow", "../x"), ("discard", "a/b"), ("start", "..", "--program", "x.py"), ("finish", ".")])
 def test_each_call_refuses_such_a_name_in_a_sentence(words):
     done = call("files/run_program.py", *words, input="")
     assert done.returncode == 2
@@ -219,8 +219,8 @@ def test_an_end_without_a_word_of_systemd_is_a_failure(run, monkeypatch):
 
 def pack(run):
     """Return what one call of ``pack`` puts together: name -> text, None for a folder."""
-    answer = run_program.pack(SimpleNamespace(run=run.id, discard=False))
-    assert answer["next"] == ["pack", run.id, "--discard"]
+    answer = run_program.collect(SimpleNamespace(run=run.id, results=True, since=0.0, tasks=[]))
+    assert answer["next"] == ["discard", run.id]
     with tarfile.open(answer["fetch"]) as tar:
         return {member.name: tar.extractfile(member).read().decode() if member.isfile() else None for member in tar}
 
@@ -253,7 +253,7 @@ def test_the_packed_file_is_for_its_owner_alone_and_goes_when_it_was_fetched(run
     pack(run)
     [path] = run_program.RUNS.glob(".*.tar")
     assert path.stat().st_mode & 0o777 == 0o600
-    assert run_program.pack(SimpleNamespace(run=run.id, discard=True)) == {}
+    assert run_program.discard(SimpleNamespace(run=run.id)) == {}
     assert not path.exists()
 
 

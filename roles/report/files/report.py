@@ -5,7 +5,7 @@
 
 Runs on the controller. Standard input: ``{"program": ..., "outcome": {...}, "tasks": [...]}``, what the run and the gate
 answered. Writes ``verdict.json``, ``report.html`` and ``summary.txt`` into the folder, points ``latest`` beside it to
-it, and answers with one JSON object: ``lines`` (the summary), ``verdict``, ``folder``.
+it, and answers with one JSON object: ``lines`` (the summary), ``verdict``, ``failure`` (a sentence if the run failed).
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def main() -> None:
     fresh = folder.parent / f".latest.{os.getpid()}"
     fresh.symlink_to(folder.name)
     fresh.replace(latest)
-    print(json.dumps({"lines": lines, "verdict": verdict}))
+    failure = "" if verdict["ok"] else f"{' '.join(verdict['failures'])} Everything that it left is in {folder}."
+    print(json.dumps({"lines": lines, "verdict": verdict, "failure": failure}))
 
 
 def make_verdict(folder: Path, facts: dict) -> dict:
