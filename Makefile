@@ -9,8 +9,8 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export ANSIBLE_FORCE_COLOR ?= $(if $(MAKE_TERMOUT),1,0)
 # Certificates of the machine, for those behind a proxy of their own.
 export UV_SYSTEM_CERTS := true
-# Where sudo wants a password, Ansible asks for it once.
-BECOME = $(if $(ROOT),$(shell sudo -n true 2>/dev/null || echo --ask-become-pass))
+# Where sudo wants a password, Ansible asks for it.
+export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
 .PHONY: help demo test lint unit molecule lab-check lab-down environment lock clean
 
@@ -18,7 +18,7 @@ help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 demo: lab-check environment ## Make the lab, turn it into a cluster, run the demo on it
-	ansible-playbook site.yml run_demo.yml $(BECOME)
+	ansible-playbook site.yml run_demo.yml
 	@echo; cat output/latest/summary.txt
 
 test: lab-check environment lint unit molecule ## Lint, unit tests, Molecule scenarios
@@ -39,7 +39,7 @@ lab-check: # Say within seconds if a lab cannot be made here
 	@$(PYTHON) roles/lab/files/lab_check.py
 
 lab-down: environment ## Take the lab away and what was installed for it
-	ansible-playbook playbooks/lab_down.yml $(BECOME)
+	ansible-playbook playbooks/lab_down.yml
 
 environment: $(VENV)/complete ## Only the environment (.venv) that all the commands need
 

@@ -79,8 +79,8 @@ class Task:
         self.job, self.index, self.library, self.spec_digest = job, index, library, spec_digest
         self.address = cluster_config.split_address(entry)
         self.report = {
-            "task": f"{job}:{index}", "address": entry, "state": "hangs", "version": None, "devices": [],
-            "reason": "connected, but no answer came; 'systemctl status' of its unit says more", "seconds": None,
+            "task": f"{job}:{index}", "address": entry, "state": "unreachable", "version": None, "devices": [],
+            "reason": f"the name {self.address[0]} could not be resolved in time", "seconds": None,
         }  # fmt: skip
         self.thread: threading.Thread
 
@@ -103,6 +103,7 @@ class Task:
         while True:
             try:
                 socket.create_connection(self.address, timeout=max(0.1, deadline - time.monotonic())).close()
+                self.answer("hangs", "connected, but no answer came; 'systemctl status' of its unit says more")
                 return True
             except ConnectionRefusedError:
                 self.answer("absent", "nothing listens on the port; is its unit running?")

@@ -3,7 +3,7 @@
 
     run_program.py start RUN --program demo.py < program.tar   puts it in place and starts it
     run_program.py follow RUN --offset 0                       its output since then, and how it ended
-    run_program.py collect RUN --since EPOCH --results --tasks worker-0
+    run_program.py collect RUN --seconds 60 --results true --tasks worker-0
                                                                what this machine has of it: the run's folder as one
                                                                tar file, the journals of tasks
     run_program.py why worker-0                                what systemd says of a task
@@ -24,6 +24,7 @@ import os
 import pwd
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,7 @@ def start(options: argparse.Namespace) -> dict:
     waited = time.time() - run.read()["asked"]
     other = property_of(unit, "Description") or "another run"
     if waited > options.wait:
+        shutil.rmtree(run.folder)
         cluster_config.fail(
             f"{other} still has the task {options.task} after {waited:.0f} s; try again later, or wait longer with run_wait", 1
         )
@@ -100,6 +102,7 @@ def start(options: argparse.Namespace) -> dict:
 
 def stage(run: Run) -> None:
     """Make the run's folders; only the program's own two belong to its user."""
+    os.umask(0o022)  # the program's user has to get there, whatever the caller's own files are like
     RUNS.mkdir(parents=True, exist_ok=True)
     run.folder.mkdir(mode=0o755)
     owner = pwd.getpwnam(USER)
@@ -178,11 +181,11 @@ def follow(options: argparse.Namespace) -> dict:
     deadline = time.monotonic() + WAIT
     while True:
         noted = run.read()  # before the log, so that the last words are not missed
-        size = (run.folder / "stdout.log").stat().st_size
-        if size > options.offset or "ended" in noted or time.monotonic() > deadline:
+        text, offset = read_from(run.folder / "stdout.log", options.offset, whole="ended" in noted)
+        if text or "ended" in noted or time.monotonic() > deadline:
             break
         time.sleep(0.03)
-    text, offset = read_from(run.folder / "stdout.log", options.offset, whole="ended" in noted)
+    size = (run.folder / "stdout.log").stat().st_size
     answer = {"lines": text.splitlines()}
     if "ended" not in noted and offset == options.offset and not is_alive(noted["unit"], run):
         noted = run.read()
@@ -205,7 +208,7 @@ def read_from(path: Path, offset: int, whole: bool) -> tuple[str, int]:
         log.seek(offset + skipped)
         data = log.read()
     if not whole or skipped:
-        cut = data.rfind(b"\n") + 1
+        cut = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1  # a progress bar ends its lines with a return
         data = data[:cut] if cut or len(data) < MOST_SHOWN else data
     end = offset + skipped + len(data)
     text = data.decode(errors="replace")
@@ -226,8 +229,9 @@ def property_of(unit: str, name: str) -> str:
 
 def collect(options: argparse.Namespace) -> dict:
     """Return what this machine has of a run: the journals of its tasks, and the run's folder where it is here."""
-    answer = {"files": {f"logs/{name}.log": journal(name, options.since) for name in options.tasks}}
-    return {**answer, **pack(Run(options.run))} if options.results else answer
+    since = time.time() - options.seconds
+    answer = {"files": {f"logs/{name}.log": journal(name, since) for name in options.tasks}}
+    return {**answer, **pack(Run(options.run))} if options.results == "true" else answer
 
 
 def journal(name: str, since: float) -> str:
@@ -295,8 +299,8 @@ def main() -> None:
         if call is follow:
             sub.add_argument("--offset", type=int, default=0)
         if call is collect:
-            sub.add_argument("--since", type=float, required=True, help="when the run began, in seconds since 1970")
-            sub.add_argument("--results", action="store_true", help="the run's folder is on this machine")
+            sub.add_argument("--seconds", type=float, required=True, help="how long ago the run began")
+            sub.add_argument("--results", choices=["true", "false"], required=True, help="whether the run's folder is here")
             sub.add_argument("--tasks", nargs="*", default=[], help="tasks of this machine, as in worker-0")
     sub = calls.add_parser("why")
     sub.add_argument("tasks", nargs="*")

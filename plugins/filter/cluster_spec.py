@@ -24,7 +24,6 @@ description:
 options:
   _input: {description: Ansible's C(groups), type: dict, required: true}
   hostvars: {description: Ansible's C(hostvars), type: dict, required: true}
-  jobs: {description: Names of the groups that are jobs; empty for the known ones, type: list, elements: str}
 """
 
 RETURN = """
@@ -57,9 +56,9 @@ OPTIONS = {
 }
 
 
-def cluster_spec(groups, hostvars, jobs=None):
+def cluster_spec(groups, hostvars):
     """Return the cluster that the inventory describes, or all that is wrong with it."""
-    inventory = Inventory(groups, hostvars, JOBS if jobs is None or jobs == [] else jobs)
+    inventory = Inventory(groups, hostvars)
     inventory.read()
     if inventory.problems:
         return {"problems": list(dict.fromkeys(inventory.problems))}
@@ -69,8 +68,9 @@ def cluster_spec(groups, hostvars, jobs=None):
 class Inventory:
     """The inventory on its way to a cluster; ``problems`` collects sentences."""
 
-    def __init__(self, groups, hostvars, jobs):
-        self.groups, self.hostvars, self.jobs = groups, hostvars, jobs
+    def __init__(self, groups, hostvars):
+        self.groups, self.jobs = groups, JOBS
+        self.variables = {machine: hostvars[machine] for machine in groups.get("all", [])}
         self.problems = []
         self.tasks = {}  # job -> list of tasks, in the inventory's order, then in the order of the indices
 
@@ -78,26 +78,39 @@ class Inventory:
         """Note a problem."""
         self.problems.append(sentence)
 
+    def value(self, machine, name):
+        """Return a variable of a machine; None where it is not set, or cannot be worked out, which is a problem."""
+        try:
+            return self.variables[machine].get(name)
+        except Exception as error:  # a template may raise anything
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            self.say(f"The variable {name} of machine {machine} cannot be worked out: {reason[0]}")
+            return None
+
     def read(self):
-        """Fill ``tasks``, job by job and machine by machine."""
-        if not self.check_jobs():
+        """Fill ``tasks``, machine by machine and then job by job."""
+        if not self.read_jobs():
             return
+        self.check_groups()
         machines = dict.fromkeys(name for job in self.jobs for name in self.groups.get(job, []))
-        for machine in machines:
-            values = self.hostvars[machine]
-            self.check_names(machine, values)
-            self.read_machine(machine, values)
-        for job in ("worker", "host"):
-            if job not in self.jobs:
-                self.say(f"The variable tf_jobs leaves out '{job}', which every cluster has: add it.")
-            elif not self.groups.get(job):
-                self.say(f"No machine is in the group '{job}': put at least one machine into it.")
-        for job, tasks in self.tasks.items():
+        own = {machine: self.read_machine(machine) for machine in machines}
+        for job in self.jobs:
+            tasks = [task for machine in self.groups.get(job, []) for task in own[machine] if task["job"] == job]
             self.number(job, tasks)
+            self.tasks[job] = sorted(tasks, key=lambda task: -1 if task["index"] is None else task["index"])
         self.check_addresses(machines)
 
-    def check_jobs(self):
-        """Tell whether ``jobs`` can name TensorFlow jobs."""
+    def read_jobs(self):
+        """Note the groups that are jobs and tell whether they can be."""
+        given = []
+        for machine in self.variables:
+            jobs = self.value(machine, "tf_jobs")
+            if jobs not in given:
+                given.append(jobs)
+        if len(given) > 1:
+            self.say("The variable tf_jobs is not the same for all machines: set it once, for the group 'all'.")
+            return False
+        self.jobs = JOBS if given in ([], [None], [[]]) else given[0]
         if not isinstance(self.jobs, (list, tuple)) or not all(isinstance(job, str) for job in self.jobs):
             self.say(f"The variable tf_jobs is {self.jobs!r}: make it a list of group names, as in [worker, host].")
             return False
@@ -108,24 +121,42 @@ class Inventory:
                 self.say(f"The variable tf_jobs has '{job}', but the inventory has no group '{job}': add it or leave it out.")
             if self.jobs.count(job) > 1:
                 self.say(f"The variable tf_jobs has '{job}' twice: take one out.")
+        self.jobs = list(dict.fromkeys(self.jobs))
         return True
 
-    def check_names(self, machine, values):
+    def check_groups(self):
+        """Find jobs that are missing, and misspelt ones, whose machines would be passed over in silence."""
+        for job in ("worker", "host"):
+            if job not in self.jobs:
+                self.say(f"The variable tf_jobs leaves out '{job}', which every cluster has: add it.")
+            elif not self.groups.get(job):
+                self.say(f"No machine is in the group '{job}': put at least one machine into it.")
+        for group, members in self.groups.items():
+            near = difflib.get_close_matches(group, self.jobs, n=1, cutoff=0.8) if group not in self.jobs else []
+            strays = [machine for machine in members if near and machine not in self.groups.get(near[0], [])]
+            if strays:
+                self.say(
+                    f"The group '{group}' with machine {strays[0]} is no job: is '{near[0]}' meant? If it is a job of "
+                    "your own, name it in tf_jobs."
+                )
+
+    def check_names(self, machine):
         """Find misspelt variables."""
-        for name in values:
+        for name in self.variables[machine]:
             hint = _misspelt(name)
             if hint:
                 self.say(f"The variable {name} of machine {machine} is not known: {hint}")
 
-    def read_machine(self, machine, values):
-        """Append the machine's tasks to their jobs and give them ports."""
-        address = self.address(machine, values)
-        wanted = values.get("tf_tasks")
+    def read_machine(self, machine):
+        """Return the machine's tasks, with ports."""
+        self.check_names(machine)
+        address = self.address(machine)
+        wanted = self.value(machine, "tf_tasks")
         wanted = {} if wanted is None else wanted
         own_jobs = [job for job in self.jobs if machine in self.groups.get(job, [])]
         if not isinstance(wanted, dict):
             self.say(f"The variable tf_tasks of machine {machine} is {wanted!r}: write a job and its tasks, as in {{worker: 2}}.")
-            return
+            return []
         for job in wanted:
             if job not in own_jobs:
                 self.say(
@@ -133,19 +164,19 @@ class Inventory:
                     f"{', '.join(own_jobs)}: put it into the group '{job}' or take the entry out."
                 )
         usual = {name: default for name, (_kind, default) in OPTIONS.items()}
-        usual.update(self.machine_options(machine, values))
-        mine = []
-        for job in own_jobs:
-            for entry in self.entries(machine, job, wanted.get(job, 1)):
-                task = {"job": job, "machine": machine, "address": address, **entry, "options": {**usual, **entry["options"]}}
-                mine.append(task)
-                self.tasks.setdefault(job, []).append(task)
-        self.give_ports(mine)
+        usual.update(self.machine_options(machine))
+        tasks = [
+            {"job": job, "machine": machine, "address": address, **entry, "options": {**usual, **entry["options"]}}
+            for job in own_jobs
+            for entry in self.entries(machine, job, wanted.get(job, 1))
+        ]
+        self.give_ports(tasks)
+        return tasks
 
-    def address(self, machine, values):
+    def address(self, machine):
         """Return the machine's address as it stands in the spec: IPv6 in brackets."""
-        variable = "tf_address" if values.get("tf_address") else "ansible_host"
-        given = values.get(variable) or machine
+        variable = "tf_address" if self.value(machine, "tf_address") else "ansible_host"
+        given = self.value(machine, variable) or machine
         address = str(given)
         try:
             number = ipaddress.ip_address(address.strip("[]"))
@@ -156,9 +187,9 @@ class Inventory:
                 self.say(f"The variable {variable} of machine {machine} is {given!r}: give an address or a name without a port.")
         return address
 
-    def machine_options(self, machine, values):
+    def machine_options(self, machine):
         """Return what tf_task_options says of all the machine's tasks."""
-        given = values.get("tf_task_options")
+        given = self.value(machine, "tf_task_options")
         where = f"The variable tf_task_options of machine {machine}"
         if given is None or isinstance(given, dict):
             return self.entry(where, given or {}, places={})["options"]
@@ -234,18 +265,23 @@ class Inventory:
                     f"Job '{job}' has {len(tasks)} task(s), but no index {index}: machine {by_index[highest]['machine']} has the "
                     f"index {highest} in tf_tasks; the indices of a job go from 0 to {len(tasks) - 1} without a gap."
                 )
-        tasks.sort(key=lambda task: -1 if task["index"] is None else task["index"])
 
     def check_addresses(self, machines):
         """Find addresses that two tasks share, and those that other machines cannot reach."""
-        seen = {}
+        places, owners = {}, {}
         for task in (task for tasks in self.tasks.values() for task in tasks):
             place = f"{task['address']}:{task['port']}"
-            other = seen.setdefault(place, task)
+            other = places.setdefault(place, task)
             if other is not task:
                 self.say(
                     f"{place} is given twice, to {other['job']}:{other['index']} of machine {other['machine']} and to "
                     f"{task['job']}:{task['index']} of machine {task['machine']}: change the tf_address or the port of one."
+                )
+            owner = owners.setdefault(task["address"], task["machine"])
+            if owner != task["machine"]:
+                self.say(
+                    f"Machines {owner} and {task['machine']} have the same address {task['address']}: if they are one machine, "
+                    "give it one name and say its tasks in tf_tasks; if not, change the tf_address of one."
                 )
             own = re.fullmatch(r"localhost|127\..*|0\.0\.0\.0|\[::1?\]", task["address"])
             if own and len(machines) > 1:
@@ -290,10 +326,10 @@ def _misspelt(name):
     known = _known_variables()
     if name in known or name.startswith("ansible_"):
         return ""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5 if name.startswith("tf_") else 0.88)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7 if name.startswith("tf_") else 0.88)
     if near:
         return f"is {near[0]} meant?"
-    return f"there are {', '.join(MACHINE_VARIABLES)}." if name.startswith("tf_") else ""
+    return f"there are {', '.join(MACHINE_VARIABLES)}; ports and indices are said in tf_tasks." if name.startswith("tf_") else ""
 
 
 @functools.cache
@@ -301,7 +337,7 @@ def _known_variables():
     """Return the names of the machines' variables and of all that the roles document."""
     specs = (Path(__file__).parents[2] / "roles").glob("*/meta/argument_specs.yml")
     entries = [entry for path in specs for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values()]
-    return {*MACHINE_VARIABLES, "spec_cluster", *(name for entry in entries for name in entry.get("options", {}))}
+    return {*MACHINE_VARIABLES, "spec_cluster", "tf_run", *(name for entry in entries for name in entry.get("options", {}))}
 
 
 class FilterModule:

@@ -11,8 +11,8 @@ options:
   _input: {description: The machine's tasks as worked out by the filter cluster_spec, type: list, required: true}
   machine: {description: Name of the machine in the inventory, type: str, required: true}
   found:
-    description: C(facts) as Ansible gathers them, C(listeners) as listen_ports_facts gives them, C(free_mb) of the disk
-      or nothing where that does not matter.
+    description: C(facts) as Ansible gathers them, C(listeners) as listen_ports_facts gives them, C(disk) as df -P -m gives it
+      (or no table, where that does not matter), C(account) as getent gives the servers' account.
     type: dict
     required: true
   needs: {description: C(disk_mb) and C(own_addresses), type: dict, required: true}
@@ -24,7 +24,7 @@ _value: {description: A sentence for each problem; empty if there is none, type:
 
 PYTHONS = ((3, 10), (3, 13))  # TensorFlow 2.21 has wheels for these and all between
 PROCESSORS = ("x86_64", "aarch64")
-OWN_USER = "tensorflow"
+OWN_USER, HOME = "tensorflow", "/var/lib/tf-cluster"
 
 
 def machine_problems(tasks, machine, found, needs):
@@ -44,14 +44,30 @@ def machine_problems(tasks, machine, found, needs):
             f"Machine {machine} has Python {version[0]}.{version[1]} as {facts['python'].get('executable', 'python3')}, "
             "TensorFlow 2.21 has wheels for 3.10 to 3.13: install one of them and name it in ansible_python_interpreter."
         )
-    if found["free_mb"] is not None and found["free_mb"] < needs["disk_mb"]:
+    if str(executable := facts["python"].get("executable", "")).startswith(("/root/", "/home/")):
         problems.append(
-            f"Machine {machine} has {found['free_mb']} MB of free disk under /opt, and TensorFlow takes {needs['disk_mb']} MB: "
+            f"Machine {machine} has its Python in somebody's home, {executable}, where the servers' user does not get: name "
+            "another in ansible_python_interpreter, such as /usr/bin/python3."
+        )
+    if found["account"] and found["account"][4] != HOME:
+        problems.append(
+            f"Machine {machine} has an account {OWN_USER} already, with the home {found['account'][4]}: the servers run as an "
+            "account of this name of their own; rename or remove that one."
+        )
+    free = _free_megabytes(found["disk"])
+    if free is not None and free < int(needs["disk_mb"]):
+        problems.append(
+            f"Machine {machine} has {free} MB of free disk under /opt, and TensorFlow takes {needs['disk_mb']} MB: "
             "make room there (the variable preflight_disk_mb says how much is asked for)."
         )
     if needs["own_addresses"]:
         problems += _address_problems(tasks, machine, facts)
     return [*problems, *_port_problems(tasks, machine, found["listeners"])]
+
+
+def _free_megabytes(lines):
+    """Return what ``df -P -m`` says is free, or None if it printed no table (it was not called)."""
+    return int(lines[-1].split()[3]) if len(lines) > 1 else None
 
 
 def _address_problems(tasks, machine, facts):

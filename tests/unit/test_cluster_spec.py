@@ -28,7 +28,10 @@ def cluster_of(machines, jobs=None):
     for machine, (own, _variables) in machines.items():
         for job in own.split():
             groups.setdefault(job, []).append(machine)
-    return cluster_spec(groups, {machine: variables for machine, (_own, variables) in machines.items()}, jobs)
+    said = {} if jobs is None else {"tf_jobs": jobs}
+    return cluster_spec(
+        groups, {machine: type(variables)({**variables, **said}) for machine, (_own, variables) in machines.items()}
+    )
 
 
 def three(**changes):
@@ -118,6 +121,47 @@ def test_jobs_of_ones_own_take_the_place_of_the_known_ones():
     spec = cluster_of(machines, ["host", "trainer", "worker"])["spec"]
     assert spec == {"host": ["boss:2223"], "trainer": ["one:2224"], "worker": ["one:2222"]}
     assert list(spec) == ["host", "trainer", "worker"]
+
+
+def test_indices_follow_the_order_of_the_jobs_own_group():
+    groups = {"all": ["a", "b"], "worker": ["a", "b"], "ps": ["b", "a"], "host": ["b", "a"]}
+    cluster = cluster_spec(groups, {"a": {}, "b": {}})
+    assert cluster["spec"]["ps"] == ["b:2224", "a:2224"]
+    assert cluster["host"] == "b"
+
+
+def test_jobs_that_machines_say_differently_give_a_sentence():
+    machines = {"one": ("worker", {"tf_jobs": ["worker", "host"]}), "boss": ("host", {})}
+    [problem] = sentences_of(machines)
+    assert "tf_jobs is not the same for all machines" in problem
+
+
+@pytest.mark.parametrize("group", ["workers", "Worker", "wroker", "hosts"])
+def test_a_misspelt_group_gives_a_sentence(group):
+    [problem] = sentences_of({**three(), "four": (group, {})})
+    assert f"group '{group}' with machine four is no job: is '" in problem
+
+
+def test_a_group_around_a_job_is_no_misspelling():
+    assert cluster_of({**three(), "two": ("worker workers", {})})["problems"] == []
+
+
+def test_a_variable_that_cannot_be_worked_out_gives_a_sentence():
+    class Broken(dict):
+        def get(self, name, default=None):
+            if name == "tf_address":
+                raise ValueError("'nothing' is undefined\nand more")
+            return super().get(name, default)
+
+    [problem] = sentences_of({**three(), "one": ("worker", Broken())})
+    assert problem == "The variable tf_address of machine one cannot be worked out: 'nothing' is undefined"
+
+
+def test_one_machine_under_two_names_gives_a_sentence():
+    machines = three(two={"ansible_host": "10.0.0.1", "tf_tasks": {"worker": [{"port": 2300}]}})
+    [problem] = sentences_of(machines)
+    assert "Machines one and two have the same address 10.0.0.1" in problem
+    assert "tf_tasks" in problem
 
 
 def test_no_jobs_of_ones_own_means_the_known_ones():

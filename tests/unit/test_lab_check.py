@@ -34,9 +34,9 @@ class Machine:
         text = f"MemTotal:       32000000 kB\nMemFree:         1000 kB\nMemAvailable:   {kilobytes} kB\n"
         (self.root / "proc/meminfo").write_text(text, encoding="ascii")
 
-    def problem(self):
+    def problem(self, stands=False):
         """Return the sentence."""
-        return lab_check.problem(self.root)
+        return lab_check.problem(self.root, stands)
 
 
 @pytest.fixture
@@ -64,10 +64,29 @@ def test_little_disk_is_a_problem(machine):
     assert machine.problem() == f"it takes 9 GB of free disk in {machine.root}/var/lib, and 5.0 GB are free."
 
 
-def test_little_disk_will_do_where_machines_stand_already(machine):
-    (machine.root / "var/lib/containers/storage/overlay-containers").mkdir(parents=True)
+def test_little_disk_and_memory_will_do_where_machines_stand_already(machine):
     machine.free = 5 * GIGABYTE
+    machine.memory(1_000_000)
+    assert machine.problem(stands=True) == ""
+    machine.memory(100_000)
+    assert machine.problem(stands=True) == "it takes 0.5 GB of free memory, and 0.1 GB are free."
+
+
+@pytest.mark.parametrize(
+    ("release", "old"),
+    [
+        ('ID=debian\nVERSION_ID="12"', False), ('ID=debian\nVERSION_ID="11"', True),
+        ("ID=debian\nVERSION_CODENAME=trixie", False),
+        ('ID=ubuntu\nVERSION_ID="22.04"', True), ('ID=ubuntu\nVERSION_ID="24.04"', False),
+        ("ID=fedora\nVERSION_ID=40", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_release_whose_podman_is_too_old_is_a_problem(machine, release, old):
+    (machine.root / "etc").mkdir()
+    (machine.root / "etc/os-release").write_text(release + "\n", encoding="utf-8")
     assert machine.problem() == ""
+    machine.tools.discard("podman")
+    assert machine.problem().startswith("this release's podman is too old") is old
 
 
 @pytest.mark.parametrize("tools", [{"apt-get"}, {"podman"}])

@@ -6,6 +6,16 @@ import pytest
 from project import load
 
 machine_problems = load("plugins/filter/machine_problems.py").machine_problems
+
+
+def df(free):
+    """Return what df prints of a file system with so many free megabytes."""
+    return [
+        "Filesystem     1048576-blocks  Used Available Capacity Mounted on",
+        f"overlay         100000 20000     {free}      20% /",
+    ]
+
+
 TASK = {"job": "worker", "index": 0, "name": "worker-0", "address": "10.0.0.1", "port": 2222}
 NEEDS = {"disk_mb": 2500, "own_addresses": True}
 FOUND = {
@@ -17,7 +27,8 @@ FOUND = {
         "all_ipv6_addresses": ["fe80::1%eth0", "fd00::1"],
     },
     "listeners": [{"port": 22, "name": "sshd", "pid": 1, "user": "root"}],
-    "free_mb": 2500,
+    "disk": df(2500),
+    "account": None,
 }
 
 
@@ -46,6 +57,20 @@ def test_a_translated_address_will_do_where_it_is_said():
     assert problems(task={"address": "203.0.113.5"}, needs={"own_addresses": False}) == []
 
 
+@pytest.mark.parametrize("disk", [[], [""], ["skipped, since /opt/tf-cluster/venv/made-of exists"]])
+def test_the_disk_does_not_matter_where_it_was_not_asked_for(disk):
+    assert problems(disk=disk) == []
+
+
+def test_numbers_may_come_as_texts():
+    assert problems(needs={"disk_mb": "2500"}) == []
+    assert len(problems(needs={"disk_mb": "2501"})) == 1
+
+
+def test_the_projects_own_account_will_do():
+    assert problems(account=["x", "998", "998", "", "/var/lib/tf-cluster", "/usr/sbin/nologin"]) == []
+
+
 def test_the_projects_own_server_may_hold_the_port():
     assert problems(listeners=[{"port": 2222, "name": "python3", "pid": 5, "user": "tensorflow"}]) == []
 
@@ -66,7 +91,12 @@ def test_nothing_but_the_port_counts():
         ),
         ({"facts": {"python": {"version": {"major": 3, "minor": 14}}}}, ["Python 3.14"]),
         ({"facts": {"python": {"version": {"major": 2, "minor": 11}}}}, ["Python 2.11"]),
-        ({"free_mb": 2499}, ["2499 MB", "/opt", "2500 MB", "preflight_disk_mb"]),
+        ({"disk": df(2499)}, ["2499 MB", "/opt", "2500 MB", "preflight_disk_mb"]),
+        (
+            {"facts": {"python": {"version": {"major": 3, "minor": 11}, "executable": "/root/.pyenv/versions/3.11/bin/python"}}},
+            ["/root/.pyenv", "ansible_python_interpreter"],
+        ),
+        ({"account": ["x", "1001", "1001", "Jo", "/home/tensorflow", "/bin/bash"]}, ["account tensorflow", "/home/tensorflow"]),
         ({"task": {"address": "10.0.0.2"}}, ["10.0.0.2", "10.0.0.1", "tf_address", "preflight_own_addresses"]),
         ({"task": {"address": "[fd00::2]"}}, ["fd00::2", "tf_address"]),
         (
@@ -91,4 +121,4 @@ def test_a_port_held_on_two_addresses_is_one_problem():
 def test_all_problems_are_said_at_once():
     worst = {"service_mgr": "runit", "architecture": "i386", "python": {"version": {"major": 3, "minor": 5}}}
     listeners = [{"port": 2222, "name": "x", "pid": 1, "user": "root"}]
-    assert len(problems(facts=worst, free_mb=0, task={"address": "10.9.9.9"}, listeners=listeners)) == 6
+    assert len(problems(facts=worst, disk=df(0), task={"address": "10.9.9.9"}, listeners=listeners)) == 6

@@ -98,6 +98,7 @@ def test_notes_add_up(run):
         (b"one\ntw", 4, False, "", 4),
         (b"one\ntw", 4, True, "tw", 6),
         (b"one\n", 100, True, "", 100),
+        (b"10%\r20%\r30", 0, False, "10%\r20%\r", 8),
         ("é\n".encode(), 0, False, "é\n", 3),
         (b"\xff\n", 0, False, "\N{REPLACEMENT CHARACTER}\n", 2),
     ],
@@ -154,6 +155,13 @@ def test_a_run_that_goes_on_says_what_to_call_next(run):
 
 def test_a_silent_run_is_asked_again_from_the_same_place(run):
     assert follow(run)["next"] == ["follow", run.id, "--offset", "0"]
+
+
+def test_output_without_a_line_end_is_waited_for(run):
+    (run.folder / "stdout.log").write_bytes(b"half a line")
+    begun = time.monotonic()
+    assert follow(run)["lines"] == []
+    assert time.monotonic() - begun >= 0.1
 
 
 def test_a_run_that_ended_gives_its_last_words_and_its_outcome(run):
@@ -219,7 +227,7 @@ def test_an_end_without_a_word_of_systemd_is_a_failure(run, monkeypatch):
 
 def pack(run):
     """Return what one call of ``pack`` puts together: name -> text, None for a folder."""
-    answer = run_program.collect(SimpleNamespace(run=run.id, results=True, since=0.0, tasks=[]))
+    answer = run_program.collect(SimpleNamespace(run=run.id, results="true", seconds=0.0, tasks=[]))
     assert answer["next"] == ["discard", run.id]
     with tarfile.open(answer["fetch"]) as tar:
         return {member.name: tar.extractfile(member).read().decode() if member.isfile() else None for member in tar}
@@ -333,11 +341,12 @@ def test_what_a_waiting_run_asks_to_be_called_with_is_understood(started, run, m
     assert (options.run, options.program, options.task, options.argument) == (run.id, "demo.py", "host:0", ["--steps", "5"])
 
 
-def test_a_run_does_not_wait_for_ever(started, capsys):
+def test_a_run_does_not_wait_for_ever(started, capsys, run):
     with pytest.raises(SystemExit) as caught:
         started("Unit tf-run-host-0.service was already loaded.", wait=-1.0)
     assert caught.value.code == 1
     assert "run_wait" in capsys.readouterr().err
+    assert not run.folder.exists()
 
 
 def test_a_systemd_that_refuses_is_quoted(started, capsys):

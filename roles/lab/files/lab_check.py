@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Tell whether a lab can be made on this machine, and with which container runtime and limits.
 
-    lab_check.py          says nothing and exits 0, or one sentence and exits 1
-    lab_check.py --json   the same, and what the role needs to know: {"runtime": ..., "nofile": ..., "nproc": ...}
-                          for containers.conf, {"complete": ...} if nothing has to be installed
+    lab_check.py [FOLDER]          says nothing and exits 0, or one sentence and exits 1; FOLDER is where the lab keeps its keys
+    lab_check.py [FOLDER] --json   the same, and what the role needs to know: {"runtime": ..., "nofile": ..., "nproc": ...}
+                          for containers.conf, {"complete": ...}: whether nothing has to be installed
 
 Standard library only: it runs before anything is installed.
 """
@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 
 NEEDED_DISK, NEEDED_MEMORY = 9, 3  # GB: three times TensorFlow (2 GB each), its wheels, the image; three idle servers
+STANDING_DISK, STANDING_MEMORY = 1, 0.5  # GB: the same, where the machines have taken their share already
+OLDEST = {"debian": 12, "ubuntu": 24}  # the first releases whose podman is new enough
 TOOL_FOLDERS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/podman:/usr/libexec/podman"
 ELSEWHERE = (
     "A cluster without a lab: 'ansible-playbook -i inventory/workstation site.yml run_demo.yml' uses this machine "
@@ -28,7 +30,9 @@ ELSEWHERE = (
 
 def main() -> None:
     """Print what was found and exit."""
-    found = problem(Path(os.environ.get("LAB_CHECK_ROOT", "/")))
+    folders = [word for word in sys.argv[1:] if word != "--json"] or [str(Path.home() / ".local/state/tf-lab")]
+    stands = Path(folders[0], "settings.json").exists()
+    found = problem(Path(os.environ.get("LAB_CHECK_ROOT", "/")), stands)
     if found:
         print(f"A lab cannot be made here: {found} {ELSEWHERE}", file=sys.stderr)
         sys.exit(1)
@@ -36,22 +40,28 @@ def main() -> None:
         print(json.dumps(settings()))
 
 
-def problem(root: Path) -> str:
-    """Return a sentence on what is missing, or nothing. ``root`` is where the file systems are looked at."""
+def problem(root: Path, stands: bool = False) -> str:
+    """Return a sentence on what is missing, or nothing.
+
+    ``root`` is where the file systems are looked at, ``stands`` says that the lab's machines were made already.
+    """
     if sys.platform != "linux":
         return f"containers with systemd need Linux, this is {sys.platform}."
     if os.geteuid() and not may_sudo():
         return "it takes root, and there is neither root nor sudo."
     if not shutil.which("apt-get") and not shutil.which("podman"):
         return "podman is not installed, and without apt-get it cannot be installed from here; install it yourself."
+    if not shutil.which("podman", path=TOOL_FOLDERS) and is_old(root / "etc/os-release"):
+        return "this release's podman is too old; Debian 12, Ubuntu 24.04 or a newer one has what it takes."
+    needed = STANDING_MEMORY if stands else NEEDED_MEMORY
     memory = meminfo_gigabytes(root / "proc/meminfo")
-    if memory < NEEDED_MEMORY:
-        return f"it takes {NEEDED_MEMORY} GB of free memory, and {memory:.1f} GB are free."
+    if memory < needed:
+        return f"it takes {needed} GB of free memory, and {memory:.1f} GB are free."
     storage = next(path for path in (root / "var/lib/containers", root / "var/lib", root) if path.exists())
     disk = shutil.disk_usage(storage).free / 1e9
-    # Machines that stand already have taken their space.
-    if disk < (1 if (root / "var/lib/containers/storage/overlay-containers").exists() else NEEDED_DISK):
-        return f"it takes {NEEDED_DISK} GB of free disk in {storage}, and {disk:.1f} GB are free."
+    needed = STANDING_DISK if stands else NEEDED_DISK
+    if disk < needed:
+        return f"it takes {needed} GB of free disk in {storage}, and {disk:.1f} GB are free."
     return namespaces_problem()
 
 
@@ -59,7 +69,8 @@ def may_sudo() -> bool:
     """Tell whether sudo works, or could after asking for a password at this terminal."""
     if not shutil.which("sudo"):
         return False
-    tried = subprocess.run(["sudo", "-n", "true"], capture_output=True, text=True, check=False)
+    english = {**os.environ, "LC_ALL": "C"}
+    tried = subprocess.run(["sudo", "-n", "true"], capture_output=True, text=True, check=False, env=english)
     return tried.returncode == 0 or ("password" in tried.stderr and sys.stdin.isatty())
 
 
@@ -72,6 +83,17 @@ def namespaces_problem() -> str:
         command = ["sudo", "-n", *command]
     tried = subprocess.run(command, capture_output=True, text=True, check=False)
     return "" if tried.returncode == 0 else f"namespaces are not permitted ({tried.stderr.strip()})."
+
+
+def is_old(path: Path) -> bool:
+    """Tell whether os-release(5) names a release of Debian or Ubuntu from before the ones that will do."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    said = {name: value.strip("\"'") for name, _equals, value in (line.partition("=") for line in lines)}
+    number = said.get("VERSION_ID", "").partition(".")[0]  # testing has none
+    return number.isdecimal() and int(number) < OLDEST.get(said.get("ID", ""), 0)
 
 
 def meminfo_gigabytes(path: Path) -> float:
