@@ -8,6 +8,7 @@ from packaging.version import Version
 from project import ROOT, call, load
 
 make_wheelhouse = load("roles/tensorflow/files/make_wheelhouse.py")
+TENSORFLOW = {"x86_64": "tensorflow-cpu", "aarch64": "tensorflow"}
 LOCK = ROOT / "roles/tensorflow/files/cpu.txt"
 MADE_UP = """\
 # This comment belongs to nobody.
@@ -38,8 +39,8 @@ def versions(python, machine="x86_64", text=None):
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
 def test_each_kind_of_machine_gets_each_package_once(python, machine):
     found = versions(python, machine)
-    assert {"tensorflow-cpu", "numpy", "keras", "uv", "protobuf"} <= found.keys()
-    assert found.keys() == versions("3.11").keys()
+    assert {TENSORFLOW[machine], "numpy", "keras", "uv", "protobuf"} <= found.keys()
+    assert found.keys() - {TENSORFLOW[machine]} == versions("3.11").keys() - {TENSORFLOW["x86_64"]}
 
 
 def test_the_python_decides_on_the_version():
@@ -49,7 +50,10 @@ def test_the_python_decides_on_the_version():
 
 
 def test_every_kind_of_machine_gets_the_same_tensorflow():
-    assert len({versions(python)["tensorflow-cpu"] for python in ("3.10", "3.11", "3.12", "3.13")}) == 1
+    found = {
+        versions(python, machine)[name] for python in ("3.10", "3.11", "3.12", "3.13") for machine, name in TENSORFLOW.items()
+    }
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize(
