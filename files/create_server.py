@@ -41,7 +41,6 @@ def arguments() -> argparse.Namespace:
         "--gpu-allow-growth", type=lambda text: text.lower() in ("1", "true", "yes"),
         default=default("GPU_ALLOW_GROWTH", "true"), help="take GPU memory as it is needed (default true)",
     )  # fmt: skip
-    parser.add_argument("--visible-gpus", default=default("VISIBLE_GPUS", ""), help="as in '0,1'; default all")
     parser.add_argument("--intra-op-threads", type=int, default=default("INTRA_OP_THREADS", "0"), help="0: TensorFlow's")
     parser.add_argument("--inter-op-threads", type=int, default=default("INTER_OP_THREADS", "0"), help="0: TensorFlow's")
     return parser.parse_args()
@@ -57,7 +56,6 @@ def server_def(spec: dict[str, list[str]], options: argparse.Namespace) -> bytes
     config = message.default_session_config
     config.gpu_options.per_process_gpu_memory_fraction = options.gpu_memory_fraction
     config.gpu_options.allow_growth = options.gpu_allow_growth
-    config.gpu_options.visible_device_list = options.visible_gpus
     config.intra_op_parallelism_threads = options.intra_op_threads
     config.inter_op_parallelism_threads = options.inter_op_threads
     return message.SerializeToString()
@@ -76,7 +74,8 @@ def leave_card(spec: dict[str, list[str]], options: argparse.Namespace, version:
     """Write who this task is where systemd gave it a folder; the gate reads it through TensorFlow itself."""
     folder = os.environ.get("RUNTIME_DIRECTORY")
     if folder:
-        card = {"task": f"{options.job}:{options.task}", "version": version, "spec": cluster_config.digest(spec)}
+        gpus = [uuid for uuid in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if uuid]
+        card = {"task": f"{options.job}:{options.task}", "version": version, "spec": cluster_config.digest(spec), "gpus": gpus}
         Path(folder, "task.json").write_text(json.dumps(card), encoding="utf-8")
 
 

@@ -4,8 +4,8 @@
     ready.py --config /etc/tf-cluster/config.json --timeout 10
 
 Prints a table, with ``--json`` an object ``{"ok": bool, "tasks": [...]}``; each task has ``task``,
-``address``, ``state``, ``reason``, ``version``, ``devices`` and ``seconds``. Exit status: 0 if all answer,
-1 if one does not, 2 if the configuration is wrong. Takes 0.3 s for a healthy cluster and never longer than
+``address``, ``state``, ``reason``, ``version``, ``devices``, ``gpus`` (their UUIDs) and ``seconds``. Exit status: 0 if
+all answer, 1 if one does not, 2 if the configuration is wrong. Takes 0.3 s for a healthy cluster and never longer than
 the timeout and two seconds. The states:
 
     answers      TensorFlow, of the right name, version and cluster spec
@@ -16,6 +16,8 @@ the timeout and two seconds. The states:
     other task   a TensorFlow server of another name
     other spec   a task of another cluster, or one that was started with another config.json
     other version  its TensorFlow is not the one of this machine
+    no GPU       TensorFlow found fewer GPUs than the task is to have, or one that computes wrongly (--prove)
+    no device    it has no device of a name that a program needs (--needs)
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import threading
 import time
 
 import cluster_config
+import gpu_proof
 import tf_capi
 
 DEADLINE_EXCEEDED, UNIMPLEMENTED = 4, 12
@@ -40,11 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ask every task of the cluster whether it answers.")
     parser.add_argument("--config", default=os.environ.get("TF_CLUSTER_CONFIG", "config.json"))
     parser.add_argument("--timeout", type=float, default=10, help="seconds a task has to answer")
+    parser.add_argument("--prove", action="store_true", help="let each GPU compute, and compare with the processor")
+    parser.add_argument("--needs", nargs="*", default=[], help="devices, as in /job:worker/task:1/device:GPU:0")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     cluster_config.leave_proxies()
     try:
-        report = ask_all(cluster_config.load(options.config), options.timeout)
+        report = ask_all(cluster_config.load(options.config), options)
     except cluster_config.ConfigError as error:
         cluster_config.fail(str(error), 2)
     except tf_capi.TensorFlowError as error:
@@ -53,16 +58,16 @@ def main() -> None:
     os._exit(0 if report["ok"] else 1)  # a thread that waits in a dead connection must not hold us
 
 
-def ask_all(spec: dict[str, list[str]], timeout: float) -> dict:
-    """Ask all standing tasks of ``spec`` at once; each has ``timeout`` seconds. Returns the report."""
+def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict:
+    """Ask all standing tasks of ``spec`` at once; each has ``options.timeout`` seconds. Returns the report."""
     library = tf_capi.Library()
     tasks = [
-        Task(job, index, entry, library, cluster_config.digest(spec))
+        Task(job, index, entry, library, cluster_config.digest(spec), options)
         for job, entries in spec.items()
         if job not in cluster_config.RUN_JOBS
         for index, entry in enumerate(entries)
     ]
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + options.timeout
     for task in tasks:
         task.thread = threading.Thread(target=task.ask, args=(deadline,), daemon=True)
         task.thread.start()
@@ -75,11 +80,11 @@ def ask_all(spec: dict[str, list[str]], timeout: float) -> dict:
 class Task:
     """One question to one task."""
 
-    def __init__(self, job: str, index: int, entry: str, library: tf_capi.Library, spec_digest: str) -> None:
-        self.job, self.index, self.library, self.spec_digest = job, index, library, spec_digest
+    def __init__(self, job: str, index: int, entry: str, library: tf_capi.Library, digest: str, options) -> None:
+        self.job, self.index, self.library, self.spec_digest, self.options = job, index, library, digest, options
         self.address = cluster_config.split_address(entry)
         self.report = {
-            "task": f"{job}:{index}", "address": entry, "state": "unreachable", "version": None, "devices": [],
+            "task": f"{job}:{index}", "address": entry, "state": "unreachable", "version": None, "devices": [], "gpus": [],
             "reason": f"the name {self.address[0]} could not be resolved in time", "seconds": None,
         }  # fmt: skip
         self.thread: threading.Thread
@@ -143,11 +148,30 @@ class Task:
         except tf_capi.TensorFlowError:
             self.answer("other spec", "a TensorFlow server that this project's unit did not start")
             return
-        self.report["version"] = card["version"]
+        self.report.update(version=card["version"], gpus=card["gpus"])
         if card["spec"] != self.spec_digest:
             self.answer("other spec", "it was started with another config.json; is it a task of another cluster?")
         elif card["version"] != self.library.version:
             self.answer("other version", f"it runs TensorFlow {card['version']}, this machine has {self.library.version}")
+        else:
+            self.ask_for_devices(devices, deadline)
+
+    def ask_for_devices(self, devices: list[str], deadline: float) -> None:
+        """Hold the devices of the task against those that it should have and those that a program needs."""
+        own, found = len(self.report["gpus"]), [name for name in devices if "/device:GPU:" in name]
+        short = {name.replace("/replica:0", "") for name in devices}
+        own_name = f"/job:{self.job}/task:{self.index}/"
+        missing = [name for name in self.options.needs if name.startswith(own_name) and name not in short]
+        if len(found) < own:
+            self.answer("no GPU", f"it is to have {own} GPU(s), and TensorFlow found {len(found)}; its journal says why")
+        elif missing:
+            self.answer("no device", f"the program needs {', '.join(missing)}; the task has {', '.join(sorted(short))}")
+        elif self.options.prove and found:
+            problem = gpu_proof.problem(self.library, f"grpc://{self.report['address']}", found, deadline)
+            if problem:
+                self.answer("no GPU", problem)
+            else:
+                self.answer("answers", f"{len(found)} GPU(s) computed what the processor did")
 
     def card_graph(self, device: str) -> bytes:
         """Return a graph whose operation "card" gives the bytes of the task's card."""

@@ -37,15 +37,16 @@ import cluster_config
 RUNS = Path("/var/lib/tf-cluster/runs")
 STARTUP = Path("/opt/tf-cluster/startup")
 CONFIG = Path("/etc/tf-cluster/config.json")
+TASKS = Path("/etc/tf-cluster/tasks")
 USER = "tensorflow"
 WAIT = 2.0  # seconds that one call waits for news
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
 RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs"}
 CONFINED = (
     "NoNewPrivileges=true", "CapabilityBoundingSet=", "ProtectSystem=strict", "ProtectHome=true", "PrivateTmp=true",
-    "ProtectClock=true", "ProtectControlGroups=true", "ProtectHostname=true", "ProtectKernelLogs=true",
-    "ProtectKernelModules=true", "ProtectKernelTunables=true", "LockPersonality=true", "RestrictRealtime=true",
-    "RestrictSUIDSGID=true", "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
+    "PrivateDevices=true", "ProtectClock=true", "ProtectControlGroups=true", "ProtectHostname=true",
+    "ProtectKernelLogs=true", "ProtectKernelModules=true", "ProtectKernelTunables=true", "LockPersonality=true",
+    "RestrictRealtime=true", "RestrictSUIDSGID=true", "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
 )  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def launch(run: Run, unit: str, options: argparse.Namespace) -> subprocess.Compl
         f"Description=run {run.id}", f"User={USER}", f"WorkingDirectory={run.folder / 'program'}",
         f"StandardOutput=append:{log}", f"StandardError=append:{log}", f"RuntimeMaxSec={options.timeout}",
         "TimeoutStopSec=10", f"ExecStopPost=+{finish}", f"ReadWritePaths={run.folder / 'program'} {run.folder / 'results'}",
-        *CONFINED,
+        f"EnvironmentFile=-{TASKS / f'{job}-{index}.env'}", *CONFINED,
     ]  # fmt: skip
     command = ["systemd-run", "--quiet", "--collect", f"--unit={unit}", "--service-type=exec", "--slice=tf-run.slice"]
     command += [f"--property={text}" for text in properties]

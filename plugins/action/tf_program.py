@@ -24,6 +24,7 @@ description:
 options:
   argv: {description: The program and its arguments, type: list, elements: str, required: true}
   send: {description: A file or folder of the controller; goes to the program's standard input as a tar file, type: path}
+  script: {description: A file of the controller; goes to the program's standard input as it is, type: path}
   input: {description: Data; goes to the program's standard input as JSON, type: raw}
   save_to: {description: Folder of the controller for what comes back, type: path}
   statuses: {description: Exit statuses that come with an answer, type: list, elements: int, default: [0]}
@@ -59,6 +60,7 @@ class ActionModule(ActionBase):
             {
                 "argv": {"type": "list", "elements": "str", "required": True},
                 "send": {"type": "path"},
+                "script": {"type": "path"},
                 "input": {"type": "raw"},
                 "save_to": {"type": "path"},
                 "statuses": {"type": "list", "elements": "int", "default": [0]},
@@ -66,6 +68,8 @@ class ActionModule(ActionBase):
         )
         if options["send"]:
             data = packed(Path(options["send"]))
+        elif options["script"]:
+            data = Path(options["script"]).read_bytes()
         elif options["input"] is not None:
             data = json.dumps(options["input"]).encode()
         else:

@@ -24,6 +24,7 @@ description:
 options:
   _input: {description: Ansible's C(groups), type: dict, required: true}
   hostvars: {description: Ansible's C(hostvars), type: dict, required: true}
+  provisional: {description: Whether machines may be asked for their GPUs later; one stands for them, type: bool}
 """
 
 RETURN = """
@@ -42,23 +43,25 @@ RUN_JOBS = ("host", "chief")  # their tasks belong to a run: see files/cluster_c
 FIRST_PORTS = {"worker": 2222, "host": 2223}
 NEXT_PORT = 2224
 MOST_TASKS = 4096  # of one job on one machine
+PER_GPU = "per_gpu"  # what tf_tasks says of a job that is to have a task for each GPU
 # What an entry of tf_tasks may say besides: from where to where.
 PLACES = {"index": (0, 99999), "port": (1, 65535)}
 MACHINE_VARIABLES = ("tf_address", "tf_jobs", "tf_tasks", "tf_task_options")
 # What can be said of a task, what it must be, and what holds where nothing is said: the seed's own.
-NUMBER, SHARE, SWITCH, TEXT = "a whole number from 0", "a number above 0 and up to 1", "true or false", "a text"
+NUMBER, SHARE, SWITCH = "a whole number from 0", "a number above 0 and up to 1", "true or false"
+GPUS = "a list of GPUs by number or UUID, as in [0, 1]"
 OPTIONS = {
     "gpu_memory_fraction": (SHARE, 0.2),
     "gpu_allow_growth": (SWITCH, True),
-    "visible_gpus": (TEXT, ""),
+    "gpus": (GPUS, []),
     "intra_op_threads": (NUMBER, 0),
     "inter_op_threads": (NUMBER, 0),
 }
 
 
-def cluster_spec(groups, hostvars):
+def cluster_spec(groups, hostvars, provisional=False):
     """Return the cluster that the inventory describes, or all that is wrong with it."""
-    inventory = Inventory(groups, hostvars)
+    inventory = Inventory(groups, hostvars, provisional)
     inventory.read()
     if inventory.problems:
         return {"problems": list(dict.fromkeys(inventory.problems))}
@@ -68,8 +71,8 @@ def cluster_spec(groups, hostvars):
 class Inventory:
     """The inventory on its way to a cluster; ``problems`` collects sentences."""
 
-    def __init__(self, groups, hostvars):
-        self.groups, self.jobs = groups, JOBS
+    def __init__(self, groups, hostvars, provisional=False):
+        self.groups, self.jobs, self.provisional = groups, JOBS, provisional
         self.variables = {machine: hostvars[machine] for machine in groups.get("all", [])}
         self.problems = []
         self.tasks = {}  # job -> list of tasks, in the inventory's order, then in the order of the indices
@@ -199,14 +202,32 @@ class Inventory:
     def entries(self, machine, job, wanted):
         """Return what tf_tasks says of one job: a list with an entry a task."""
         where = f"The variable tf_tasks.{job} of machine {machine}"
+        if wanted == PER_GPU:
+            return self.entry_per_gpu(where, machine)
         if isinstance(wanted, int) and not isinstance(wanted, bool):
             if not 1 <= wanted <= MOST_TASKS:
                 self.say(f"{where} is {wanted}: give 1 to {MOST_TASKS} tasks, or take the machine out of the group '{job}'.")
             return [{"options": {}} for _each in range(min(wanted, MOST_TASKS))]
         if not isinstance(wanted, list) or not all(isinstance(entry, dict) for entry in wanted) or not wanted:
-            self.say(f"{where} is {wanted!r}: give a number of tasks, or a list with an entry a task, as in [{{port: 2222}}].")
+            self.say(
+                f"{where} is {wanted!r}: give a number of tasks, 'per_gpu', or a list with an entry a task, as in "
+                "[{port: 2222}]."
+            )
             return []
         return [self.entry(where, entry) for entry in wanted]
+
+    def entry_per_gpu(self, where, machine):
+        """Return an entry for each of the machine's GPUs, as many as were found on it."""
+        found = self.value(machine, "cuda_found")
+        if not isinstance(found, dict) and self.provisional:
+            return [{"options": {"gpus": [0]}}]
+        if not isinstance(found, dict):
+            self.say(f"{where} is 'per_gpu', and the machine's GPUs are not known: can it be reached?")
+            return []
+        count = len(found["gpus"] or found["pci"])
+        if not count:
+            self.say(f"{where} is 'per_gpu', and the machine has no NVIDIA GPU: give a number of tasks.")
+        return [{"options": {"gpus": [number]}} for number in range(count)]
 
     def entry(self, where, given, places=PLACES):
         """Return one entry of tf_tasks, checked: index and port where given, and the options."""
@@ -226,7 +247,7 @@ class Inventory:
             elif not _fits(OPTIONS[name][0], value):
                 self.say(f"{where} has {name} {value!r}: give {OPTIONS[name][0]}.")
             else:
-                found["options"][name] = value
+                found["options"][name] = _gpus(value) if name == "gpus" else value
         return found
 
     def give_ports(self, tasks):
@@ -317,7 +338,22 @@ def _fits(kind, value):
         return (number := _whole(value)) is not None and number >= 0
     if kind == SHARE:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
-    return isinstance(value, (str, int)) and not isinstance(value, bool) and "\n" not in str(value)
+    return _gpus(value) is not None
+
+
+def _gpus(value):
+    """Return ``value`` as a list of GPUs, whole numbers and UUIDs; None if it is none. Texts are split at commas."""
+    given = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    gpus = []
+    for gpu in given:
+        number = _whole(gpu.strip() if isinstance(gpu, str) else gpu)
+        if number is not None and number >= 0:
+            gpus.append(number)
+        elif isinstance(gpu, str) and re.fullmatch(r"\s*(GPU|MIG)-[A-Za-z0-9/-]+\s*", gpu):
+            gpus.append(gpu.strip())
+        elif value != "":
+            return None
+    return gpus if len(set(gpus)) == len(gpus) else None
 
 
 @functools.cache
@@ -337,7 +373,13 @@ def _known_variables():
     """Return the names of the machines' variables and of all that the roles document."""
     specs = (Path(__file__).parents[2] / "roles").glob("*/meta/argument_specs.yml")
     entries = [entry for path in specs for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values()]
-    return {*MACHINE_VARIABLES, "spec_cluster", "tf_run", *(name for entry in entries for name in entry.get("options", {}))}
+    return {
+        *MACHINE_VARIABLES,
+        "spec_cluster",
+        "tf_run",
+        "cuda_found",
+        *(name for entry in entries for name in entry.get("options", {})),
+    }
 
 
 class FilterModule:

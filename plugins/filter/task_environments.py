@@ -20,21 +20,45 @@ _value:
 """
 
 FOLDER = "/etc/tf-cluster/tasks"
+# What any program on an NVIDIA GPU opens besides the GPU's own /dev/nvidia<minor>.
+SHARED_DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
+NODES_UNIT = "tf-gpu-nodes.service"
 
 
 def task_environments(tasks, inputs):
-    """Return, for each task, its name, the digest of its inputs and its environment file."""
+    """Return, for each task, its name, the digest of its inputs and its files."""
     return [_environment(task, inputs) for task in tasks]
 
 
 def _environment(task, common):
+    options = {name: value for name, value in task["options"].items() if name != "gpus"}
     lines = [f"TF_TASK_JOB={task['job']}", f"TF_TASK_INDEX={task['index']}"]
-    lines += [f'TF_TASK_{name.upper()}="{_text(value)}"' for name, value in sorted(task["options"].items())]
-    inputs = hashlib.sha256("\n".join([*lines, common]).encode()).hexdigest()[:12]
+    lines += [f'TF_TASK_{name.upper()}="{_text(value)}"' for name, value in sorted(options.items())]
+    # By UUID: numbers change when a card is added, fails or moves. Empty: a task that is given no GPU sees none.
+    lines += ["CUDA_DEVICE_ORDER=PCI_BUS_ID", f'CUDA_VISIBLE_DEVICES="{",".join(gpu["uuid"] for gpu in task["gpus"])}"']
+    devices = _device_file(task)
+    inputs = hashlib.sha256("\n".join([*lines, common, *(file["content"] for file in devices)]).encode()).hexdigest()[:12]
     content = "\n".join(
         ["# Written by Ansible. What this task's server is started with.", *lines, f"TF_TASK_INPUTS={inputs}", ""]
     )
-    return {"name": task["name"], "inputs": inputs, "file": {"path": f"{FOLDER}/{task['name']}.env", "content": content}}
+    return {
+        "name": task["name"],
+        "inputs": inputs,
+        "files": [{"path": f"{FOLDER}/{task['name']}.env", "content": content}, *devices],
+    }
+
+
+def _device_file(task):
+    """Return the drop-in that opens the devices of a task's GPUs to its unit and no others; nothing for a task without."""
+    if not task["gpus"]:
+        return []
+    parts = any(gpu["uuid"].startswith("MIG-") for gpu in task["gpus"])
+    devices = [*dict.fromkeys(f"/dev/nvidia{gpu['minor']}" for gpu in task["gpus"]), *SHARED_DEVICES]
+    lines = ["# Written by Ansible. The devices of this task's GPUs.", "[Unit]", f"Wants={NODES_UNIT}", f"After={NODES_UNIT}"]
+    lines += ["[Service]", "PrivateDevices=false", "DevicePolicy=closed", *(f"DeviceAllow={device} rw" for device in devices)]
+    lines += ["DeviceAllow=char-nvidia-caps rw"] if parts else []
+    unit = f"tf-server@{task['name']}" if task["standing"] else f"tf-run-{task['name']}"
+    return [{"path": f"/etc/systemd/system/{unit}.service.d/gpus.conf", "content": "\n".join([*lines, ""])}]
 
 
 def _text(value):

@@ -27,7 +27,8 @@ options:
       content: {description: The text, type: str, required: true}
       mode: {description: Permissions, type: str, default: "0644"}
   only:
-    description: Patterns; files that match one and are not in O(files) are removed.
+    description: Patterns; files that match one and are not in O(files) are removed, and folders that
+      become empty by that.
     type: list
     elements: str
     default: []
@@ -62,6 +63,12 @@ def as_it_should_be(path, content, mode):
         return False
     found = os.stat(path)
     return found.st_mode & 0o7777 == mode and (os.geteuid() != 0 or found.st_uid == found.st_gid == 0)
+
+
+def remove_if_empty(folder):
+    """Remove a folder with nothing in it."""
+    if not os.listdir(folder):
+        os.rmdir(folder)
 
 
 def write(module, path, content, mode):
@@ -112,6 +119,7 @@ def main():
             diffs.append({"before_header": path, "after_header": path, "before": read(path) or "", "after": ""})
             if not module.check_mode:
                 os.remove(path)
+                remove_if_empty(os.path.dirname(path))
     except OSError as error:
         module.fail_json(msg=f"{error.filename or path} could not be written: {error.strerror}", paths=paths)
     module.exit_json(changed=bool(paths), paths=paths, diff=diffs)

@@ -14,6 +14,13 @@ def test_teardown_leaves_the_runs_and_says_so(cluster):
     assert left == {"test-worker-0": "", "test-worker-1": "", "test-host": "/var/lib/tf-cluster"}
 
 
+def test_a_disk_that_is_too_small_is_refused(cluster):
+    done = cluster.playbook("site.yml", "--extra-vars=preflight_disk_mb=99999999")
+    assert done.returncode != 0
+    assert "MB of free disk under /opt, and TensorFlow takes 99999999 MB" in said(done), said(done)
+    assert "changed=1" not in done.stdout
+
+
 def test_teardown_takes_the_runs_where_asked(cluster):
     done = cluster.playbook("playbooks/teardown.yml", "--extra-vars=server_remove_runs=true")
     assert done.returncode == 0, said(done)

@@ -12,7 +12,7 @@ SEED = {"worker": ["10.10.100.87:2222", "10.10.102.74:2222"], "host": ["10.10.10
 SEEDS_OPTIONS = {
     "gpu_memory_fraction": 0.2,
     "gpu_allow_growth": True,
-    "visible_gpus": "",
+    "gpus": [],
     "intra_op_threads": 0,
     "inter_op_threads": 0,
 }
@@ -189,7 +189,7 @@ def test_a_tasks_options_are_kept_as_given():
     options = {
         "gpu_memory_fraction": 0.5,
         "gpu_allow_growth": False,
-        "visible_gpus": "0,1",
+        "gpus": [0, "GPU-1f3a"],
         "intra_op_threads": 0,
         "inter_op_threads": 4,
     }
@@ -205,6 +205,30 @@ def test_a_machines_options_hold_for_its_tasks_that_say_nothing_else():
     assert said["worker-0"] == {**SEEDS_OPTIONS, "intra_op_threads": 2}
     assert said["worker-1"] == {**SEEDS_OPTIONS, "intra_op_threads": 3}
     assert said["worker-2"] == said["host-0"] == SEEDS_OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus"),
+    [([], []), ("", []), (0, [0]), ("0,1", [0, 1]), ([1, "0"], [1, 0]), (" GPU-1f-3a , MIG-2b/1/0", ["GPU-1f-3a", "MIG-2b/1/0"])],
+)
+def test_gpus_may_be_said_in_several_ways(given, gpus):
+    [task] = cluster_of(with_tasks([{"gpus": given}]))["machines"]["one"]
+    assert task["options"]["gpus"] == gpus
+
+
+@pytest.mark.parametrize("found", [{"gpus": [{}] * 8, "pci": [{}] * 8}, {"gpus": [], "pci": [{}] * 8}])
+def test_a_task_for_each_gpu(found):
+    cluster = cluster_of(three(one={"tf_tasks": {"worker": "per_gpu"}, "cuda_found": found}))
+    assert [task["options"]["gpus"] for task in cluster["machines"]["one"]] == [[number] for number in range(8)]
+    assert cluster["spec"]["worker"] == ["10.0.0.1:2222", *(f"10.0.0.1:{port}" for port in range(2224, 2231)), TWO]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"), [({}, "are not known"), ({"cuda_found": {"gpus": [], "pci": []}}, "has no NVIDIA GPU")]
+)
+def test_a_task_for_each_gpu_takes_gpus(found, words):
+    problems = sentences_of(three(one={"tf_tasks": {"worker": "per_gpu"}, **found}))
+    assert any("tf_tasks.worker of machine one is 'per_gpu'" in problem and words in problem for problem in problems)
 
 
 TASKS = "The variable tf_tasks.worker of machine one"
@@ -268,7 +292,7 @@ TASKS = "The variable tf_tasks.worker of machine one"
             for name, values in {
                 "gpu_memory_fraction": (0, 2, -0.5, True, None, "half", [0.5], float("nan"), float("inf")),
                 "gpu_allow_growth": (1, 0, "yes", None, [True], {}),
-                "visible_gpus": (None, True, [0, 1], {}, 0.5, "0\n1"),
+                "gpus": (None, True, {}, 0.5, -1, [0, 0], [True], ["a"], ["GPU-"], "0 1", "0;1", [[0]]),
                 "intra_op_threads": (-1, 1.5, "x", True, False, 0.0, None, [], [0]),
                 "inter_op_threads": (-1, {}, "two"),
             }.items()

@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from project import call, load
@@ -31,7 +32,7 @@ def ask(monkeypatch):
     monkeypatch.setattr(ready.tf_capi, "message", lambda *_names: lambda **_fields: type("M", (), {"SerializeToString": bytes})())
 
     def ask(entry, seconds=0.3, library=None):
-        task = ready.Task("worker", 0, entry, library or Deaf(), "digest")
+        task = ready.Task("worker", 0, entry, library or Deaf(), "digest", SimpleNamespace(needs=[], prove=False))
         task.ask(time.monotonic() + seconds)
         return task.report
 

@@ -9,8 +9,8 @@ from project import call
 
 MATRIX = [[26.80402, 32.85203], [54.003944, 69.09987]]
 TASKS = [
-    {"task": "worker:0", "machine": "m1", "address": "10.0.0.1:2222", "state": "answers", "version": "2.21.0", "seconds": 0.1},
-    {"task": "worker:1", "machine": "m2", "address": "10.0.0.2:2222", "state": "answers", "version": "2.21.0", "seconds": 0.1},
+    {"task": "worker:0", "machine": "m1", "address": "10.0.0.1:2222", "state": "answers", "version": "2.21.0", "gpus": []},
+    {"task": "worker:1", "machine": "m2", "address": "10.0.0.2:2222", "state": "answers", "version": "2.21.0", "gpus": []},
 ]
 
 
@@ -51,7 +51,7 @@ def run(tmp_path):
 def test_a_good_run_has_a_good_verdict(run):
     run.write("result.json", json.dumps({"matrix": MATRIX}))
     run.report()
-    task = {"state": "answers", "version": "2.21.0"}
+    task = {"state": "answers", "version": "2.21.0", "gpus": []}
     assert json.loads(run.text("verdict.json")) == {
         "ok": True,
         "failures": [],

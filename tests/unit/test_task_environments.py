@@ -6,13 +6,14 @@ import pytest
 from project import ROOT, load
 
 filters = load("plugins/filter/task_environments.py")
-DEFAULTS = {"gpu_memory_fraction": 0.2, "gpu_allow_growth": True, "visible_gpus": ""}
+DEFAULTS = {"gpu_memory_fraction": 0.2, "gpu_allow_growth": True, "note": ""}
 
 
 def tasks(*options):
     """Return worker tasks, one for each of the options."""
     return [
-        {"job": "worker", "index": i, "name": f"worker-{i}", "options": {**DEFAULTS, **given}} for i, given in enumerate(options)
+        {"job": "worker", "index": i, "name": f"worker-{i}", "options": {**DEFAULTS, **given}, "gpus": [], "standing": True}
+        for i, given in enumerate(options)
     ]
 
 
@@ -23,35 +24,37 @@ def environments(*options, common="spec"):
 
 def variables(environment):
     """Return the variables in an environment file, quotes read as systemd reads them."""
-    return dict(word.split("=", 1) for word in shlex.split(environment["file"]["content"], comments=True))
+    return dict(word.split("=", 1) for word in shlex.split(environment["files"][0]["content"], comments=True))
 
 
 def test_a_task_is_told_its_name_and_its_options():
     [environment] = environments({"gpu_memory_fraction": 0.5})
     assert environment["name"] == "worker-0"
-    assert environment["file"]["path"] == "/etc/tf-cluster/tasks/worker-0.env"
+    assert [file["path"] for file in environment["files"]] == ["/etc/tf-cluster/tasks/worker-0.env"]
     assert variables(environment) == {
         "TF_TASK_JOB": "worker",
         "TF_TASK_INDEX": "0",
         "TF_TASK_GPU_MEMORY_FRACTION": "0.5",
         "TF_TASK_GPU_ALLOW_GROWTH": "true",
-        "TF_TASK_VISIBLE_GPUS": "",
+        "TF_TASK_NOTE": "",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "",
         "TF_TASK_INPUTS": environment["inputs"],
     }
 
 
 def test_the_file_ends_with_a_line_end():
-    assert environments({})[0]["file"]["content"].endswith("\n")
+    assert environments({})[0]["files"][0]["content"].endswith("\n")
 
 
 @pytest.mark.parametrize("text", ["0,1", 'a"b', "a\\b", "a b", "# a", "$HOME", "'", '\\"', "a;b", "é"])
 def test_a_value_comes_out_of_its_quotes_as_it_went_in(text):
-    [environment] = environments({"visible_gpus": text})
-    assert variables(environment)["TF_TASK_VISIBLE_GPUS"] == text
+    [environment] = environments({"note": text})
+    assert variables(environment)["TF_TASK_NOTE"] == text
 
 
 def test_a_value_does_not_break_out_of_its_line():
-    [environment] = environments({"visible_gpus": '0" TF_TASK_JOB="ps'})
+    [environment] = environments({"note": '0" TF_TASK_JOB="ps'})
     assert variables(environment)["TF_TASK_JOB"] == "worker"
 
 
@@ -60,7 +63,7 @@ def test_a_switch_is_written_as_create_server_reads_it(switch, text):
     assert variables(environments({"gpu_allow_growth": switch})[0])["TF_TASK_GPU_ALLOW_GROWTH"] == text
 
 
-@pytest.mark.parametrize("change", [{"gpu_memory_fraction": 0.9}, {"visible_gpus": "1"}, {"intra_op_threads": 2}])
+@pytest.mark.parametrize("change", [{"gpu_memory_fraction": 0.9}, {"note": "1"}, {"intra_op_threads": 2}])
 def test_a_change_of_one_task_changes_that_task_alone(change):
     before, after = environments({}, {}, {}), environments({}, change, {})
     assert [old == new for old, new in zip(before, after)] == [True, False, True]
@@ -77,14 +80,48 @@ def test_a_task_more_changes_no_other():
 
 
 def test_the_order_of_the_options_does_not_matter():
-    options = {"visible_gpus": "1", "gpu_allow_growth": False}
+    options = {"note": "1", "gpu_allow_growth": False}
     assert environments(options) == environments(dict(reversed(options.items())))
 
 
 def test_the_options_of_a_task_are_left_as_they_were():
-    given = tasks({"visible_gpus": "1"})
+    given = tasks({"note": "1"})
     filters.task_environments(given, "")
-    assert given == tasks({"visible_gpus": "1"})
+    assert given == tasks({"note": "1"})
+
+
+def with_gpus(gpus, **changes):
+    """Return the environment of a task with these GPUs."""
+    [task] = tasks({})
+    return filters.task_environments([{**task, **changes, "gpus": gpus}], "spec")[0]
+
+
+def test_a_task_gets_its_gpus_by_uuid_and_their_devices_alone():
+    environment = with_gpus([{"uuid": "GPU-aaa", "minor": 3}, {"uuid": "GPU-bbb", "minor": 1}])
+    assert variables(environment)["CUDA_VISIBLE_DEVICES"] == "GPU-aaa,GPU-bbb"
+    drop_in = environment["files"][1]
+    assert drop_in["path"] == "/etc/systemd/system/tf-server@worker-0.service.d/gpus.conf"
+    lines = drop_in["content"].splitlines()
+    assert [line.split("=")[1] for line in lines if line.startswith("DeviceAllow=")] == [
+        "/dev/nvidia3 rw", "/dev/nvidia1 rw", "/dev/nvidiactl rw", "/dev/nvidia-uvm rw", "/dev/nvidia-uvm-tools rw",
+    ]  # fmt: skip
+    assert {"PrivateDevices=false", "DevicePolicy=closed"} <= set(lines)
+
+
+def test_a_part_of_a_gpu_comes_with_the_devices_of_parts():
+    content = with_gpus([{"uuid": "MIG-aaa", "minor": 0}])["files"][1]["content"]
+    assert "DeviceAllow=char-nvidia-caps rw" in content
+    assert "nvidia-caps" not in with_gpus([{"uuid": "GPU-aaa", "minor": 0}])["files"][1]["content"]
+
+
+def test_a_runs_task_gets_its_gpus_through_the_runs_unit():
+    environment = with_gpus([{"uuid": "GPU-aaa", "minor": 0}], name="host-0", standing=False)
+    assert environment["files"][1]["path"] == "/etc/systemd/system/tf-run-host-0.service.d/gpus.conf"
+
+
+def test_another_gpu_is_another_input():
+    found = [with_gpus(gpus)["inputs"] for gpus in ([], [{"uuid": "GPU-a", "minor": 0}], [{"uuid": "GPU-a", "minor": 1}])]
+    assert len(set(found)) == 3
 
 
 def test_a_program_is_a_file_that_may_be_run():

@@ -56,9 +56,8 @@ def make_verdict(folder: Path, facts: dict) -> dict:
         for task in facts["tasks"]
         if not (folder / "logs" / f"{task['task'].replace(':', '-')}.log").exists()
     ]
-    tasks = {
-        task["task"]: {name: task.get(name) for name in ("machine", "address", "state", "version")} for task in facts["tasks"]
-    }
+    told = ("machine", "address", "state", "version", "gpus")
+    tasks = {task["task"]: {name: task.get(name) for name in told} for task in facts["tasks"]}
     started = datetime.datetime.fromtimestamp(outcome["started"], datetime.timezone.utc)
     verdict = {
         "ok": not failures,

@@ -1,0 +1,212 @@
+"""What keeps tasks from their GPUs, as sentences; and the GPUs that tasks get."""
+
+from __future__ import annotations
+
+DOCUMENTATION = """
+name: gpu_problems
+short_description: Hold the GPUs that a machine's tasks are to have against those that it has
+options:
+  _input: {description: The machine's tasks as worked out by the filter cluster_spec, type: list, required: true}
+  machine: {description: Name of the machine in the inventory, type: str, required: true}
+  found: {description: What files/find_gpus.py found on it, type: dict, required: true}
+  needs:
+    description:
+      - C(driver), the oldest version that will do. C(built_for), what the TensorFlow wheel was built for, as in sm_80.
+      - C(installs), whether a missing driver is still to be installed, C(builds), whether its module is built on the machine.
+    type: dict
+    required: true
+"""
+
+RETURN = """
+_value: {description: A sentence for each problem; empty if there is none, type: list, elements: str}
+"""
+
+# TensorFlow 2.21 fails on these although it carries code that should run there.
+BROKEN_FROM = (10, 0)
+
+
+def gpu_problems(tasks, machine, found, needs):
+    """Return the machine's problems; none where no task is to have a GPU."""
+    wanted = {task["name"]: task["options"]["gpus"] for task in tasks if task["options"]["gpus"]}
+    if not wanted:
+        return []
+    problems = _driver_problems(machine, found, needs, f"{next(iter(wanted))} is to have a GPU")
+    if problems or not found["gpus"]:
+        return problems
+    for name, gpus in wanted.items():
+        problems += [sentence for gpu in gpus if (sentence := _unknown(machine, name, gpu, found["gpus"]))]
+    if problems:
+        return problems
+    mine = {gpu["uuid"]: gpu for task in with_gpus(tasks, found) for gpu in task["gpus"]}
+    for gpu in mine.values():
+        problems += _gpu_problems(machine, gpu, needs)
+    return [*problems, *_shares(machine, tasks, found), *_strangers(machine, mine, found["processes"])]
+
+
+def _driver_problems(machine, found, needs, why):
+    error, kernel = found["error"], found["kernel"]
+    if found["processor"] != "x86_64":
+        return [
+            f"Machine {machine} has a processor of the kind {found['processor']}, for which TensorFlow 2.21 has no wheel with "
+            f"GPU support, and {why}: take 'gpus' out of its tf_tasks and tf_task_options."
+        ]
+    if not found["gpus"] and not found["pci"]:
+        return [
+            f"Machine {machine} has no NVIDIA GPU, and {why}: take 'gpus' out of its tf_tasks and tf_task_options, or look "
+            "whether the card sits in its slot ('lspci -d 10de:' shows it then)."
+        ]
+    if "version mismatch" in error:
+        return [
+            f"Machine {machine} runs the kernel's NVIDIA driver {kernel}, but its libraries are of another version (an upgrade "
+            "replaced them): reboot it."
+        ]
+    lost = [gpu["bus"] for gpu in found["pci"] if found["gpus"] and gpu["bus"] not in {known["bus"] for known in found["gpus"]}]
+    if lost or "device handle" in error or "is lost" in error:
+        where = f" at {', '.join(lost)}" if lost else ""
+        return [
+            f"A GPU{where} of machine {machine} does not answer its driver ({error or 'it is not listed'}): switch the machine "
+            "off and on; if it happens again, the card, its power or its slot is at fault."
+        ]
+    if found["gpus"]:
+        old = [gpu["driver"] for gpu in found["gpus"] if _version(gpu["driver"]) < _version(needs["driver"])]
+        return [
+            f"Machine {machine} has the NVIDIA driver {old[0]}, and TensorFlow needs {needs['driver']} or newer: remove that "
+            "driver and let cuda_driver install one."
+        ] if old else []  # fmt: skip
+    if not needs["installs"]:
+        return [
+            f"Machine {machine} has {len(found['pci'])} NVIDIA GPU(s) and no driver that works ({error}): set cuda_driver to "
+            f"'distribution' or 'nvidia', or install {needs['driver']} or newer yourself."
+        ]
+    if found["reboot_required"]:
+        return [f"Machine {machine} waits for a reboot, and a driver is built for the running kernel: reboot it first."]
+    if found["secure_boot"] and needs["builds"] and not found["signed"]:
+        return [
+            f"Machine {machine} has Secure Boot on, and a driver that is built on it carries no signature that the firmware "
+            "knows: switch Secure Boot off, or install a signed driver yourself and set cuda_driver to 'none'."
+        ]
+    return []
+
+
+def _unknown(machine, name, gpu, gpus):
+    if isinstance(gpu, int):
+        if gpu >= len(gpus):
+            return f"Machine {machine} has the GPUs 0 to {len(gpus) - 1}, and {name} is to have GPU {gpu}: change its 'gpus'."
+        if gpus[gpu]["mig"]:
+            parts = ", ".join(part["uuid"] for part in gpus[gpu]["parts"]) or "none yet; 'nvidia-smi mig -cgi' makes some"
+            return f"GPU {gpu} of machine {machine} is split by MIG: name a part of it in the 'gpus' of {name} ({parts})."
+        return ""
+    if _by_name(gpu, gpus) is None:
+        known = ", ".join([known["uuid"] for known in gpus] + [part["uuid"] for known in gpus for part in known["parts"]])
+        return f"Machine {machine} has no GPU {gpu}, which {name} is to have: it has {known}."
+    return ""
+
+
+def _gpu_problems(machine, gpu, needs):
+    if not gpu["compute_capability"]:
+        return
+    major, minor = (int(part) for part in gpu["compute_capability"].split("."))
+    if (major, minor) >= BROKEN_FROM:
+        yield (
+            f"The {gpu['model']} of machine {machine} has compute capability {major}.{minor}, on which TensorFlow 2.21 is known "
+            "to fail: leave it out of 'gpus'; a newer TensorFlow may have it."
+        )
+    elif not any(_runs_on(target, major, minor) for target in needs["built_for"]):
+        yield (
+            f"The {gpu['model']} of machine {machine} has compute capability {major}.{minor}, and this TensorFlow was built for "
+            f"{', '.join(needs['built_for'])}: leave it out of 'gpus'."
+        )
+
+
+def _runs_on(target, major, minor):
+    """Tell whether code for ``target`` runs on a GPU: machine code within its major version, sm_80 on 8.6; PTX upwards."""
+    kind, _underscore, digits = target.partition("_")
+    built = (int(digits[:-1]), int(digits[-1]))
+    return built <= (major, minor) and (kind == "compute" or built[0] == major)
+
+
+def _shares(machine, tasks, found):
+    """Find GPUs of which tasks are to take more than all memory."""
+    shares = {}
+    for task in with_gpus(tasks, found):
+        for gpu in task["gpus"]:
+            shares.setdefault(gpu["uuid"], []).append((task["name"], task["options"]["gpu_memory_fraction"]))
+    for uuid, parts in shares.items():
+        if sum(share for _name, share in parts) > 1:
+            yield (
+                f"The tasks {', '.join(name for name, _share in parts)} of machine {machine} share the GPU {uuid} and are to "
+                "take more than all of its memory: lower their gpu_memory_fraction, or give each a GPU of its own."
+            )
+
+
+def _strangers(machine, mine, processes):
+    for process in processes:
+        if process["gpu"] in mine and not process["unit"].startswith(("tf-server@", "tf-run-")):
+            yield (
+                f"The GPU {process['gpu']} of machine {machine} is in use by {process['name']} (process {process['pid']}, user "
+                f"{process['user']}), which is no task of this cluster: end it, or leave this GPU out of 'gpus'."
+            )
+
+
+def _version(text):
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def _by_name(name, gpus):
+    """Return the GPU, or the part of one, with this UUID; a GPU by as much of it as nvidia-smi would take."""
+    for gpu in gpus:
+        if gpu["uuid"] == name or (name.startswith("GPU-") and len(name) >= 12 and gpu["uuid"].startswith(name)):
+            return gpu
+        for part in gpu["parts"]:
+            if part["uuid"] == name:
+                return {**gpu, "uuid": part["uuid"], "model": f"{gpu['model']} {part['model']}"}
+    return None
+
+
+def with_gpus(tasks, found):
+    """Return the tasks, each with its ``gpus`` as found (uuid, minor, model, ...); those that are not there are left out."""
+    gpus = found["gpus"]
+    named = []
+    for task in tasks:
+        own = [
+            (gpus[gpu] if gpu < len(gpus) else None) if isinstance(gpu, int) else _by_name(gpu, gpus)
+            for gpu in task["options"]["gpus"]
+        ]
+        named.append({**task, "gpus": [gpu for gpu in own if gpu]})
+    return named
+
+
+def fleet_problems(fleet, may_differ):
+    """Return a sentence if drivers differ among machines: ``fleet`` is machine -> what was found there."""
+    drivers = {}
+    for machine, found in fleet.items():
+        for gpu in found["gpus"][:1]:
+            drivers.setdefault(gpu["driver"], []).append(machine)
+    if len(drivers) < 2 or may_differ:
+        return []
+    listed = "; ".join(f"{driver} on {', '.join(machines)}" for driver, machines in sorted(drivers.items()))
+    return [f"The machines have different NVIDIA drivers ({listed}): make them alike, or set cuda_may_differ to true."]
+
+
+def gpu_table(fleet, machines):
+    """Return lines on the GPUs of all machines: ``fleet`` is machine -> what was found, ``machines`` machine -> its tasks."""
+    rows = [("machine", "GPU", "model", "memory used", "temperature", "tasks")]
+    for machine, found in fleet.items():
+        owners = {}
+        for task in with_gpus(machines.get(machine, []), found):
+            for gpu in task["gpus"]:
+                owners.setdefault(gpu["bus"], []).append(task["name"])
+        for gpu in found["gpus"]:
+            used = "?" if gpu["memory_used_mb"] is None else f"{gpu['memory_used_mb']} of {gpu['memory_mb']} MB"
+            heat = "?" if gpu["temperature"] is None else str(gpu["temperature"])
+            rows.append((machine, str(gpu["index"]), gpu["model"], used, heat, ", ".join(owners.get(gpu["bus"], ["none"]))))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self):
+        """Return the filters by name."""
+        return {"gpu_problems": gpu_problems, "with_gpus": with_gpus, "fleet_problems": fleet_problems, "gpu_table": gpu_table}

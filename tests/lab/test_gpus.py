@@ -1,0 +1,107 @@
+"""A machine whose nvidia-smi tells of eight GPUs: tasks, ports, environment files and devices follow from it."""
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT, said
+
+sys.path.append(str(ROOT / "tests/unit"))
+import gpu_machines
+
+UUIDS = [line.split(", ")[2] for line in gpu_machines.EIGHT.splitlines()]
+PORTS = [2222, *range(2224, 2231)]
+SMI = f"""#!/bin/sh
+# Tells of eight GPUs that are not there.
+case "$1" in --query-gpu=*) cat <<'END'
+{gpu_machines.EIGHT}END
+esac
+"""
+NODES = "; ".join(
+    f"test -e /dev/nvidia{name} || mknod -m 666 /dev/nvidia{name} c {numbers}"
+    for name, numbers in [*((i, f"195 {i}") for i in range(8)), ("ctl", "195 255"), ("-uvm", "510 0"), ("-uvm-tools", "510 1")]
+)
+SHARED = {"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"}
+
+
+@pytest.fixture(scope="module")
+def told(cluster):
+    """Return what site.yml said of the machine with the GPUs."""
+    cluster.command("ansible", "gpus-a", "--module-name=ansible.builtin.copy",
+                    f'--args={json.dumps({"content": SMI, "dest": "/usr/local/bin/nvidia-smi", "mode": "0755"})}')  # fmt: skip
+    cluster.shell("gpus-a", NODES + "; ls /dev/nvidia7")
+    return said(cluster.playbook("site.yml"))
+
+
+def test_the_gate_says_that_no_gpu_is_there(told):
+    """The truth here: TensorFlow has no GPU to find."""
+    for index, port in enumerate(PORTS):
+        row = f"worker:{index} gpus-a 10.89.81.10:{port} no GPU it is to have 1 GPU(s), and TensorFlow found 0"
+        assert row in told, told
+    assert "worker:8 gpus-b 10.89.81.11:2222 answers" in told
+
+
+def test_each_gpu_has_a_task_of_its_own(cluster, told):
+    units = cluster.shell("gpus-a", "systemctl list-units --plain --no-legend --state=active 'tf-server@*' | cut -d' ' -f1")[
+        "gpus-a"
+    ]
+    assert units.split() == [f"tf-server@worker-{index}.service" for index in range(8)]
+    files = cluster.shell("gpus-a", "grep -h CUDA_VISIBLE_DEVICES /etc/tf-cluster/tasks/worker-*.env")["gpus-a"]
+    assert files.split() == [f'CUDA_VISIBLE_DEVICES="{uuid}"' for uuid in UUIDS]
+    spec = json.loads(cluster.shell("gpus-b", "cat /etc/tf-cluster/config.json")["gpus-b"])
+    assert spec["worker"] == [*(f"10.89.81.10:{port}" for port in PORTS), "10.89.81.11:2222"]
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_a_task_may_open_its_own_gpu_alone(cluster, told, index):
+    shown = cluster.shell("gpus-a", f"systemctl show --value --property=DeviceAllow tf-server@worker-{index}")["gpus-a"]
+    assert {word for word in shown.split() if word.startswith("/dev/")} == {f"/dev/nvidia{index}", *SHARED}
+
+
+def test_a_task_without_a_gpu_sees_none(cluster, told):
+    shown = cluster.shell("gpus-b", "systemctl show --property=PrivateDevices,DeviceAllow tf-server@worker-8")["gpus-b"]
+    assert "PrivateDevices=yes" in shown
+    assert "nvidia" not in shown
+    assert 'CUDA_VISIBLE_DEVICES=""' in cluster.shell("gpus-b", "cat /etc/tf-cluster/tasks/worker-8.env")["gpus-b"]
+
+
+def test_ansible_shows_the_gpus_as_a_fact(cluster, told):
+    done = cluster.command("ansible", "gpus-a", "--module-name=ansible.builtin.setup", "--args=filter=ansible_local")
+    assert all(uuid in done.stdout for uuid in UUIDS)
+    done = cluster.command("ansible", "gpus-b", "--module-name=ansible.builtin.setup", "--args=filter=ansible_local")
+    assert "tf_gpus" not in done.stdout
+
+
+def test_the_status_names_each_gpu_and_its_task(cluster, told):
+    done = cluster.playbook("playbooks/status.yml")
+    assert done.returncode != 0
+    for index in range(8):
+        row = f"gpus-a {index} NVIDIA A100-SXM4-40GB {index} of 40960 MB 3{index} worker-{index}"
+        assert row in said(done), said(done)
+
+
+def test_a_second_time_changes_nothing(cluster, told):
+    assert "changed=1" not in cluster.playbook("site.yml").stdout
+
+
+def test_a_gpu_that_fell_off_the_bus_is_said(cluster, told):
+    line = (
+        "sed -i 's/^7, .*$/Unable to determine the device handle for GPU 0000:BD:00.0: GPU is lost./' /usr/local/bin/nvidia-smi"
+    )
+    cluster.shell("gpus-a", line)
+    done = cluster.playbook("site.yml")
+    assert done.returncode != 0
+    assert "of machine gpus-a does not answer its driver (Unable to determine the device handle" in said(done), said(done)
+
+
+def test_a_machine_without_a_gpu_says_so(cluster, told):
+    cluster.shell("gpus-a", "rm /usr/local/bin/nvidia-smi")
+    done = cluster.playbook("site.yml")
+    assert done.returncode != 0
+    assert "tf_tasks.worker of machine gpus-a is 'per_gpu', and the machine has no NVIDIA GPU" in said(done), said(done)
+
+
+def test_teardown_leaves_nothing_of_it(cluster, told):
+    assert cluster.playbook("playbooks/teardown.yml").returncode == 0
+    line = "ls -d /etc/tf-cluster /etc/systemd/system/tf-* /etc/ansible/facts.d/tf_gpus.fact 2>/dev/null; true"
+    assert set(cluster.shell("lab", line).values()) == {""}

@@ -1,0 +1,173 @@
+"""find_gpus.py over what tools print on machines of all kinds."""
+
+import json
+import os
+import stat
+
+import gpu_machines as machines
+import pytest
+from project import call, load
+
+find_gpus = load("files/find_gpus.py")
+
+
+class Machine:
+    """A machine made of files below a folder, and of what its commands print."""
+
+    def __init__(self, root, monkeypatch):
+        self.root, self.said = root, {}
+        monkeypatch.setattr(find_gpus, "call", lambda *words: self.said.get(words[1].partition("=")[0], (127, "")))
+
+    def write(self, name, text):
+        """Write one of the kernel's files."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def card(self, bus, vendor="0x10de", kind="0x030200", device="0x2330"):
+        """Put a card into a slot."""
+        for name, text in (("vendor", vendor), ("class", kind), ("device", device)):
+            self.write(f"sys/bus/pci/devices/{bus}/{name}", f"{text}\n")
+
+    def smi(self, rows, status=0, listed="", processes=""):
+        """Let nvidia-smi be there."""
+        self.said["--query-gpu"] = (status, rows)
+        self.said["--list-gpus"] = (0, listed)
+        self.said["--query-compute-apps"] = (0, processes)
+
+    def find(self):
+        """Return what is found."""
+        return find_gpus.find(self.root)
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Return a machine without a GPU."""
+    return Machine(tmp_path, monkeypatch)
+
+
+def test_a_bare_machine_has_nothing(machine):
+    found = machine.find()
+    assert found.pop("processor") == os.uname().machine
+    assert found == {
+        "pci": [], "gpus": [], "processes": [], "kernel": None, "error": "nvidia-smi is not installed", "nouveau": False,
+        "secure_boot": None, "signed": False, "reboot_required": False,
+    }  # fmt: skip
+
+
+def test_cards_are_found_without_a_driver(machine):
+    machine.card("0000:17:00.0")
+    machine.card("0000:02:00.0", kind="0x030000", device="0x1b00")
+    machine.card("0000:02:00.1", kind="0x040300")  # its sound
+    machine.card("0000:00:02.0", vendor="0x8086", kind="0x030000")
+    machine.card("0000:03:00.0", kind="0x068000")  # a bridge for NVLink
+    assert machine.find()["pci"] == [{"bus": "0000:02:00.0", "device": "1b00"}, {"bus": "0000:17:00.0", "device": "2330"}]
+
+
+def test_the_driver_says_more(machine):
+    machine.smi(machines.H100)
+    machine.write("proc/driver/nvidia/gpus/0000:17:00.0/information", "Model: \t\t NVIDIA H100\nDevice Minor: \t 3\n")
+    machine.write("proc/driver/nvidia/version", machines.PROPRIETARY)
+    found = machine.find()
+    assert found["gpus"] == [
+        {
+            "index": 0, "model": "NVIDIA H100 80GB HBM3", "uuid": "GPU-5f2d8c1a-0000-4b1e-9d57-3a61c0e7f9b0",
+            "bus": "0000:17:00.0",
+            "memory_mb": 81559, "memory_used_mb": 4, "temperature": 31, "compute_capability": "9.0", "driver": "535.161.08",
+            "minor": 3, "mig": False, "parts": [],
+        }
+    ]  # fmt: skip
+    assert (found["kernel"], found["error"]) == ("535.161.08", "")
+
+
+@pytest.mark.parametrize("rows", [machines.TITAN_X, machines.OLD, machines.BLACKWELL, machines.RTX_5090])
+def test_cards_of_all_ages_are_read(machine, rows):
+    machine.smi(rows)
+    [gpu] = machine.find()["gpus"]
+    assert all(gpu[name] for name in ("model", "uuid", "bus", "memory_mb", "compute_capability", "driver"))
+    assert gpu["mig"] is False
+
+
+def test_eight_cards_are_eight(machine):
+    machine.smi(machines.EIGHT)
+    found = machine.find()["gpus"]
+    assert [gpu["index"] for gpu in found] == [gpu["minor"] for gpu in found] == list(range(8))
+    assert len({gpu["uuid"] for gpu in found}) == 8
+
+
+def test_what_a_card_does_not_tell_is_left_open(machine):
+    machine.smi("0, Tesla M60, GPU-1, 00000000:02:00.0, [Unknown Error], [N/A], [Not Supported], 5.2, 535.161.08, [N/A]\n")
+    [gpu] = machine.find()["gpus"]
+    assert gpu["memory_mb"] is gpu["memory_used_mb"] is gpu["temperature"] is None
+
+
+def test_the_parts_of_a_split_card_are_found(machine):
+    machine.smi(machines.SPLIT, listed=machines.SPLIT_LIST)
+    [gpu] = machine.find()["gpus"]
+    assert gpu["mig"] is True
+    assert gpu["parts"] == [
+        {"model": "3g.20gb", "uuid": "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f"},
+        {"model": "2g.10gb", "uuid": "MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "count", "word"),
+    [
+        (machines.MISMATCH, 18, 0, "version mismatch"),
+        (machines.NO_DRIVER, 9, 0, "couldn't communicate"),
+        (machines.LOST, 15, 0, "GPU is lost"),
+        (machines.H100 + machines.LOST, 0, 1, "GPU is lost"),
+        ("No devices were found\n", 6, 0, "No devices were found"),
+    ],
+)
+def test_complaints_are_kept_word_by_word(machine, said, status, count, word):
+    machine.smi(said, status)
+    found = machine.find()
+    assert word in found["error"]
+    assert len(found["gpus"]) == count
+
+
+def test_who_uses_a_card_is_found(machine):
+    uuid = "GPU-5f2d8c1a-0000-4b1e-9d57-3a61c0e7f9b0"
+    machine.smi(machines.H100, processes=f"{uuid}, 4711, /usr/bin/python3\n{uuid}, 4712, python\n")
+    machine.write("proc/4711/cgroup", "0::/system.slice/system-tf\\x2dserver.slice/tf-server@worker-0.service\n")
+    machine.write("proc/4712/cgroup", "12:pids:/user.slice/user-1000.slice/session-2.scope\n0::/user.slice\n")
+    first, second = machine.find()["processes"]
+    assert (first["gpu"], first["pid"], first["name"], first["unit"]) == (
+        uuid, 4711, "/usr/bin/python3", "tf-server@worker-0.service",
+    )  # fmt: skip
+    assert (second["unit"], bool(second["user"])) == ("session-2.scope", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [(machines.PROPRIETARY, "535.161.08"), (machines.OPEN, "550.54.15"), ("", None), ("something else\n", None)],
+)
+def test_the_kernels_version_is_read(text, version):
+    assert find_gpus.parse_version(text) == version
+
+
+@pytest.mark.parametrize(("data", "on"), [(b"\x06\0\0\0\x01", True), (b"\x06\0\0\0\0", False), (b"", False)])
+def test_secure_boot_is_read_from_the_firmware(machine, data, on):
+    path = machine.root / find_gpus.SECURE_BOOT
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    assert machine.find()["secure_boot"] is on
+
+
+def test_nouveau_and_a_pending_reboot_are_seen(machine):
+    machine.write("proc/modules", "nvidia_nouveau 1 0 - Live 0\nnouveau 2334720 1 - Live 0x0\n")
+    machine.write("run/reboot-required", "")
+    found = machine.find()
+    assert found["nouveau"] is found["reboot_required"] is True
+
+
+def test_it_runs_as_it_is_sent(tmp_path):
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text(f"#!/bin/sh\ncase $1 in --query-gpu*) cat <<'X'\n{machines.EIGHT}X\nesac\n", encoding="utf-8")
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = call("files/find_gpus.py", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["gpus"]) == 8

@@ -1,0 +1,163 @@
+"""The filters over what was found of GPUs: what keeps tasks from them, and which they get."""
+
+import gpu_machines as machines
+import pytest
+from project import load
+
+find_gpus = load("files/find_gpus.py")
+filters = load("plugins/filter/gpu_problems.py")
+NEEDS = {"driver": "525.60.13", "built_for": ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"], "installs": True, "builds": True}
+GOOD = {
+    "processor": "x86_64", "pci": [], "gpus": [], "processes": [], "kernel": "535.161.08", "error": "", "nouveau": False,
+    "secure_boot": False, "signed": False, "reboot_required": False,
+}  # fmt: skip
+CARD = {"bus": "0000:17:00.0", "device": "2330"}
+
+
+def found(rows="", listed="", **changes):
+    """Return what is found on a machine whose nvidia-smi prints these rows."""
+    gpus = find_gpus.parse_gpus(rows, {})
+    find_gpus.add_parts(gpus, listed)
+    pci = [{"bus": gpu["bus"], "device": "20b0"} for gpu in gpus]
+    return {**GOOD, "gpus": gpus, "pci": pci, "error": find_gpus.parse_error(0, rows), **changes}
+
+
+def tasks(*gpus, fraction=0.2):
+    """Return a task for each list of GPUs."""
+    return [
+        {"name": f"worker-{i}", "standing": True, "options": {"gpus": own, "gpu_memory_fraction": fraction}}
+        for i, own in enumerate(gpus)
+    ]
+
+
+def problems(own, machine, **needs):
+    """Return the sentences on the machine "m1"."""
+    return filters.gpu_problems(own, "m1", machine, {**NEEDS, **needs})
+
+
+@pytest.mark.parametrize(
+    "machine", [found(), found(pci=[CARD], error=machines.NO_DRIVER), found(machines.OLD), found(machines.BLACKWELL)]
+)
+def test_where_no_task_wants_a_gpu_nothing_is_wrong(machine):
+    assert problems(tasks([], []), machine) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "own"),
+    [
+        (machines.H100, tasks([0])),
+        (machines.TITAN_X, tasks([0])),
+        (machines.EIGHT, tasks(*([i] for i in range(8)))),
+        (machines.EIGHT, tasks([0, 1, 2, 3], ["GPU-a1000007-5555-4a00-8c00-000000000007"])),
+        (machines.EIGHT, tasks(["GPU-a1000007"])),
+        (machines.H100, tasks([0], [0], fraction=0.5)),
+    ],
+)
+def test_good_machines_have_no_problem(rows, own):
+    assert problems(own, found(rows)) == []
+
+
+def test_a_part_of_a_split_card_will_do():
+    machine = found(machines.SPLIT, machines.SPLIT_LIST)
+    own = tasks(["MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f"])
+    assert problems(own, machine) == []
+    [task] = filters.with_gpus(own, machine)
+    assert task["gpus"][0]["uuid"] == "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f"
+    assert "3g.20gb" in task["gpus"][0]["model"]
+
+
+def test_a_driver_that_is_still_to_come_is_no_problem():
+    assert problems(tasks([0]), found(pci=[CARD], error="nvidia-smi is not installed")) == []
+
+
+def test_what_the_distribution_signed_may_come_where_secure_boot_is_on():
+    machine = found(pci=[CARD], error="nvidia-smi is not installed", secure_boot=True)
+    assert problems(tasks([0]), machine, builds=False) == []
+
+
+USER = {"gpu": "GPU-5f2d8c1a-0000-4b1e-9d57-3a61c0e7f9b0", "pid": 4711, "name": "python", "user": "jo", "unit": "session-2.scope"}
+
+
+@pytest.mark.parametrize(
+    ("machine", "own", "needs", "words"),
+    [
+        pytest.param(found(), tasks([0]), {}, ["no NVIDIA GPU", "worker-0", "gpus"], id="no card"),
+        pytest.param(found(machines.H100, processor="aarch64"), tasks([0]), {}, ["aarch64", "no wheel"], id="processor"),
+        pytest.param(
+            found(pci=[CARD], error=machines.MISMATCH), tasks([0]), {}, ["535.161.08", "another version", "reboot"], id="mismatch"
+        ),
+        pytest.param(
+            found(machines.H100 + machines.LOST), tasks([0]), {}, ["does not answer", "GPU is lost", "off and on"], id="lost"
+        ),
+        pytest.param(
+            found(machines.H100, pci=[CARD, {"bus": "0000:0b:00.0", "device": "2330"}]), tasks([0]), {},
+            ["at 0000:0b:00.0", "does not answer"], id="fell off the bus",
+        ),
+        pytest.param(found(machines.OLD), tasks([0]), {}, ["470.57.02", "525.60.13"], id="old driver"),
+        pytest.param(
+            found(pci=[CARD], error=machines.NO_DRIVER), tasks([0]), {"installs": False},
+            ["couldn't communicate", "cuda_driver", "525.60.13"], id="no driver",
+        ),
+        pytest.param(
+            found(pci=[CARD], error="x", reboot_required=True), tasks([0]), {}, ["waits for a reboot"], id="pending reboot"
+        ),
+        pytest.param(
+            found(pci=[CARD], error="x", secure_boot=True), tasks([0]), {}, ["Secure Boot", "signature"], id="secure boot"
+        ),
+        pytest.param(found(machines.EIGHT), tasks([8]), {}, ["0 to 7", "worker-0", "GPU 8"], id="number too high"),
+        pytest.param(found(machines.H100), tasks(["GPU-nothing-like-it"]), {}, ["GPU-nothing", "GPU-5f2d"], id="unknown UUID"),
+        pytest.param(
+            found(machines.SPLIT, machines.SPLIT_LIST), tasks([0]), {}, ["split by MIG", "MIG-c6d4f1ef", "worker-0"], id="split"
+        ),
+        pytest.param(found(machines.SPLIT), tasks([0]), {}, ["split by MIG", "nvidia-smi mig -cgi"], id="split without parts"),
+        pytest.param(found(machines.BLACKWELL), tasks([0]), {}, ["B200", "10.0", "known to fail"], id="Blackwell"),
+        pytest.param(found(machines.RTX_5090), tasks([0]), {}, ["RTX 5090", "12.0", "known to fail"], id="Blackwell at home"),
+        pytest.param(
+            found(machines.OLD.replace("470.57.02", "535.161.08")), tasks([0]), {}, ["K80", "3.7", "sm_60"], id="too old a card"
+        ),
+        pytest.param(
+            found(machines.H100), tasks([0], [0], fraction=0.6), {}, ["worker-0, worker-1", "gpu_memory_fraction"], id="shared"
+        ),
+        pytest.param(
+            found(machines.H100, processes=[USER]), tasks([0]), {}, ["in use by python (process 4711, user jo)"], id="in use"
+        ),
+    ],
+)  # fmt: skip
+def test_a_problem_gives_one_sentence_that_names_the_machine(machine, own, needs, words):
+    [sentence] = problems(own, machine, **needs)
+    assert "achine m1" in sentence
+    assert [word for word in words if word not in sentence] == []
+
+
+@pytest.mark.parametrize("unit", ["tf-server@worker-0.service", "tf-run-host-0.service"])
+def test_our_own_tasks_may_use_a_gpu(unit):
+    assert problems(tasks([0]), found(machines.H100, processes=[{**USER, "unit": unit}])) == []
+
+
+def test_who_uses_a_gpu_that_is_not_ours_does_not_matter():
+    machine = found(machines.EIGHT, processes=[{**USER, "gpu": "GPU-a1000007-5555-4a00-8c00-000000000007"}])
+    assert problems(tasks([0]), machine) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [("3.7", False), ("5.2", False), ("6.0", True), ("6.1", True), ("7.0", True), ("7.5", True), ("8.0", True), ("8.6", True),
+     ("8.9", True), ("9.0", True), ("10.0", False), ("12.0", False)],
+)  # fmt: skip
+def test_tensorflow_runs_on_what_it_was_built_for(capability, runs):
+    machine = found(machines.H100.replace(" 9.0,", f" {capability},"))
+    assert (problems(tasks([0]), machine) == []) is runs
+
+
+def test_tasks_get_their_gpus_in_their_order():
+    own = filters.with_gpus(tasks([2, 0], [], ["GPU-a1000005-5555-4a00-8c00-000000000005"]), found(machines.EIGHT))
+    assert [[gpu["index"] for gpu in task["gpus"]] for task in own] == [[2, 0], [], [5]]
+
+
+def test_drivers_of_a_cluster_are_the_same():
+    newer = found(machines.TITAN_X.replace("535.161.08", "550.54.15"))
+    alike = {"a": found(machines.H100), "b": found(machines.EIGHT), "c": found()}
+    assert filters.fleet_problems(alike, False) == []
+    [sentence] = filters.fleet_problems({**alike, "d": newer}, False)
+    assert "535.161.08 on a, b; 550.54.15 on d" in sentence
+    assert filters.fleet_problems({**alike, "d": newer}, True) == []
