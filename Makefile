@@ -12,7 +12,7 @@ export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
-.PHONY: help demo test lint unit molecule lab-check lab-down environment lock clean
+.PHONY: help demo test lint unit molecule test-cuda test-gpu lab-check lab-down environment lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -34,6 +34,14 @@ unit: environment ## Only the unit tests
 
 molecule: lab-check environment ## Only the Molecule scenarios; SCENARIO=default for one
 	tests/molecule $(SCENARIO)
+
+test-cuda: lab-check environment ## The driver's and CUDA's real packages on a machine without a GPU (5 GB)
+	tests/molecule cuda
+
+test-gpu: environment ## GPUs, on a machine that has one and its driver; skips elsewhere
+	@if command -v nvidia-smi >/dev/null; then \
+	  uv venv --quiet --allow-existing .cache/gpu && VIRTUAL_ENV=.cache/gpu uv pip sync --quiet --require-hashes roles/tensorflow/files/gpu.txt; fi
+	GPU_PYTHON=$(CURDIR)/.cache/gpu/bin/python pytest -rs tests/gpu
 
 lab-check: # Say within seconds if a lab cannot be made here
 	@$(PYTHON) roles/lab/files/lab_check.py

@@ -1,0 +1,110 @@
+"""The real thing, on a machine with an NVIDIA GPU and its driver: finder, assignment, servers, gate, proof, demo.
+
+    make test-gpu
+
+Needs no root and no systemd; GPU_PYTHON names a Python that has tensorflow[and-cuda] (make test-gpu makes one).
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYTHON = os.environ.get("GPU_PYTHON", sys.executable)
+sys.path.extend([str(ROOT / "files"), str(ROOT / "plugins/filter")])
+
+import find_gpus
+import gpu_problems
+import task_environments
+
+pytestmark = pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="no nvidia-smi here: this test is for machines with a GPU")
+NEEDS = {
+    "driver": "525.60.13",
+    "built_for": ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"],
+    "installs": False,
+    "builds": True,
+}
+
+
+def free_ports(count):
+    """Return ports that nobody has."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _each in range(count)]
+    ports = [server.getsockname()[1] for server in held]
+    for server in held:
+        server.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    """Return two worker tasks that share the machine's first GPU, with what was found of it."""
+    found = find_gpus.find()
+    assert found["gpus"], found["error"]
+    options = {"gpus": [0], "gpu_memory_fraction": 0.2, "gpu_allow_growth": True}
+    own = [{"job": "worker", "index": i, "name": f"worker-{i}", "options": options, "standing": True} for i in range(2)]
+    assert gpu_problems.gpu_problems(own, "this one", found, NEEDS) == []
+    return gpu_problems.with_gpus(own, found)
+
+
+@pytest.fixture(scope="module")
+def cluster(tasks, tmp_path_factory):
+    """Start a server for each task, with what its environment file says, and return the folder with config.json."""
+    folder = tmp_path_factory.mktemp("cluster")
+    ports = free_ports(3)
+    spec = {"worker": [f"127.0.0.1:{port}" for port in ports[:2]], "host": [f"127.0.0.1:{ports[2]}"]}
+    (folder / "config.json").write_text(json.dumps(spec), encoding="utf-8")
+    servers = []
+    for task, environment in zip(tasks, task_environments.task_environments(tasks, "")):
+        lines = [line for line in environment["files"][0]["content"].splitlines() if "=" in line]
+        given = {name: value.strip('"') for name, value in (line.split("=", 1) for line in lines)}
+        command = [PYTHON, ROOT / "files/create_server.py", f"--task={task['index']}", f"--config={folder / 'config.json'}"]
+        servers.append(subprocess.Popen([*map(str, command)], env={**os.environ, **given}))
+    yield folder
+    for server in servers:
+        server.terminate()
+        assert server.wait(timeout=20) == 0
+
+
+def test_the_gate_sees_the_gpu_of_each_task_and_lets_it_compute(cluster):
+    """Whole as the gate of site.yml, but for the card, which systemd's folder holds."""
+    program = (
+        "import json, sys, time; sys.path.append(sys.argv[1]); import gpu_proof, tf_capi; library = tf_capi.Library()\n"
+        "found = {}\n"
+        "for entry in json.load(open(sys.argv[2]))['worker']:\n"
+        "    config = tf_capi.message('config_pb2', 'ConfigProto')(operation_timeout_in_ms=60000)\n"
+        "    config.device_filters.append('/job:nobody')\n"
+        "    devices = library.session('grpc://' + entry, config.SerializeToString()).devices()\n"
+        "    gpus = [name for name in devices if '/device:GPU:' in name]\n"
+        "    found[entry] = [gpus, gpu_proof.problem(library, 'grpc://' + entry, gpus, time.monotonic() + 60)]\n"
+        "print(json.dumps(found))\n"
+    )
+    time.sleep(20)
+    done = subprocess.run(
+        [PYTHON, "-c", program, ROOT / "files", cluster / "config.json"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    for gpus, problem in json.loads(done.stdout.splitlines()[-1]).values():
+        assert len(gpus) == 1
+        assert problem == ""
+
+
+def test_the_demo_runs_on_the_gpus(cluster):
+    environment = {**os.environ, "TF_CLUSTER_CONFIG": str(cluster / "config.json"), "TF_RUN_DIR": str(cluster)}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # the host's own task has none
+    done = subprocess.run(
+        [PYTHON, ROOT / "files/demo.py"], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    ran = json.loads((cluster / "placement.json").read_text(encoding="utf-8"))
+    assert ran["c"].endswith("/task:0/device:GPU:0")
+    assert ran["log"].endswith("/task:1/device:GPU:0")
+    matrix = json.loads((cluster / "result.json").read_text(encoding="utf-8"))["matrix"]
+    assert matrix[0] == pytest.approx([26.80402, 32.85203], rel=1e-3)
+    print(json.dumps(ran))
