@@ -67,6 +67,9 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict:
         if job not in cluster_config.RUN_JOBS
         for index, entry in enumerate(entries)
     ]
+    for device in options.needs:
+        if not any(device.startswith(f"/job:{task.job}/task:{task.index}/") for task in tasks):
+            raise cluster_config.ConfigError(f"the program needs {device}, and the cluster has no such task")
     deadline = time.monotonic() + options.timeout
     for task in tasks:
         task.thread = threading.Thread(target=task.ask, args=(deadline,), daemon=True)

@@ -14,15 +14,13 @@ import sys
 import time
 from pathlib import Path
 
+import find_gpus
+import gpu_problems
 import pytest
+import task_environments
 
 ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("GPU_PYTHON", sys.executable)
-sys.path.extend([str(ROOT / "files"), str(ROOT / "plugins/filter")])
-
-import find_gpus
-import gpu_problems
-import task_environments
 
 pytestmark = pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="no nvidia-smi here: this test is for machines with a GPU")
 NEEDS = {

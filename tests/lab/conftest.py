@@ -43,6 +43,23 @@ class Cluster:
         assert found, done.stdout + done.stderr
         return {name: text.replace("\\n", "\n").strip() for name, text in found.items()}
 
+    @property
+    def host(self):
+        """Return the name of the machine that carries the host's task."""
+        listed = self.command("ansible", "host", "--list-hosts").stdout
+        return listed.split()[-1]
+
+    def write(self, machine, path, content, mode="0644"):
+        """Write a file on a machine."""
+        arguments = json.dumps({"content": content, "dest": path, "mode": mode})
+        done = self.command("ansible", machine, "--module-name=ansible.builtin.copy", f"--args={arguments}")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def python(self, machine, program):
+        """Run a Python program on a machine, with the environment of its tasks, and return the JSON that it prints."""
+        self.write(machine, "/tmp/program.py", program)
+        return json.loads(self.shell(machine, "/opt/tf-cluster/venv/bin/python /tmp/program.py")[machine])
+
     def pids(self):
         """Return unit -> main process of all running tasks."""
         line = "systemctl show --property=Id,MainPID 'tf-server@*' | paste -sd' '"

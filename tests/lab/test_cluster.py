@@ -64,3 +64,35 @@ def test_demo(cluster, expected):
     assert "26.80402" in (folder / "stdout.log").read_text(encoding="utf-8")
     assert (folder.parent / "latest").resolve() == folder
     assert "26.80402" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+# Holds the processor of worker:0 against itself, then against a GPU that it does not have.
+PROOF = """
+import json, sys, time
+sys.path.append("/opt/tf-cluster/bin")
+import gpu_proof, tf_capi
+library = tf_capi.Library()
+target = "grpc://" + json.load(open("/etc/tf-cluster/config.json"))["worker"][0]
+task = "/job:worker/replica:0/task:0/device:"
+print(json.dumps([gpu_proof.problem(library, target, [task + name], time.monotonic() + 20) for name in ("CPU:0", "GPU:0")]))
+"""
+
+
+def test_a_device_proves_that_it_computes(cluster):
+    """With no GPU at hand, the processor stands for one."""
+    host = cluster.host
+    good, bad = cluster.python(host, PROOF)
+    assert good == ""
+    assert bad.startswith("a GPU does not compute: ")
+
+
+def test_a_program_may_need_devices(cluster):
+    """The gate says so before the run where they are not there."""
+    for needs, words in [
+        ("/job:worker/task:0/device:CPU:0", ""),
+        ("/job:worker/task:0/device:GPU:0", "no device the program needs /job:worker/task:0/device:GPU:0"),
+        ("/job:worker/task:99/device:CPU:0", "needs /job:worker/task:99/device:CPU:0, and the cluster has no such task"),
+    ]:
+        done = cluster.playbook("playbooks/status.yml", f"--extra-vars=ready_needs={needs}")
+        assert (done.returncode == 0) is (words == ""), said(done)
+        assert words in said(done), said(done)

@@ -1,12 +1,9 @@
 """The real packages of the driver and of CUDA on a machine without a GPU: they install, load, and say the truth."""
 
-import json
-
 import pytest
 import yaml
 from conftest import ROOT, said
 
-PYTHON = "/opt/tf-cluster/venv/bin/python"
 # Loads each library of each of NVIDIA's packages and prints those that do not load, and how many there are.
 LOAD = """
 import ctypes, glob, json, sysconfig
@@ -34,13 +31,7 @@ def machine(cluster):
     """Return a function that runs a Python program on the machine and returns its JSON."""
     done = cluster.playbook("tests/lab/cuda.yml", seconds=1800)
     assert done.returncode == 0, said(done)
-
-    def run(program):
-        cluster.command("ansible", "cuda-a", "--module-name=ansible.builtin.copy",
-                        f'--args={json.dumps({"content": program, "dest": "/tmp/program.py", "mode": "0644"})}')  # fmt: skip
-        return json.loads(cluster.shell("cuda-a", f"{PYTHON} /tmp/program.py")["cuda-a"])
-
-    return run
+    return lambda program: cluster.python("cuda-a", program)
 
 
 def test_the_drivers_packages_are_installed_and_held(cluster, machine):

@@ -27,8 +27,7 @@ SHARED = {"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"}
 @pytest.fixture(scope="module")
 def told(cluster):
     """Return what site.yml said of the machine with the GPUs."""
-    cluster.command("ansible", "gpus-a", "--module-name=ansible.builtin.copy",
-                    f'--args={json.dumps({"content": SMI, "dest": "/usr/local/bin/nvidia-smi", "mode": "0755"})}')  # fmt: skip
+    cluster.write("gpus-a", "/usr/local/bin/nvidia-smi", SMI, "0755")
     cluster.shell("gpus-a", NODES + "; ls /dev/nvidia7")
     return said(cluster.playbook("site.yml"))
 

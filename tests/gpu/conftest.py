@@ -1,0 +1,7 @@
+"""Where the project's programs and filters are imported from."""
+
+import sys
+from pathlib import Path
+
+for folder in ("files", "plugins/filter"):
+    sys.path.append(str(Path(__file__).parents[2] / folder))
