@@ -22,7 +22,7 @@ from pathlib import Path
 from packaging.markers import Marker
 
 # Newest first; a wheel for an older C library runs on a newer one.
-PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "linux")
+PLATFORMS = (*(f"manylinux_2_{minor}" for minor in range(28, 4, -1)), "manylinux2014", "manylinux2010", "manylinux1", "linux")
 
 
 def main() -> None:
