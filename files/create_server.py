@@ -76,6 +76,7 @@ def leave_card(spec: dict[str, list[str]], options: argparse.Namespace, version:
     if folder:
         gpus = [uuid for uuid in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if uuid]
         card = {"task": f"{options.job}:{options.task}", "version": version, "spec": cluster_config.digest(spec), "gpus": gpus}
+        card["wanted"] = int(os.environ.get("TF_TASK_GPUS", "0"))
         Path(folder, "task.json").write_text(json.dumps(card), encoding="utf-8")
 
 

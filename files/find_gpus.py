@@ -4,12 +4,13 @@
 Prints one JSON object and exits 0. Also a custom fact of Ansible's (``ansible MACHINE -m setup -a filter=ansible_local``).
 Standard library only, no arguments: it is sent to machines that have nothing yet.
 
-    pci          NVIDIA's display controllers, from the kernel's list of PCI devices: [{"bus", "device"}]
+    pci          NVIDIA's display controllers, from the kernel's list of PCI devices: [{"bus", "device", "driver"}]
     gpus         what the driver knows of each: index, model, uuid, bus, memory_mb, memory_used_mb, temperature,
                  compute_capability, driver, minor (of /dev/nvidia<minor>), mig, parts (of a GPU that MIG splits)
     processes    who uses them: [{"gpu": uuid, "pid", "name", "user", "unit"}]
     kernel       version of the kernel's driver, or null; error: nvidia-smi's own words, where it failed
     processor    as in x86_64
+    nvswitch, fabric_manager    whether NVSwitch joins the GPUs, and whether the service runs without which CUDA fails then
     nouveau, secure_boot, signed, reboot_required    true, false, or null where it cannot be told
 """
 
@@ -40,6 +41,8 @@ def find(root: Path = Path("/")) -> dict:
     return {
         "processor": os.uname().machine,
         "pci": read_pci(root / "sys/bus/pci/devices"),
+        "nvswitch": has_nvswitch(root / "sys/bus/pci/devices"),
+        "fabric_manager": call("systemctl", "is-active", "nvidia-fabricmanager")[1].strip() == "active",
         "gpus": gpus,
         "processes": [{**process, **owner(root / "proc" / str(process["pid"]))} for process in parse_processes(used)],
         "kernel": parse_version(read(root / "proc/driver/nvidia/version")),
@@ -47,7 +50,7 @@ def find(root: Path = Path("/")) -> dict:
         "nouveau": bool(re.search(r"(?m)^nouveau ", read(root / "proc/modules"))),
         "secure_boot": parse_secure_boot(root / SECURE_BOOT),
         "signed": bool(call("modinfo", "-F", "signer", "nvidia")[1].strip()),
-        "reboot_required": any((root / name).exists() for name in ("run/reboot-required", "var/run/reboot-required")),
+        "reboot_required": (root / "run/reboot-required").exists() or lacks_modules(root / "lib/modules"),
     }
 
 
@@ -77,8 +80,21 @@ def read_pci(folder: Path) -> list[dict]:
     for device in sorted(folder.glob("*")):
         vendor, kind = read(device / "vendor").strip(), read(device / "class").strip()
         if vendor == "0x10de" and kind.startswith("0x03"):
-            found.append({"bus": device.name.lower(), "device": read(device / "device").strip().removeprefix("0x")})
+            driver = os.path.basename(os.path.realpath(device / "driver")) if (device / "driver").exists() else ""
+            card = {"bus": device.name.lower(), "device": read(device / "device").strip().removeprefix("0x"), "driver": driver}
+            found.append(card)
     return found
+
+
+def has_nvswitch(folder: Path) -> bool:
+    """Tell whether NVSwitch joins the GPUs (vendor 10de, class 0680, a bridge)."""
+    devices = ((read(device / "vendor").strip(), read(device / "class").strip()) for device in folder.glob("*"))
+    return any(vendor == "0x10de" and kind.startswith("0x0680") for vendor, kind in devices)
+
+
+def lacks_modules(folder: Path) -> bool:
+    """Tell whether the running kernel's modules are gone: an upgrade removed them."""
+    return folder.exists() and not (folder / os.uname().release).exists()
 
 
 def read_minors(folder: Path) -> dict[str, int]:

@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ask every task of the cluster whether it answers.")
     parser.add_argument("--config", default=os.environ.get("TF_CLUSTER_CONFIG", "config.json"))
     parser.add_argument("--timeout", type=float, default=10, help="seconds a task has to answer")
-    parser.add_argument("--prove", action="store_true", help="let each GPU compute, and compare with the processor")
+    parser.add_argument("--prove", type=float, default=0, help="seconds that a task's GPUs have to compute something; 0: nothing")
     parser.add_argument("--needs", nargs="*", default=[], help="devices, as in /job:worker/task:1/device:GPU:0")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
@@ -67,17 +67,23 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict:
         if job not in cluster_config.RUN_JOBS
         for index, entry in enumerate(entries)
     ]
+    options.needs = [device.replace("/replica:0", "") for device in options.needs]
+    known = [f"/job:{task.job}/task:{task.index}/" for task in tasks] + [f"/job:{job}/" for job in cluster_config.RUN_JOBS]
     for device in options.needs:
-        if not any(device.startswith(f"/job:{task.job}/task:{task.index}/") for task in tasks):
+        if not device.startswith(tuple(known)):
             raise cluster_config.ConfigError(f"the program needs {device}, and the cluster has no such task")
     deadline = time.monotonic() + options.timeout
     for task in tasks:
         task.thread = threading.Thread(target=task.ask, args=(deadline,), daemon=True)
         task.thread.start()
     for task in tasks:
-        task.thread.join(max(0.0, deadline + 2 - time.monotonic()))
+        task.thread.join(max(0.0, deadline + options.prove + 2 - time.monotonic()))
     reports = [dict(task.report) for task in tasks]
-    return {"ok": all(task["state"] == "answers" for task in reports), "version": library.version, "tasks": reports}
+    lines = [
+        f"{task['task']}: {task['reason']} ({', '.join(task['gpus'])})" for task in reports if task["gpus"] and options.prove
+    ]
+    good = all(task["state"] == "answers" for task in reports)
+    return {"ok": good, "version": library.version, "tasks": reports, "lines": lines}
 
 
 class Task:
@@ -157,23 +163,25 @@ class Task:
         elif card["version"] != self.library.version:
             self.answer("other version", f"it runs TensorFlow {card['version']}, this machine has {self.library.version}")
         else:
-            self.ask_for_devices(devices, deadline)
+            self.ask_for_devices(devices, max(card["wanted"], len(card["gpus"])))
 
-    def ask_for_devices(self, devices: list[str], deadline: float) -> None:
+    def ask_for_devices(self, devices: list[str], wanted: int) -> None:
         """Hold the devices of the task against those that it should have and those that a program needs."""
-        own, found = len(self.report["gpus"]), [name for name in devices if "/device:GPU:" in name]
+        found = [name for name in devices if "/device:GPU:" in name]
         short = {name.replace("/replica:0", "") for name in devices}
         own_name = f"/job:{self.job}/task:{self.index}/"
         missing = [name for name in self.options.needs if name.startswith(own_name) and name not in short]
-        if len(found) < own:
-            self.answer("no GPU", f"it is to have {own} GPU(s), and TensorFlow found {len(found)}; its journal says why")
+        if len(found) < wanted:
+            self.answer("no GPU", f"it is to have {wanted} GPU(s), and TensorFlow found {len(found)}; its journal says why")
         elif missing:
             self.answer("no device", f"the program needs {', '.join(missing)}; the task has {', '.join(sorted(short))}")
         elif self.options.prove and found:
+            self.answer("no GPU", f"its GPUs did not compute anything within {self.options.prove:.0f} s")
+            deadline = time.monotonic() + self.options.prove
             problem = gpu_proof.problem(self.library, f"grpc://{self.report['address']}", found, deadline)
             if problem:
                 self.answer("no GPU", problem)
-            else:
+            elif time.monotonic() < deadline:
                 self.answer("answers", f"{len(found)} GPU(s) computed what the processor did")
 
     def card_graph(self, device: str) -> bytes:

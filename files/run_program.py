@@ -277,9 +277,11 @@ def why(options: argparse.Namespace) -> dict:
     for name in options.tasks:
         unit = f"tf-server@{name}.service"
         state, since = property_of(unit, "ActiveState"), property_of(unit, "StateChangeTimestamp")
-        command = ["journalctl", f"--unit={unit}", "--lines=1", "--output=cat", "--no-pager"]
-        last = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-        sentences[name] = f"{unit} is {state} since {since or 'never'}; last words: {last or 'none'}"
+        command = ["journalctl", f"--unit={unit}", "--lines=40", "--output=cat", "--no-pager"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+        telling = [line for line in lines if re.search(r"CUDA_ERROR|cuInit|failed|rror:", line)] if state == "active" else []
+        last = [*lines, *telling][-1:]
+        sentences[name] = f"{unit} is {state} since {since or 'never'}; last words: {last[0] if last else 'none'}"
     return {"why": sentences}
 
 

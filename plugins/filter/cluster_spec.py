@@ -74,7 +74,7 @@ class Inventory:
     def __init__(self, groups, hostvars, provisional=False):
         self.groups, self.jobs, self.provisional = groups, JOBS, provisional
         self.variables = {machine: hostvars[machine] for machine in groups.get("all", [])}
-        self.problems = []
+        self.problems, self.open_jobs = [], set()
         self.tasks = {}  # job -> list of tasks, in the inventory's order, then in the order of the indices
 
     def say(self, sentence):
@@ -99,7 +99,10 @@ class Inventory:
         own = {machine: self.read_machine(machine) for machine in machines}
         for job in self.jobs:
             tasks = [task for machine in self.groups.get(job, []) for task in own[machine] if task["job"] == job]
+            said = len(self.problems)
             self.number(job, tasks)
+            if job in self.open_jobs:
+                del self.problems[said:]  # how many there are is known only later
             self.tasks[job] = sorted(tasks, key=lambda task: -1 if task["index"] is None else task["index"])
         self.check_addresses(machines)
 
@@ -203,7 +206,7 @@ class Inventory:
         """Return what tf_tasks says of one job: a list with an entry a task."""
         where = f"The variable tf_tasks.{job} of machine {machine}"
         if wanted == PER_GPU:
-            return self.entry_per_gpu(where, machine)
+            return self.entry_per_gpu(where, machine, job)
         if isinstance(wanted, int) and not isinstance(wanted, bool):
             if not 1 <= wanted <= MOST_TASKS:
                 self.say(f"{where} is {wanted}: give 1 to {MOST_TASKS} tasks, or take the machine out of the group '{job}'.")
@@ -216,15 +219,16 @@ class Inventory:
             return []
         return [self.entry(where, entry) for entry in wanted]
 
-    def entry_per_gpu(self, where, machine):
+    def entry_per_gpu(self, where, machine, job):
         """Return an entry for each of the machine's GPUs, as many as were found on it."""
         found = self.value(machine, "cuda_found")
         if not isinstance(found, dict) and self.provisional:
+            self.open_jobs.add(job)
             return [{"options": {"gpus": [0]}}]
         if not isinstance(found, dict):
             self.say(f"{where} is 'per_gpu', and the machine's GPUs are not known: can it be reached?")
             return []
-        count = len(found["gpus"] or found["pci"])
+        count = max(len(found["gpus"]), len(found["pci"]))
         if not count:
             self.say(f"{where} is 'per_gpu', and the machine has no NVIDIA GPU: give a number of tasks.")
         return [{"options": {"gpus": [number]}} for number in range(count)]

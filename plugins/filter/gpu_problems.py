@@ -12,7 +12,8 @@ options:
   needs:
     description:
       - C(driver), the oldest version that will do. C(built_for), what the TensorFlow wheel was built for, as in sm_80.
-      - C(installs), whether a missing driver is still to be installed, C(builds), whether its module is built on the machine.
+      - C(installs), whether a missing driver is still to be installed, C(builds), whether its module is built on the machine,
+        C(known), whether there is a way to one for its distribution.
     type: dict
     required: true
 """
@@ -31,12 +32,29 @@ def gpu_problems(tasks, machine, found, needs):
     if not wanted:
         return []
     problems = _driver_problems(machine, found, needs, f"{next(iter(wanted))} is to have a GPU")
-    if problems or not found["gpus"]:
+    if problems:
         return problems
+    if not found["gpus"]:  # the driver is still to come: only their number is known
+        cards = len(found["pci"])
+        return [
+            f"Machine {machine} has {cards} NVIDIA GPU(s), and {name} is to have GPU {gpu}: change its 'gpus'."
+            for name, gpus in wanted.items()
+            for gpu in gpus
+            if isinstance(gpu, int) and gpu >= cards
+        ]
     for name, gpus in wanted.items():
         problems += [sentence for gpu in gpus if (sentence := _unknown(machine, name, gpu, found["gpus"]))]
     if problems:
         return problems
+    for task in with_gpus(tasks, found):
+        uuids = [gpu["uuid"] for gpu in task["gpus"]]
+        if len(set(uuids)) < len(uuids):
+            problems.append(f"The task {task['name']} of machine {machine} is to have one GPU twice: take one out of its 'gpus'.")
+        if len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
+            problems.append(
+                f"The task {task['name']} of machine {machine} is to have several GPUs, one of them a part of a split one, and "
+                "CUDA gives a process one part alone: give each part a task of its own."
+            )
     mine = {gpu["uuid"]: gpu for task in with_gpus(tasks, found) for gpu in task["gpus"]}
     for gpu in mine.values():
         problems += _gpu_problems(machine, gpu, needs)
@@ -60,23 +78,36 @@ def _driver_problems(machine, found, needs, why):
             f"Machine {machine} runs the kernel's NVIDIA driver {kernel}, but its libraries are of another version (an upgrade "
             "replaced them): reboot it."
         ]
-    lost = [gpu["bus"] for gpu in found["pci"] if found["gpus"] and gpu["bus"] not in {known["bus"] for known in found["gpus"]}]
+    known = {gpu["bus"] for gpu in found["gpus"]}
+    lost = [gpu["bus"] for gpu in found["pci"] if known and gpu["bus"] not in known and gpu["driver"] in ("nvidia", "")]
     if lost or "device handle" in error or "is lost" in error:
         where = f" at {', '.join(lost)}" if lost else ""
         return [
             f"A GPU{where} of machine {machine} does not answer its driver ({error or 'it is not listed'}): switch the machine "
             "off and on; if it happens again, the card, its power or its slot is at fault."
         ]
-    if found["gpus"]:
-        old = [gpu["driver"] for gpu in found["gpus"] if _version(gpu["driver"]) < _version(needs["driver"])]
+    driver = found["gpus"][0]["driver"] if found["gpus"] else kernel
+    if driver and _version(driver) < _version(needs["driver"]):
         return [
-            f"Machine {machine} has the NVIDIA driver {old[0]}, and TensorFlow needs {needs['driver']} or newer: remove that "
+            f"Machine {machine} has the NVIDIA driver {driver}, and TensorFlow needs {needs['driver']} or newer: remove that "
             "driver and let cuda_driver install one."
-        ] if old else []  # fmt: skip
+        ]
+    if found["gpus"]:
+        return _fabric_problems(machine, found)
+    if kernel:
+        return [
+            f"Machine {machine} has the NVIDIA driver {kernel}, and nvidia-smi finds no GPU ({error}): repair or remove this "
+            "driver; none is installed over it."
+        ]
     if not needs["installs"]:
         return [
             f"Machine {machine} has {len(found['pci'])} NVIDIA GPU(s) and no driver that works ({error}): set cuda_driver to "
             f"'distribution' or 'nvidia', or install {needs['driver']} or newer yourself."
+        ]
+    if not needs["known"]:
+        return [
+            f"Machine {machine} runs a distribution for which this project has no way to a driver: install {needs['driver']} or "
+            "newer yourself and set cuda_driver to 'none'."
         ]
     if found["reboot_required"]:
         return [f"Machine {machine} waits for a reboot, and a driver is built for the running kernel: reboot it first."]
@@ -86,6 +117,15 @@ def _driver_problems(machine, found, needs, why):
             "knows: switch Secure Boot off, or install a signed driver yourself and set cuda_driver to 'none'."
         ]
     return []
+
+
+def _fabric_problems(machine, found):
+    if not found["nvswitch"] or found["fabric_manager"]:
+        return []
+    return [
+        f"Machine {machine} joins its GPUs by NVSwitch, and nvidia-fabricmanager does not run there, without which CUDA fails: "
+        f"install that package in the driver's version ({found['gpus'][0]['driver']}), enable and start it."
+    ]
 
 
 def _unknown(machine, name, gpu, gpus):
@@ -196,6 +236,12 @@ def gpu_table(fleet, machines):
         for task in with_gpus(machines.get(machine, []), found):
             for gpu in task["gpus"]:
                 owners.setdefault(gpu["bus"], []).append(task["name"])
+        known = {gpu["bus"] for gpu in found["gpus"]}
+        rows += [
+            (machine, "?", f"the card at {gpu['bus']} does not answer", "", "", "")
+            for gpu in found["pci"]
+            if gpu["bus"] not in known
+        ]
         for gpu in found["gpus"]:
             used = "?" if gpu["memory_used_mb"] is None else f"{gpu['memory_used_mb']} of {gpu['memory_mb']} MB"
             heat = "?" if gpu["temperature"] is None else str(gpu["temperature"])

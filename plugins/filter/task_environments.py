@@ -35,6 +35,7 @@ def _environment(task, common):
     lines = [f"TF_TASK_JOB={task['job']}", f"TF_TASK_INDEX={task['index']}"]
     lines += [f'TF_TASK_{name.upper()}="{_text(value)}"' for name, value in sorted(options.items())]
     # By UUID: numbers change when a card is added, fails or moves. Empty: a task that is given no GPU sees none.
+    lines.append(f"TF_TASK_GPUS={len(task['options'].get('gpus', []))}")
     lines += ["CUDA_DEVICE_ORDER=PCI_BUS_ID", f'CUDA_VISIBLE_DEVICES="{",".join(gpu["uuid"] for gpu in task["gpus"])}"']
     devices = _device_file(task)
     inputs = hashlib.sha256("\n".join([*lines, common, *(file["content"] for file in devices)]).encode()).hexdigest()[:12]

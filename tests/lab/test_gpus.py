@@ -1,6 +1,7 @@
 """A machine whose nvidia-smi tells of eight GPUs: tasks, ports, environment files and devices follow from it."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -80,7 +81,7 @@ def test_the_status_names_each_gpu_and_its_task(cluster, told):
 
 
 def test_a_second_time_changes_nothing(cluster, told):
-    assert "changed=1" not in cluster.playbook("site.yml").stdout
+    assert not re.search(r"changed=[1-9]", cluster.playbook("site.yml").stdout)
 
 
 def test_a_gpu_that_fell_off_the_bus_is_said(cluster, told):

@@ -51,7 +51,7 @@ def test_a_bare_machine_has_nothing(machine):
     assert found.pop("processor") == os.uname().machine
     assert found == {
         "pci": [], "gpus": [], "processes": [], "kernel": None, "error": "nvidia-smi is not installed", "nouveau": False,
-        "secure_boot": None, "signed": False, "reboot_required": False,
+        "secure_boot": None, "signed": False, "reboot_required": False, "nvswitch": False, "fabric_manager": False,
     }  # fmt: skip
 
 
@@ -61,7 +61,29 @@ def test_cards_are_found_without_a_driver(machine):
     machine.card("0000:02:00.1", kind="0x040300")  # its sound
     machine.card("0000:00:02.0", vendor="0x8086", kind="0x030000")
     machine.card("0000:03:00.0", kind="0x068000")  # a bridge for NVLink
-    assert machine.find()["pci"] == [{"bus": "0000:02:00.0", "device": "1b00"}, {"bus": "0000:17:00.0", "device": "2330"}]
+    assert machine.find()["pci"] == [
+        {"bus": "0000:02:00.0", "device": "1b00", "driver": ""},
+        {"bus": "0000:17:00.0", "device": "2330", "driver": ""},
+    ]
+
+
+def test_the_driver_of_a_card_and_nvswitch_are_seen(machine):
+    machine.card("0000:17:00.0")
+    (machine.root / "drivers/vfio-pci").mkdir(parents=True)
+    (machine.root / "sys/bus/pci/devices/0000:17:00.0/driver").symlink_to(machine.root / "drivers/vfio-pci")
+    assert machine.find()["pci"][0]["driver"] == "vfio-pci"
+    assert machine.find()["nvswitch"] is False
+    machine.card("0000:c1:00.0", kind="0x068000", device="22a3")
+    machine.said["is-active"] = (0, "active\n")
+    found = machine.find()
+    assert (found["nvswitch"], found["fabric_manager"], len(found["pci"])) == (True, True, 1)
+
+
+def test_a_kernel_whose_modules_are_gone_waits_for_a_reboot(machine):
+    (machine.root / "lib/modules/6.1.0-1").mkdir(parents=True)
+    assert machine.find()["reboot_required"] is True
+    (machine.root / "lib/modules" / os.uname().release).mkdir()
+    assert machine.find()["reboot_required"] is False
 
 
 def test_the_driver_says_more(machine):

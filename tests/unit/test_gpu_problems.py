@@ -2,23 +2,25 @@
 
 import gpu_machines as machines
 import pytest
-from project import load
+import yaml
+from project import ROOT, load
 
 find_gpus = load("files/find_gpus.py")
 filters = load("plugins/filter/gpu_problems.py")
-NEEDS = {"driver": "525.60.13", "built_for": ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"], "installs": True, "builds": True}
+ROLE = yaml.safe_load((ROOT / "roles/cuda/vars/main.yml").read_text(encoding="utf-8"))["__cuda_needs"]
+NEEDS = {**ROLE, "installs": True, "builds": True, "known": True}
 GOOD = {
-    "processor": "x86_64", "pci": [], "gpus": [], "processes": [], "kernel": "535.161.08", "error": "", "nouveau": False,
-    "secure_boot": False, "signed": False, "reboot_required": False,
+    "processor": "x86_64", "pci": [], "gpus": [], "processes": [], "kernel": None, "error": "", "nouveau": False,
+    "secure_boot": False, "signed": False, "reboot_required": False, "nvswitch": False, "fabric_manager": False,
 }  # fmt: skip
-CARD = {"bus": "0000:17:00.0", "device": "2330"}
+CARD = {"bus": "0000:17:00.0", "device": "2330", "driver": ""}
 
 
 def found(rows="", listed="", **changes):
     """Return what is found on a machine whose nvidia-smi prints these rows."""
     gpus = find_gpus.parse_gpus(rows, {})
     find_gpus.add_parts(gpus, listed)
-    pci = [{"bus": gpu["bus"], "device": "20b0"} for gpu in gpus]
+    pci = [{"bus": gpu["bus"], "device": "20b0", "driver": "nvidia"} for gpu in gpus]
     return {**GOOD, "gpus": gpus, "pci": pci, "error": find_gpus.parse_error(0, rows), **changes}
 
 
@@ -66,6 +68,15 @@ def test_a_part_of_a_split_card_will_do():
     assert "3g.20gb" in task["gpus"][0]["model"]
 
 
+def test_a_card_that_another_driver_has_does_not_matter():
+    machine = found(machines.H100, pci=[{**CARD, "driver": "nvidia"}, {**CARD, "bus": "0000:0b:00.0", "driver": "vfio-pci"}])
+    assert problems(tasks([0]), machine) == []
+
+
+def test_nvswitch_with_its_service_will_do():
+    assert problems(tasks([0]), found(machines.EIGHT, nvswitch=True, fabric_manager=True)) == []
+
+
 def test_a_driver_that_is_still_to_come_is_no_problem():
     assert problems(tasks([0]), found(pci=[CARD], error="nvidia-smi is not installed")) == []
 
@@ -84,13 +95,14 @@ USER = {"gpu": "GPU-5f2d8c1a-0000-4b1e-9d57-3a61c0e7f9b0", "pid": 4711, "name": 
         pytest.param(found(), tasks([0]), {}, ["no NVIDIA GPU", "worker-0", "gpus"], id="no card"),
         pytest.param(found(machines.H100, processor="aarch64"), tasks([0]), {}, ["aarch64", "no wheel"], id="processor"),
         pytest.param(
-            found(pci=[CARD], error=machines.MISMATCH), tasks([0]), {}, ["535.161.08", "another version", "reboot"], id="mismatch"
+            found(pci=[CARD], error=machines.MISMATCH, kernel="535.161.08"), tasks([0]), {},
+            ["535.161.08", "another version", "reboot"], id="mismatch",
         ),
         pytest.param(
             found(machines.H100 + machines.LOST), tasks([0]), {}, ["does not answer", "GPU is lost", "off and on"], id="lost"
         ),
         pytest.param(
-            found(machines.H100, pci=[CARD, {"bus": "0000:0b:00.0", "device": "2330"}]), tasks([0]), {},
+            found(machines.H100, pci=[CARD, {**CARD, "bus": "0000:0b:00.0"}]), tasks([0]), {},
             ["at 0000:0b:00.0", "does not answer"], id="fell off the bus",
         ),
         pytest.param(found(machines.OLD), tasks([0]), {}, ["470.57.02", "525.60.13"], id="old driver"),
@@ -103,6 +115,29 @@ USER = {"gpu": "GPU-5f2d8c1a-0000-4b1e-9d57-3a61c0e7f9b0", "pid": 4711, "name": 
         ),
         pytest.param(
             found(pci=[CARD], error="x", secure_boot=True), tasks([0]), {}, ["Secure Boot", "signature"], id="secure boot"
+        ),
+        pytest.param(
+            found(pci=[CARD], error=machines.TOO_OLD, kernel="470.182.03"), tasks([0]), {}, ["470.182.03", "525.60.13"],
+            id="too old to be asked",
+        ),
+        pytest.param(
+            found(pci=[CARD], error="No devices were found", kernel="535.161.08"), tasks([0]), {},
+            ["535.161.08", "No devices were found", "none is installed over it"], id="a driver that does not work",
+        ),
+        pytest.param(
+            found(pci=[CARD], error="x"), tasks([0]), {"known": False}, ["distribution", "cuda_driver"], id="distribution"
+        ),
+        pytest.param(found(pci=[CARD], error="x"), tasks([3]), {}, ["1 NVIDIA GPU(s)", "GPU 3"], id="number too high, no driver"),
+        pytest.param(
+            found(machines.EIGHT, nvswitch=True), tasks([0]), {}, ["NVSwitch", "nvidia-fabricmanager", "535.161.08"], id="fabric"
+        ),
+        pytest.param(
+            found(machines.EIGHT), tasks([0, "GPU-a1000000-5555-4a00-8c00-000000000000"]), {}, ["one GPU twice"], id="twice"
+        ),
+        pytest.param(
+            found(machines.SPLIT, machines.SPLIT_LIST),
+            tasks(["MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f", "MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb"]), {},
+            ["one part alone"], id="two parts",
         ),
         pytest.param(found(machines.EIGHT), tasks([8]), {}, ["0 to 7", "worker-0", "GPU 8"], id="number too high"),
         pytest.param(found(machines.H100), tasks(["GPU-nothing-like-it"]), {}, ["GPU-nothing", "GPU-5f2d"], id="unknown UUID"),
@@ -161,3 +196,13 @@ def test_drivers_of_a_cluster_are_the_same():
     [sentence] = filters.fleet_problems({**alike, "d": newer}, False)
     assert "535.161.08 on a, b; 550.54.15 on d" in sentence
     assert filters.fleet_problems({**alike, "d": newer}, True) == []
+
+
+def test_the_table_names_each_gpu_and_a_lost_one():
+    machine = found(machines.EIGHT)
+    machine["pci"].append({**CARD, "bus": "0000:ff:00.0"})
+    lines = filters.gpu_table({"m1": machine}, {"m1": tasks([0], [1, 0])})
+    assert len(lines) == 10
+    assert "the card at 0000:ff:00.0 does not answer" in lines[1]
+    assert lines[2].endswith("worker-0, worker-1")
+    assert lines[-1].endswith("none")

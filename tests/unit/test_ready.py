@@ -32,7 +32,7 @@ def ask(monkeypatch):
     monkeypatch.setattr(ready.tf_capi, "message", lambda *_names: lambda **_fields: type("M", (), {"SerializeToString": bytes})())
 
     def ask(entry, seconds=0.3, library=None):
-        task = ready.Task("worker", 0, entry, library or Deaf(), "digest", SimpleNamespace(needs=[], prove=False))
+        task = ready.Task("worker", 0, entry, library or Deaf(), "digest", SimpleNamespace(needs=[], prove=0))
         task.ask(time.monotonic() + seconds)
         return task.report
 

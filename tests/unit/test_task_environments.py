@@ -37,6 +37,7 @@ def test_a_task_is_told_its_name_and_its_options():
         "TF_TASK_GPU_MEMORY_FRACTION": "0.5",
         "TF_TASK_GPU_ALLOW_GROWTH": "true",
         "TF_TASK_NOTE": "",
+        "TF_TASK_GPUS": "0",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": "",
         "TF_TASK_INPUTS": environment["inputs"],

@@ -1,0 +1,55 @@
+"""The proof: what is said of a GPU that computes otherwise than the processor. The devices here are made up."""
+
+import struct
+import time
+
+import pytest
+from project import load
+
+gpu_proof = load("files/gpu_proof.py")
+GPU = "/job:worker/replica:0/task:0/device:GPU:0"
+
+
+class Device:
+    """Stands for TensorFlow's library: the processor's product is ones, the GPU's as given."""
+
+    def __init__(self, product):
+        self.product = product
+
+    def session(self, *_words):
+        """Return a session."""
+        return self
+
+    def fetch_bytes(self, name):
+        """Return a product."""
+        if isinstance(self.product, Exception):
+            raise self.product
+        numbers = [1.0] * 4 if name == "product0" else self.product
+        return struct.pack("<4f", *numbers)
+
+
+@pytest.fixture
+def problem(monkeypatch):
+    """Return a function that proves a GPU whose product is given."""
+    message = type(
+        "M", (), {"__init__": lambda self, **_more: None, "__getattr__": lambda self, _name: self, "SerializeToString": bytes}
+    )
+    monkeypatch.setattr(gpu_proof.tf_capi, "message", lambda *_names: message)
+    monkeypatch.setattr(gpu_proof, "graph", lambda _devices: b"")
+    return lambda product: gpu_proof.problem(Device(product), "grpc://x", [GPU], time.monotonic() + 5)
+
+
+@pytest.mark.parametrize("product", [[1.0] * 4, [1.005, 0.995, 1.0, 1.0]])
+def test_what_the_processor_computes_is_right(problem, product):
+    assert problem(product) == ""
+
+
+@pytest.mark.parametrize("product", [[1.0, 1.0, 1.0, 1.2], [0.0] * 4, [1.0, float("nan"), 1.0, 1.0], [float("inf")] * 4])
+def test_what_differs_is_wrong(problem, product):
+    assert f"{GPU} computes wrongly" in problem(product)
+
+
+def test_a_gpu_that_fails_is_quoted(problem):
+    assert problem(gpu_proof.tf_capi.TensorFlowError(13, "CUDA_ERROR_LAUNCH_FAILED\nmore")) == (
+        "a GPU does not compute: CUDA_ERROR_LAUNCH_FAILED"
+    )
