@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import io
+import base64
+import glob
 import json
 import os
 import shlex
 import tarfile
+import tempfile
+import time
 from pathlib import Path
 
 from ansible.errors import AnsibleActionFail
@@ -19,11 +22,18 @@ short_description: Call a program that answers in JSON, and show its progress
 description:
   - Costs a tenth of a second where a module costs a third, for nothing is sent but the call.
   - The program answers with a JSON object on its last line. C(lines) in it are shown as they come, C(next) is called
-    to go on, a file named by C(fetch) is brought to O(save_to) and unpacked there, C(files) are written there.
+    to go on, C(files) are written to O(save_to). C(fetch) (C(call), C(size), C(made)) says how to get a tar file piece by piece;
+    it is unpacked to O(save_to). Fetching that was interrupted goes on where it stopped.
     With C(failure), a sentence, the task fails.
 options:
   argv: {description: The program and its arguments, type: list, elements: str, required: true}
-  send: {description: A file or folder of the controller; goes to the program's standard input as a tar file, type: path}
+  send:
+    description:
+      - Files and folders of the controller, as a tar file on the program's standard input; a folder that comes first as its
+        content. Where it is large, it goes before, piece by piece, to the call O(send_call).
+    type: list
+    elements: path
+  send_call: {description: The call that takes pieces of a large tar file, type: list, elements: str}
   script: {description: A file of the controller; goes to the program's standard input as it is, type: path}
   input: {description: Data; goes to the program's standard input as JSON, type: raw}
   save_to: {description: Folder of the controller for what comes back, type: path}
@@ -44,6 +54,7 @@ answer: {description: What the last call answered, type: dict, returned: always}
 
 # With input, however little, ssh gives the program no terminal: its errors and its answer stay apart.
 NOTHING = b"\n"
+PIECE = 8 * 1024 * 1024  # bytes that go over in one call
 NOT_FOUND = 127  # what a shell says of a program that is not there
 
 
@@ -59,29 +70,30 @@ class ActionModule(ActionBase):
         _checked, options = self.validate_argument_spec(
             {
                 "argv": {"type": "list", "elements": "str", "required": True},
-                "send": {"type": "path"},
+                "send": {"type": "list", "elements": "path"},
+                "send_call": {"type": "list", "elements": "str"},
                 "script": {"type": "path"},
                 "input": {"type": "raw"},
                 "save_to": {"type": "path"},
                 "statuses": {"type": "list", "elements": "int", "default": [0]},
             }
         )
+        argv, gathered = options["argv"], {}
+        program = argv[:2] if argv[1:] and argv[1].endswith(".py") else argv[:1]
         if options["send"]:
-            data = packed(Path(options["send"]))
+            data = self.send([Path(path) for path in options["send"]], [*program, *(options["send_call"] or [])])
         elif options["script"]:
             data = Path(options["script"]).read_bytes()
         elif options["input"] is not None:
             data = json.dumps(options["input"]).encode()
         else:
             data = NOTHING
-        argv, gathered = options["argv"], {}
-        program = argv[:2] if argv[1:] and argv[1].endswith(".py") else argv[:1]
         while True:
             answer = self.call(argv, data, options["statuses"])
             for line in answer.get("lines", []):
                 Display().display(f"  {line}")
             if answer.get("fetch"):
-                self.fetch(answer["fetch"], Path(options["save_to"]))
+                self.fetch(program, answer["fetch"], Path(options["save_to"]))
             for name, text in answer.get("files", {}).items():
                 write_below(Path(options["save_to"]), name, text)
             gathered.update({name: value for name, value in answer.items() if name not in ("lines", "next", "fetch", "files")})
@@ -108,26 +120,65 @@ class ActionModule(ActionBase):
         except (ValueError, IndexError, RecursionError):
             raise AnsibleActionFail(f"{argv} did not answer in JSON: {done['stdout'][-300:]}") from None
 
-    def fetch(self, remote, folder):
-        """Bring a tar file of the machine's here and unpack it, nothing outside the folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        local = folder.parent / f".{folder.name}.tar"
-        self._connection.fetch_file(remote, str(local))
-        with tarfile.open(local) as tar:
-            tar.extractall(folder, members=[checked(member) for member in tar])
-        local.unlink()
+    def send(self, paths, call):
+        """Return files and folders as a tar file; where it is large, send it before and return nothing."""
+        with tempfile.TemporaryFile() as file:
+            pack(paths, file)
+            size = file.tell()
+            file.seek(0)
+            if size <= PIECE:
+                return file.read()
+            progress = Progress("sent", size)
+            for offset in range(0, size, PIECE):
+                self.call([*call, "--offset", str(offset)], file.read(PIECE), [0])
+                progress.show(offset)
+        return NOTHING
+
+    def fetch(self, program, given, folder):
+        """Bring a tar file of the machine's here, piece by piece, and unpack it, nothing outside the folder."""
+        local = folder.parent / f".{folder.name}.{given['made']}.part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            progress = Progress("collected", given["size"])
+            with local.open("ab") as file:
+                while file.tell() < given["size"]:
+                    answer = self.call([*program, *given["call"], "--offset", str(file.tell())], NOTHING, [0])
+                    if not answer["data"]:
+                        raise AnsibleActionFail("the machine's file has become shorter: try again")
+                    file.write(base64.b64decode(answer["data"]))
+                    progress.show(file.tell())
+            with tarfile.open(local) as tar:
+                tar.extractall(folder, members=[checked(member) for member in tar])
+        except OSError as error:
+            raise AnsibleActionFail(
+                f"{error.filename or local} could not be written ({error.strerror}); what the run left stays on its machine, and "
+                f"'ansible-playbook playbooks/collect.yml -e run={folder.name}' goes on from here"
+            ) from None
+        for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
+            part.unlink()
 
 
-def packed(path):
-    """Return a file or the content of a folder as a tar file."""
-    if not path.exists():
-        raise AnsibleActionFail(f"{path} does not exist on the controller")
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        tar.add(
-            path, path.name if path.is_file() else ".", filter=lambda member: None if "__pycache__" in member.name else member
-        )
-    return buffer.getvalue()
+class Progress:
+    """Says every few seconds how much of a large file has gone over."""
+
+    def __init__(self, verb, size):
+        self.verb, self.size, self.due = verb, size, time.monotonic() + 3
+
+    def show(self, done):
+        """Say it, if it is time to."""
+        if time.monotonic() >= self.due:
+            self.due = time.monotonic() + 3
+            Display().display(f"  {self.verb} {done // 1_000_000} of {self.size // 1_000_000} MB")
+
+
+def pack(paths, file):
+    """Write files and folders into a tar file; the content of a folder that comes first, without its name."""
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for place, path in enumerate(paths):
+            if not path.exists():
+                raise AnsibleActionFail(f"{path} does not exist on the controller")
+            name = "." if path.is_dir() and place == 0 else path.resolve().name
+            tar.add(path, name, filter=lambda member: None if "__pycache__" in member.name else member)
 
 
 def checked(member):

@@ -382,6 +382,9 @@ def _known_variables():
         "spec_cluster",
         "tf_run",
         "cuda_found",
+        "program_args",
+        "program_data",
+        "run_name",
         *(name for entry in entries for name in entry.get("options", {})),
     }
 

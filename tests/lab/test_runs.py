@@ -1,6 +1,8 @@
 """Programs that work and programs that do not: each ends within its limit, and all that it left is here."""
 
+import json
 import os
+import re
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +72,85 @@ open(os.environ["TF_RUN_DIR"] + "/verdict.json", "w").write("mine")
     assert (folder / "deep/er/file.txt").read_text(encoding="utf-8") == "kept"
     assert verdict(folder)["ok"] is True
     assert (folder / "program-verdict.json").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_folder_with_arguments_and_data(cluster, tmp_path):
+    for name, text in {
+        "mine/main.py": "import sys, lib, os\nprint(lib.WORD, sys.argv[1:], open('numbers/a.txt').read(), open('b.txt').read())",
+        "mine/lib.py": "WORD = 'from-lib'",
+        "numbers/a.txt": "one",
+        "b.txt": "two",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    values = {
+        "program_args": "--steps 5",
+        "program_data": [str(tmp_path / "numbers"), str(tmp_path / "b.txt")],
+        "run_name": "try",
+    }
+    done, folder = cluster.run(tmp_path / "mine", f"--extra-vars={json.dumps(values)}")
+    assert done.returncode == 0, said(done)
+    assert (folder / "stdout.log").read_text(encoding="utf-8") == "from-lib ['--steps', '5'] one two\n"
+    assert "-try-" in folder.name
+
+
+def test_what_is_no_program_is_said_before_anything_runs(cluster, program):
+    done, folder = cluster.run(program("print('a'\n"))
+    assert done.returncode != 0
+    assert folder is None
+    assert "program.py, line 1 is not Python" in said(done)
+
+
+def test_large_things_go_and_come_whole(cluster, program, tmp_path):
+    (tmp_path / "large.bin").write_bytes(os.urandom(40_000_000))
+    text = "import os, shutil; shutil.copy('large.bin', os.environ['TF_RUN_DIR'] + '/back.bin')"
+    done, folder = cluster.run(program(text), f"--extra-vars=program_data={tmp_path / 'large.bin'}")
+    assert done.returncode == 0, said(done)
+    assert (folder / "back.bin").read_bytes() == (tmp_path / "large.bin").read_bytes()
+
+
+@pytest.fixture
+def detached(cluster, program):
+    """Return a function that starts a program without following it and returns the run's id."""
+
+    def start(text):
+        done, _folder = cluster.run(program(text), "--extra-vars=detach=true")
+        assert done.returncode == 0, said(done)
+        found = re.search(r"The run (\S+) goes on", said(done))
+        assert found, said(done)
+        return found[1]
+
+    return start
+
+
+def test_a_run_can_be_left_alone_and_followed_later(cluster, detached):
+    run = detached("import time\nfor i in range(8): print('step', i, flush=True); time.sleep(1)")
+    early = cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={run}")
+    assert early.returncode != 0
+    assert verdict(folder_of(early))["failures"] == ["The run goes on."]
+    done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={run}")
+    assert done.returncode == 0, said(done)
+    assert folder_of(done).name == run
+    assert "step 0" in said(done)
+    assert verdict(folder_of(done))["ok"] is True
+    again = cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={run}")
+    assert again.returncode == 0, said(again)
+    assert {path.stem for path in (folder_of(again) / "logs").iterdir()} == {"worker-0", "worker-1"}
+
+
+def test_a_run_can_be_cancelled(cluster, detached):
+    run = detached("import os, time; open(os.environ['TF_RUN_DIR'] + '/kept.txt', 'w').write('kept'); time.sleep(300)")
+    done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
+    assert done.returncode != 0
+    assert "was cancelled by" in verdict(folder_of(done))["failures"][0]
+    assert (folder_of(done) / "kept.txt").read_text(encoding="utf-8") == "kept"
+
+
+@pytest.mark.parametrize(("run", "words"), [("no-such-run", "there is no run no-such-run"), ("../x", "name a run by its id")])
+def test_a_run_that_there_is_not(cluster, run, words):
+    done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={run}")
+    assert done.returncode != 0
+    assert words in said(done), said(done)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ class Collected:
 
     def report(self, failure="", program="demo.py", parsed=True):
         """Run report.py and return its answer."""
-        outcome = {"run_id": self.folder.name, "started": 1767225600.0, "seconds": 2.5, "failure": failure}
-        facts = {"program": program, "outcome": outcome, "tasks": TASKS}
+        outcome = {"run_id": self.folder.name, "program": program, "started": 1767225600.0, "seconds": 2.5, "failure": failure}
+        facts = {"outcome": outcome, "tasks": TASKS}
         done = call("roles/report/files/report.py", self.folder, input=json.dumps(facts))
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout) if parsed else done.stdout

@@ -1,5 +1,6 @@
 """run_program.py: names of runs, output passed on piece by piece, and how a run ended."""
 
+import base64
 import io
 import json
 import os
@@ -12,15 +13,16 @@ from types import SimpleNamespace
 import pytest
 from project import call, load
 
-run_program = load("files/run_program.py")
+run_program, collect_run = load("files/run_program.py"), load("files/collect_run.py")
+runs = run_program.runs
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Return a run that was started in a folder of the test's own."""
-    monkeypatch.setattr(run_program, "RUNS", tmp_path)
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
     monkeypatch.setattr(run_program, "WAIT", 0.1)
-    monkeypatch.setattr(run_program, "is_alive", lambda _unit, _run: True)
+    monkeypatch.setattr(runs, "is_alive", lambda _unit, _run: True)
     run = run_program.Run("20260101-000000-demo-ab12")
     for name in ("program", "results"):
         (run.folder / name).mkdir(parents=True)
@@ -55,7 +57,7 @@ def finish(run):
 
 @pytest.mark.parametrize("name", ["20260101-000000-demo-ab12", "a", "A.b_c-d", "x" * 121])
 def test_a_plain_name_can_name_a_run(name):
-    assert run_program.Run(name).folder == run_program.RUNS / name
+    assert run_program.Run(name).folder == runs.RUNS / name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", "-x", ".hidden", "a b", "a\n", "a\0", "é", "x" * 122])
@@ -66,7 +68,7 @@ def test_what_could_leave_the_folder_cannot_name_a_run(name, capsys):
     assert "cannot name a run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [("follow", "../x"), ("discard", "a/b"), ("start", "..", "--program", "x.py"), ("finish", ".")])
+@pytest.mark.parametrize("words", [("follow", "../x"), ("cancel", "a/b"), ("start", "..", "--program", "x.py"), ("finish", ".")])
 def test_each_call_refuses_such_a_name_in_a_sentence(words):
     done = call("files/run_program.py", *words, input="")
     assert done.returncode == 2
@@ -185,7 +187,7 @@ def test_a_run_that_ended_with_huge_output_comes_to_its_outcome(run):
 
 
 def test_a_run_whose_unit_is_gone_is_called_lost(run, monkeypatch):
-    monkeypatch.setattr(run_program, "is_alive", lambda _unit, _run: False)
+    monkeypatch.setattr(runs, "is_alive", lambda _unit, _run: False)
     assert "was lost" in follow(run)["outcome"]["failure"]
 
 
@@ -225,12 +227,75 @@ def test_an_end_without_a_word_of_systemd_is_a_failure(run, monkeypatch):
     assert finish(run)["failure"] == "the program ended as systemd calls 'unknown'"
 
 
+def collect(run):
+    """Return the answer to one call of ``collect``."""
+    return collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=0.0, tasks=[]))
+
+
 def pack(run):
-    """Return what one call of ``pack`` puts together: name -> text, None for a folder."""
-    answer = run_program.collect(SimpleNamespace(run=run.id, results="true", seconds=0.0, tasks=[]))
+    """Return what one call of ``collect`` puts together: name -> text, None for a folder."""
+    answer, data = collect(run), b""
     assert answer["next"] == ["discard", run.id]
-    with tarfile.open(answer["fetch"]) as tar:
+    assert answer["fetch"]["call"] == ["piece", run.id]
+    while len(data) < answer["fetch"]["size"]:
+        data += base64.b64decode(collect_run.piece(SimpleNamespace(run=run.id, offset=len(data)))["data"])
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         return {member.name: tar.extractfile(member).read().decode() if member.isfile() else None for member in tar}
+
+
+def test_an_archive_of_many_pieces_comes_whole(run, monkeypatch):
+    monkeypatch.setattr(collect_run, "PIECE", 1000)
+    (run.folder / "results/a.txt").write_text("0123456789" * 1000, encoding="utf-8")
+    assert pack(run)["a.txt"] == "0123456789" * 1000
+
+
+def test_a_run_that_has_ended_is_packed_once(run):
+    run.note(ended=time.time() - 10)
+    first = collect(run)["fetch"]
+    (run.folder / "results/late.txt").write_text("too late", encoding="utf-8")
+    assert collect(run)["fetch"] == first
+
+
+def test_a_run_that_goes_on_is_packed_anew(run):
+    first = collect(run)["fetch"]
+    (run.folder / "results/more.txt").write_text("more" * 5000, encoding="utf-8")
+    assert collect(run)["fetch"]["size"] > first["size"]
+    run.note(ended=time.time() + 1)
+    assert collect(run)["fetch"]["made"] != first["made"]
+
+
+@pytest.mark.parametrize(("noted", "failure"), [({}, "the run goes on"), ({"ended": 1e10, "failure": ""}, "")])
+def test_a_run_tells_how_it_is(run, noted, failure):
+    run.note(asked=time.time() - 60, **noted)
+    answer = collect_run.outcome(SimpleNamespace(run=run.id))
+    assert answer["outcome"]["failure"] == failure
+    assert 60 <= answer["age"] < 70
+
+
+def test_pieces_are_put_together(run, monkeypatch):
+    for offset, data in ((0, b"abc"), (3, b"def"), (3, b"DEF")):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        run_program.receive(SimpleNamespace(run=run.id, offset=offset))
+    path = run_program.inbox(run)
+    assert path.read_bytes() == b"abcDEF"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
+    commands = []
+    monkeypatch.setattr(run_program.subprocess, "run", lambda command, **_more: commands.append(command))
+    answer = run_program.cancel(SimpleNamespace(run=run.id, by="jo"))
+    assert commands == [["systemctl", "stop", "tf-run-host-0.service"]]
+    assert run.id in answer["lines"][0]
+    for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
+        monkeypatch.setenv(name, value)
+    assert finish(run)["failure"] == "the run was cancelled by jo"
+
+
+def test_a_run_that_has_ended_is_not_cancelled(run, monkeypatch):
+    run.note(ended=time.time())
+    monkeypatch.setattr(run_program.subprocess, "run", None)
+    assert "does not run any more" in run_program.cancel(SimpleNamespace(run=run.id, by="jo"))["lines"][0]
 
 
 def test_all_that_a_run_left_is_packed(run):
@@ -259,9 +324,9 @@ def test_links_stay_behind(run):
 
 def test_the_packed_file_is_for_its_owner_alone_and_goes_when_it_was_fetched(run):
     pack(run)
-    [path] = run_program.RUNS.glob(".*.tar")
+    [path] = runs.RUNS.glob(".*.tar")
     assert path.stat().st_mode & 0o777 == 0o600
-    assert run_program.discard(SimpleNamespace(run=run.id)) == {}
+    assert collect_run.discard(SimpleNamespace(run=run.id)) == {}
     assert not path.exists()
 
 
@@ -272,7 +337,7 @@ def test_a_program_is_staged_with_a_link_to_the_config(tmp_path, monkeypatch):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "/etc/passwd" if kind == tarfile.SYMTYPE else ""
             tar.addfile(member)
-    monkeypatch.setattr(run_program, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(run_program.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_uid=os.getuid(), pw_gid=os.getgid()))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(buffer.getvalue())))
     run = run_program.Run("r1")
@@ -288,9 +353,10 @@ def started(run, monkeypatch, tmp_path):
     monkeypatch.setattr(run_program, "CONFIG", tmp_path / "config.json")
     spec = {"worker": ["10.0.0.1:2222", "[fd00::1]:2222"], "host": ["10.0.0.3:2223"]}
     run_program.CONFIG.write_text(json.dumps(spec), encoding="utf-8")
-    run.note(asked=time.time())
+    monkeypatch.setattr(run_program, "stage", lambda run: None)
+    (run.folder / "run.json").unlink()
 
-    def started(stderr="", task="host:0", wait=600.0):
+    def started(stderr="", task="host:0", wait=600.0, detach=False):
         commands = []
 
         def pretend(command, **_more):
@@ -299,10 +365,16 @@ def started(run, monkeypatch, tmp_path):
             return subprocess.CompletedProcess(command, int(failed), "run other\n", stderr)
 
         monkeypatch.setattr(run_program.subprocess, "run", pretend)
-        options = SimpleNamespace(run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, argument=["--steps", "5"])
+        options = SimpleNamespace(
+            run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, argument=["--steps", "5"], detach=detach
+        )
         return run_program.start(options), commands[0]
 
     return started
+
+
+def test_a_run_may_only_be_started(started):
+    assert started(detach=True)[0] == {}
 
 
 def test_a_run_is_started_with_what_a_program_is_given(started, run):
@@ -325,20 +397,20 @@ def test_a_run_waits_for_another_and_says_for_which(started, run):
     assert answer["next"][:2] == ["start", run.id]
 
 
-def test_what_a_waiting_run_asks_to_be_called_with_is_understood(started, run, monkeypatch):
+def test_a_waiting_run_knows_what_was_asked(started, run, monkeypatch):
     answer, _command = started("Unit tf-run-host-0.service was already loaded or has a fragment file.")
-    understood = []
+    commands = []
 
-    def start(options):
-        understood.append(options)
-        return {}
+    def pretend(command, **_more):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(run_program, "start", start)
-    monkeypatch.setattr(run_program.signal, "signal", lambda *_words: None)
+    monkeypatch.setattr(run_program.subprocess, "run", pretend)
+    monkeypatch.setattr(runs.signal, "signal", lambda *_words: None)
     monkeypatch.setattr(sys, "argv", ["run_program.py", *answer["next"]])
     run_program.main()
-    [options] = understood
-    assert (options.run, options.program, options.task, options.argument) == (run.id, "demo.py", "host:0", ["--steps", "5"])
+    assert commands[0][-3:] == ["demo.py", "--steps", "5"]
+    assert "--property=RuntimeMaxSec=60.0" in commands[0]
 
 
 def test_a_run_does_not_wait_for_ever(started, capsys, run):

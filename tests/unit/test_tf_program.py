@@ -1,10 +1,9 @@
 """The action tf_program: what goes to a machine, and that nothing comes back where it does not belong."""
 
+import base64
 import io
 import os
 import tarfile
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from ansible.errors import AnsibleActionFail
@@ -70,21 +69,50 @@ def test_a_link_leads_a_text_nowhere_else(tmp_path):
         tf_program.write_below(tmp_path / "run", "link/a", "x")
 
 
+def packed(*paths):
+    """Return the names in the tar file that paths become."""
+    file = io.BytesIO()
+    tf_program.pack(paths, file)
+    return names_in(file.getvalue())
+
+
 def test_a_file_goes_by_its_name(tmp_path):
     (tmp_path / "demo.py").write_text("", encoding="utf-8")
-    assert names_in(tf_program.packed(tmp_path / "demo.py")) == ["demo.py"]
+    assert packed(tmp_path / "demo.py") == ["demo.py"]
 
 
 def test_a_folder_goes_without_what_python_left(tmp_path):
     for name in ("demo.py", "lib/a.py", "lib/__pycache__/a.pyc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("", encoding="utf-8")
-    assert names_in(tf_program.packed(tmp_path)) == [".", "./demo.py", "./lib", "./lib/a.py"]
+    assert packed(tmp_path) == [".", "./demo.py", "./lib", "./lib/a.py"]
+
+
+def test_data_comes_to_lie_beside_the_program(tmp_path):
+    for name in ("p/main.py", "data/a.csv", "b.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("", encoding="utf-8")
+    assert packed(tmp_path / "p", tmp_path / "data", tmp_path / "b.csv") == [".", "./main.py", "b.csv", "data", "data/a.csv"]
 
 
 def test_a_program_that_is_not_there_gives_a_sentence(tmp_path):
     with pytest.raises(AnsibleActionFail, match="does not exist on the controller"):
-        tf_program.packed(tmp_path / "demo.py")
+        packed(tmp_path / "demo.py")
+
+
+def test_what_is_large_goes_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(tf_program, "PIECE", 4096)
+    (tmp_path / "a.bin").write_bytes(os.urandom(30_000))
+    action, sent = object.__new__(tf_program.ActionModule), b""
+
+    def call(argv, data, _statuses):
+        nonlocal sent
+        assert argv == ["run.py", "receive", "r1", "--offset", str(len(sent))]
+        sent += data
+
+    action.call = call
+    assert action.send([tmp_path / "a.bin"], ["run.py", "receive", "r1"]) == tf_program.NOTHING
+    assert names_in(sent) == ["a.bin"]
 
 
 @pytest.fixture
@@ -133,16 +161,41 @@ def test_what_is_not_json_is_called_so(calls, stdout):
 def fetch(tmp_path):
     """Return a function that fetches a tar file of some members from a machine into the folder "output/run"."""
 
-    def fetch(*members):
+    def fetch(*members, breaks_after=10**9, made=1):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for member in members:
                 tar.addfile(member)
+        data, offsets = buffer.getvalue(), []
         action = object.__new__(tf_program.ActionModule)
-        action._connection = SimpleNamespace(fetch_file=lambda _remote, local: Path(local).write_bytes(buffer.getvalue()))
-        action.fetch("/remote.tar", tmp_path / "output/run")
+
+        def call(argv, _data, _statuses):
+            assert argv[:3] == ["run.py", "piece", "r1"]
+            offsets.append(int(argv[-1]))
+            if len(offsets) > breaks_after:
+                raise AnsibleActionFail("the connection broke")
+            return {"data": base64.b64encode(data[offsets[-1] :][:1000]).decode()}
+
+        action.call = call
+        given = {"call": ["piece", "r1"], "size": len(data), "made": made}
+        action.fetch(["run.py"], given, tmp_path / "output/run")
+        return offsets
 
     return fetch
+
+
+def test_a_fetch_that_was_interrupted_goes_on_where_it_stopped(fetch, tmp_path):
+    with pytest.raises(AnsibleActionFail, match="the connection broke"):
+        fetch(member("a"), breaks_after=3)
+    assert fetch(member("a"))[0] == 3000
+    assert [path.name for path in (tmp_path / "output").rglob("*")] == ["run", "a"]
+
+
+def test_another_file_is_fetched_from_its_beginning(fetch, tmp_path):
+    with pytest.raises(AnsibleActionFail, match="the connection broke"):
+        fetch(member("a"), breaks_after=3)
+    assert fetch(member("a"), made=2)[0] == 0
+    assert list((tmp_path / "output").glob(".*")) == []
 
 
 def test_what_a_machine_sends_is_unpacked_in_the_folder_alone(fetch, tmp_path):
@@ -156,4 +209,4 @@ def test_what_a_machine_sends_is_unpacked_in_the_folder_alone(fetch, tmp_path):
 def test_of_a_tar_file_that_reaches_outside_nothing_is_unpacked(fetch, tmp_path):
     with pytest.raises(AnsibleActionFail):
         fetch(member("good"), member("../evil"))
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".tar"] == []
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".part"] == []

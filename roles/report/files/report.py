@@ -3,7 +3,7 @@
 
     report.py output/<run id> < facts.json
 
-Runs on the controller. Standard input: ``{"program": ..., "outcome": {...}, "tasks": [...]}``, what the run and the gate
+Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...]}``, what the run and the gate
 answered. Writes ``verdict.json``, ``report.html`` and ``summary.txt`` into the folder, points ``latest`` beside it to
 it, and answers with one JSON object: ``lines`` (the summary), ``verdict``, ``failure`` (a sentence if the run failed).
 """
@@ -63,7 +63,7 @@ def make_verdict(folder: Path, facts: dict) -> dict:
         "ok": not failures,
         "failures": failures,
         "run_id": outcome["run_id"],
-        "program": facts["program"],
+        "program": outcome["program"],
         "started": started.isoformat(timespec="seconds"),
         "seconds": outcome["seconds"],
         "tasks": tasks,

@@ -1,0 +1,74 @@
+"""What is known of runs on the host machine: their folders, their notes, their units.
+
+A run is a folder: ``run.json`` (what was asked and how it ended), ``stdout.log``, ``program/`` (its working directory) and
+``results/`` (``TF_RUN_DIR``). It is executed in a transient unit that is named after the task that it takes, so systemd allows
+one at a time, limits its time and notes how it ended, whoever still watches.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import tarfile
+from pathlib import Path
+
+import cluster_config
+
+RUNS = Path("/var/lib/tf-cluster/runs")
+
+
+class Run:
+    """One run's folder and unit."""
+
+    def __init__(self, run_id: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", run_id):
+            cluster_config.fail(f"{run_id!r} cannot name a run: letters, digits, '.', '_' and '-' can", 2)
+        self.id, self.folder = run_id, RUNS / run_id
+
+    def read(self) -> dict:
+        """Return what is noted of the run."""
+        try:
+            return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            cluster_config.fail(f"there is no run {self.id} on this machine ({self.folder})", 2)
+            raise
+
+    def note(self, **facts) -> dict:
+        """Add to what is noted of the run, the file replaced as a whole."""
+        path = self.folder / "run.json"
+        noted = {**(self.read() if path.exists() else {}), **facts}
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(noted, indent=1), encoding="utf-8")
+        temporary.replace(path)
+        return noted
+
+
+def is_alive(unit: str, run: Run) -> bool:
+    """Tell whether the unit still belongs to the run and has not ended, its last note included."""
+    state = property_of(unit, "ActiveState")
+    return state not in ("", "inactive", "failed") and property_of(unit, "Description") == f"run {run.id}"
+
+
+def property_of(unit: str, name: str) -> str:
+    """Return one property of a unit."""
+    command = ["systemctl", "show", f"--property={name}", "--value", unit]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Leave out what is neither a file nor a folder: links could point anywhere on the controller."""
+    return member if (member.isfile() or member.isdir()) and not member.name.endswith(".pyc") else None
+
+
+def answer(parser) -> None:
+    """Answer one call: print the JSON object that the chosen function returns, or one sentence on standard error."""
+    options = parser.parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        print(json.dumps(options.call(options)))
+    except cluster_config.ConfigError as error:
+        cluster_config.fail(str(error), 2)
+    except OSError as error:
+        cluster_config.fail(f"{error.filename}: {error.strerror}", 1)

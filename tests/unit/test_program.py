@@ -1,0 +1,106 @@
+"""The filters on programs: a run's name is safe, telling and its own; what is no program is said before it is sent."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from project import load
+
+program = load("plugins/filter/program.py")
+run_name, problems = program.run_name, program.program_problems
+Run = load("files/runs.py").Run
+
+
+@pytest.mark.parametrize(
+    ("program", "stem"),
+    [
+        ("demo.py", "demo"),
+        ("/somewhere/else/my_model-2.py", "my_model-2"),
+        ("a b; rm -rf.py", "a-b-rm--rf"),
+        ("모델.py", "program"),
+        ("/", "program"),
+        ("", "program"),
+        ("train.v2.py", "train-v2"),
+        ("a\nb.py", "a-b"),
+        (f"{'x' * 300}.py", "x" * 40),
+    ],
+)
+def test_a_name_has_the_time_the_program_and_something_of_its_own(program, stem, tmp_path):
+    run_id = run_name(program, tmp_path)["id"]
+    assert re.fullmatch(rf"\d{{8}}-\d{{6}}-{re.escape(stem)}-[0-9a-f]{{4}}", run_id)
+    assert Run(run_id).id == run_id
+
+
+def test_names_sort_by_time(tmp_path, monkeypatch):
+    moments = iter([time.gmtime(second) for second in (1_000_000_000, 1_000_000_001, 1_999_999_999)])
+    monkeypatch.setattr(time, "gmtime", lambda: next(moments))
+    names = [run_name("demo.py", tmp_path)["id"] for _each in range(3)]
+    assert names == sorted(names)
+    assert names[0].startswith("20010909-014640-demo-")
+
+
+def test_two_runs_of_one_moment_have_two_names(tmp_path):
+    assert len({run_name("demo.py", tmp_path)["id"] for _each in range(5)}) > 1
+
+
+def test_the_folder_is_an_absolute_path_below_the_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = run_name("demo.py", "output")
+    assert Path(name["folder"]) == tmp_path / "output" / name["id"]
+
+
+def test_since_is_just_before_now(tmp_path):
+    assert time.time() - 3 < run_name("demo.py", tmp_path)["since"] < time.time()
+
+
+def test_a_run_may_be_given_a_name(tmp_path):
+    assert "-my-first-try-" in run_name("demo.py", tmp_path, "my first try")["id"]
+
+
+def test_a_file_is_a_program(tmp_path):
+    (tmp_path / "a.py").write_text("print(1)", encoding="utf-8")
+    assert problems(str(tmp_path / "a.py")) == []
+    assert program.program_entry(str(tmp_path / "a.py")) == "a.py"
+
+
+@pytest.mark.parametrize("entry", ["main.py", "__main__.py"])
+def test_a_folder_with_an_entry_is_a_program(tmp_path, entry):
+    (tmp_path / entry).write_text("import lib", encoding="utf-8")
+    (tmp_path / "lib.py").write_text("", encoding="utf-8")
+    assert problems(str(tmp_path)) == []
+    assert program.program_entry(str(tmp_path)) == entry
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("", ["program is not set", "-e program="]),
+        (None, ["program is not set"]),
+        ("nothing.py", ["nothing.py", "does not exist"]),
+        ("folder", ["folder without main.py"]),
+        ("broken.py", ["broken.py, line 2", "is not Python"]),
+        ("binary.py", ["binary.py", "is not Python"]),
+    ],
+)
+def test_what_is_no_program_gives_a_sentence(tmp_path, monkeypatch, given, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "broken.py").write_text("x = 1\nprint(x\n", encoding="utf-8")
+    (tmp_path / "binary.py").write_bytes(b"\x7fELF\0\xff")
+    [sentence] = problems(given)
+    assert [word for word in words if word not in sentence] == []
+
+
+def test_a_module_of_a_folder_is_looked_at_too(tmp_path):
+    (tmp_path / "main.py").write_text("", encoding="utf-8")
+    (tmp_path / "lib.py").write_text("def", encoding="utf-8")
+    [sentence] = problems(str(tmp_path))
+    assert "lib.py, line 1 is not Python" in sentence
+
+
+def test_data_that_is_not_there_gives_a_sentence(tmp_path):
+    (tmp_path / "a.py").write_text("", encoding="utf-8")
+    assert problems(str(tmp_path / "a.py"), str(tmp_path)) == []
+    [sentence] = problems(str(tmp_path / "a.py"), [str(tmp_path), "no-such-folder"])
+    assert "program_data has no-such-folder" in sentence
