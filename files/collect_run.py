@@ -67,10 +67,13 @@ def pack(run: Run) -> dict:
         unfinished = path.with_suffix(f".{os.getpid()}")
         with tarfile.open(unfinished, "w") as tar:
             os.fchmod(tar.fileobj.fileno(), 0o600)
-            for name in ("run.json", "stdout.log", "program"):
+            training = noted.get("training")
+            reserved = RESERVED | {"tasks"} if training else RESERVED
+            same = training and noted["task"] != training["chief"]  # its program is the one that the chief has
+            for name in ("run.json", "stdout.log", *([] if same else ["program"])):
                 tar.add(run.folder / name, name, filter=runs.plain)
             for found in sorted((run.folder / "results").iterdir()):
-                tar.add(found, f"program-{found.name}" if found.name in RESERVED else found.name, filter=runs.plain)
+                tar.add(found, f"program-{found.name}" if found.name in reserved else found.name, filter=runs.plain)
         unfinished.replace(path)
     found = path.stat()
     return {"fetch": {"call": ["piece", run.id], "size": found.st_size, "made": found.st_mtime_ns}, "next": ["discard", run.id]}

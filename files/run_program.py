@@ -6,6 +6,8 @@
     run_program.py follow RUN --offset 0                       its output since then, and how it ended
     run_program.py cancel RUN --by NAME                        ends it
 
+A run may be one task's part of a training (--training); then train_task.py runs the program together with the others.
+
 Called by the action plugin tf_program, as root; each call answers with one JSON object on standard output, ends within
 seconds, and names in ``next`` what is to be called to go on. What a run is, runs.py says.
 """
@@ -23,17 +25,21 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
 import cluster_config
 import runs
+import train_task
 from runs import Run
 
 STARTUP = Path("/opt/tf-cluster/startup")
+PART = str(Path(train_task.__file__).resolve())
 CONFIG = Path("/etc/tf-cluster/config.json")
 TASKS = Path("/etc/tf-cluster/tasks")
 USER = "tensorflow"
+WRITABLE = ("program", "results", "checkpoints", "part.json")  # what of a run's folder belongs to its program
 WAIT = 2.0  # seconds that one call waits for news
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
 CONFINED = (
@@ -48,27 +54,45 @@ def start(options: argparse.Namespace) -> dict:
     """Put the program in place (from a tar file on standard input) and start it, when its task is free."""
     run = Run(options.run)
     if not (run.folder / "run.json").exists():
-        task_of(options.task, cluster_config.load(CONFIG))
+        training = json.loads(options.training)
+        task_of(options.task, training["cluster"] if training else cluster_config.load(CONFIG))
         stage(run)
         run.note(
             run_id=run.id, program=options.program, arguments=options.argument, task=options.task,
             unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait, asked=time.time(),
-            detached=options.detach,
+            detached=options.detach, training=training,
         )  # fmt: skip
     tried, noted = launch(run), run.read()
     if tried.returncode == 0:
         return {} if noted["detached"] else {"next": ["follow", run.id, "--offset", "0"]}
     if "already" not in tried.stderr:
-        cluster_config.fail(f"systemd could not start the run: {tried.stderr.strip()}", 1)
+        return give_up(run, f"systemd could not start the run: {tried.stderr.strip()}")
     waited = time.time() - noted["asked"]
     other = runs.property_of(noted["unit"], "Description") or "another run"
     if waited > noted["wait"]:
-        shutil.rmtree(run.folder)
-        cluster_config.fail(
-            f"{other} still has the task {noted['task']} after {waited:.0f} s; try again later, or wait longer with run_wait", 1
+        return give_up(
+            run,
+            f"{other} still has the task {noted['task']} after {waited:.0f} s; try again later, or wait longer with run_wait",
+            forget=True,
         )
     time.sleep(min(WAIT, max(0.1, noted["wait"] - waited)))
     return {"lines": [f"waits for the task {noted['task']}: {other} has it ({waited:.0f} s)"], "next": ["start", run.id]}
+
+
+def give_up(run: Run, sentence: str, forget: bool = False) -> dict:
+    """Fail with a sentence; where others wait for this task of their training, note it and tell them instead."""
+    noted = run.read()
+    training, task = noted["training"], noted["task"]
+    if not training or task == training["chief"]:
+        if forget:
+            shutil.rmtree(run.folder)
+        cluster_config.fail(sentence, 1)
+    run.note(ended=time.time(), failure=sentence, part={"failure": sentence, "outcome": "was not started", "attempts": 0})
+    try:
+        train_task.join(training, task, threading.Event(), sentence).close()
+    except OSError as error:
+        cluster_config.fail(f"{sentence}; {error}", 1)
+    return {"lines": [f"{task}: {sentence}"]}
 
 
 def inbox(run: Run) -> Path:
@@ -88,7 +112,7 @@ def receive(options: argparse.Namespace) -> dict:
 
 
 def stage(run: Run) -> None:
-    """Make the run's folders; only the program's own two belong to its user."""
+    """Make the run's folders; only what the program writes to belongs to its user."""
     os.umask(0o022)  # the program's user has to get there, whatever the caller's own files are like
     runs.RUNS.mkdir(parents=True, exist_ok=True)
     run.folder.mkdir(mode=0o755)
@@ -97,12 +121,14 @@ def stage(run: Run) -> None:
     with sent.open("rb") if sent.exists() else io.BytesIO(sys.stdin.buffer.read()) as file, tarfile.open(fileobj=file) as tar:
         tar.extractall(run.folder / "program", members=[member for member in tar if runs.plain(member)])
     sent.unlink(missing_ok=True)
-    for name in ("program", "results"):
+    for name in ("program", "results", "checkpoints"):
         (run.folder / name).mkdir(exist_ok=True)
     config = run.folder / "program/config.json"
     if not config.exists():
         config.symlink_to(CONFIG)  # the seed's programs read it from where they are
-    for path in [run.folder / "results", run.folder / "program", *(run.folder / "program").rglob("*")]:
+    (run.folder / "part.json").touch()
+    own = [run.folder / name for name in WRITABLE]
+    for path in [*own, *(run.folder / "program").rglob("*")]:
         os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
 
 
@@ -118,13 +144,18 @@ def task_of(text: str, spec: dict) -> tuple[str, int]:
 def launch(run: Run) -> subprocess.CompletedProcess:
     """Start the run's unit; fails with "already" while another run has the task."""
     noted = run.read()
-    spec = cluster_config.load(CONFIG)
+    training = noted["training"]
+    spec = training["cluster"] if training else cluster_config.load(CONFIG)
     job, index = task_of(noted["task"], spec)
     addresses = {cluster_config.split_address(entry)[0] for entries in spec.values() for entry in entries}
+    # Nothing listens on the ports of other runs' jobs: a program that waits for all of its cluster would wait for ever.
+    seen = {name: entries for name, entries in spec.items() if training or name == job or name not in cluster_config.RUN_JOBS}
     environment = {
         "TF_CLUSTER_CONFIG": str(CONFIG),
-        "TF_CONFIG": json.dumps({"cluster": spec, "task": {"type": job, "index": index}}),
+        "TF_CONFIG": json.dumps({"cluster": seen, "task": {"type": job, "index": index}}),
         "TF_RUN_DIR": str(run.folder / "results"),
+        "TF_CHECKPOINT_DIR": str(run.folder / "checkpoints"),
+        "GRPC_FAIL_FAST": "use_caller",
         "TF_CPP_MIN_LOG_LEVEL": "1",
         "PYTHONPATH": str(STARTUP),
         "PYTHONUNBUFFERED": "1",
@@ -137,16 +168,16 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     properties = [
         f"Description=run {run.id}", f"User={USER}", f"WorkingDirectory={run.folder / 'program'}",
         f"StandardOutput=append:{log}", f"StandardError=append:{log}", f"RuntimeMaxSec={noted['limit']}",
-        "TimeoutStopSec=10", f"ExecStopPost=+{finish}", f"ReadWritePaths={run.folder / 'program'} {run.folder / 'results'}",
+        "TimeoutStopSec=10", f"ExecStopPost=+{finish}", f"ReadWritePaths={' '.join(str(run.folder / name) for name in WRITABLE)}",
         f"EnvironmentFile=-{TASKS / f'{job}-{index}.env'}", *CONFINED,
     ]  # fmt: skip
     command = ["systemd-run", "--quiet", "--collect", f"--unit={noted['unit']}", "--service-type=exec", "--slice=tf-run.slice"]
     command += [f"--property={text}" for text in properties]
+    command += ["--property=KillMode=mixed"] if training else []  # train_task.py ends the program, and tells the others
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     run.note(started=time.time())
-    return subprocess.run(
-        [*command, sys.executable, noted["program"], *noted["arguments"]], capture_output=True, text=True, check=False
-    )
+    words = [PART, run.id] if training else [noted["program"], *noted["arguments"]]
+    return subprocess.run([*command, sys.executable, *words], capture_output=True, text=True, check=False)
 
 
 def finish(options: argparse.Namespace) -> None:
@@ -158,16 +189,27 @@ def finish(options: argparse.Namespace) -> None:
     name = f"SIG{status}" if code in ("killed", "dumped") else status
     if result == "success" and code == "killed":
         result = "signal"  # systemd takes SIGTERM and some others for a clean end, but the program has not done its work
+    part = part_of(run)
     failure = noted.get("cancelled") or {
         "success": "",
-        "exit-code": f"the program ended with exit status {status}",
+        "exit-code": part.get("failure") or f"the program ended with exit status {status}",
         "signal": f"the program was killed by {name}",
         "core-dump": f"the program crashed with {name}",
         "timeout": f"the program was still running after {noted.get('limit')} s and was ended (run_timeout)",
         "oom-kill": "the machine ran out of memory and ended the program",
     }.get(result, f"the program ended as systemd calls {result!r}")
-    run.note(ended=time.time(), failure=failure, exit_status=status)
+    run.note(ended=time.time(), failure=failure, exit_status=status, **({"part": part} if part else {}))
     sys.exit()  # no answer: its output would go into the run's
+
+
+def part_of(run: Run) -> dict:
+    """Return what train_task.py left on this task's part of a training: outcome, attempts, failure."""
+    try:
+        with (run.folder / "part.json").open(encoding="utf-8") as file:  # the folder is root's: it cannot be a link
+            part = json.loads(file.read(MOST_SHOWN))
+        return {"failure": str(part["failure"]), "outcome": str(part["outcome"]), "attempts": int(part["attempts"])}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
 
 
 def follow(options: argparse.Namespace) -> dict:
@@ -214,8 +256,12 @@ def cancel(options: argparse.Namespace) -> dict:
     """End a run that goes on; what it left stays and can be collected."""
     run = Run(options.run)
     noted = run.read()
+    deadline = time.monotonic() + options.after
+    while "ended" not in noted and runs.is_alive(noted["unit"], run) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        noted = run.read()
     if "ended" in noted or not runs.is_alive(noted["unit"], run):
-        return {"lines": [f"run {run.id} does not run any more"]}
+        return {} if options.after else {"lines": [f"run {run.id} does not run any more"]}
     run.note(cancelled=f"the run was cancelled by {options.by}")
     # "stop" waits until systemd has noted the end, ten seconds and a moment at most: then the program is killed.
     subprocess.run(["systemctl", "stop", noted["unit"]], capture_output=True, check=False)
@@ -236,11 +282,13 @@ def main() -> None:
             sub.add_argument("--timeout", type=float, default=600, help="seconds that the program may take")
             sub.add_argument("--wait", type=float, default=600, help="seconds to wait for another run")
             sub.add_argument("--argument", action="append", default=[])
+            sub.add_argument("--training", default="{}", help="what it is a part of, as JSON (plugins/filter/training.py)")
             sub.add_argument("--detach", action="store_true", help="do not name in next what follows the run")
         if call in (receive, follow):
             sub.add_argument("--offset", type=int, default=0)
         if call is cancel:
             sub.add_argument("--by", default="somebody")
+            sub.add_argument("--after", type=float, default=0, help="seconds that it has to end by itself")
     runs.answer(parser)
 
 

@@ -385,6 +385,10 @@ def _known_variables():
         "program_args",
         "program_data",
         "run_name",
+        "train_jobs",
+        "train_restarts",
+        "train_join",
+        "train_port_offset",
         *(name for entry in entries for name in entry.get("options", {})),
     }
 

@@ -49,6 +49,16 @@ def program_problems(program, data=()):
     return problems + [sentence for file in sorted(files) if (sentence := _syntax_problem(file))]
 
 
+def task_problems(task, cluster):
+    """Return what keeps a program from being a task of the cluster, a sentence each."""
+    if task not in cluster["tasks"]:
+        return [f"The variable run_task is {task!r}, which is no task of the cluster: add its machine to the group of its job."]
+    own = next(found for found in cluster["machines"][cluster["tasks"][task]] if f"{found['job']}:{found['index']}" == task)
+    if own["standing"]:
+        return [f"The variable run_task is {task!r}, which is a server of its own: name a task of the job host or chief."]
+    return []
+
+
 def _syntax_problem(path):
     try:
         compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
@@ -73,4 +83,9 @@ class FilterModule:
 
     def filters(self):
         """Return the filters by name."""
-        return {"program_entry": program_entry, "program_problems": program_problems, "run_name": run_name}
+        return {
+            "program_entry": program_entry,
+            "program_problems": program_problems,
+            "task_problems": task_problems,
+            "run_name": run_name,
+        }

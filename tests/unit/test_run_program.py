@@ -284,7 +284,7 @@ def test_pieces_are_put_together(run, monkeypatch):
 def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
     commands = []
     monkeypatch.setattr(run_program.subprocess, "run", lambda command, **_more: commands.append(command))
-    answer = run_program.cancel(SimpleNamespace(run=run.id, by="jo"))
+    answer = run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))
     assert commands == [["systemctl", "stop", "tf-run-host-0.service"]]
     assert run.id in answer["lines"][0]
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
@@ -295,7 +295,7 @@ def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
 def test_a_run_that_has_ended_is_not_cancelled(run, monkeypatch):
     run.note(ended=time.time())
     monkeypatch.setattr(run_program.subprocess, "run", None)
-    assert "does not run any more" in run_program.cancel(SimpleNamespace(run=run.id, by="jo"))["lines"][0]
+    assert "does not run any more" in run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))["lines"][0]
 
 
 def test_all_that_a_run_left_is_packed(run):
@@ -356,7 +356,7 @@ def started(run, monkeypatch, tmp_path):
     monkeypatch.setattr(run_program, "stage", lambda run: None)
     (run.folder / "run.json").unlink()
 
-    def started(stderr="", task="host:0", wait=600.0, detach=False):
+    def started(stderr="", task="host:0", wait=600.0, detach=False, training=None):
         commands = []
 
         def pretend(command, **_more):
@@ -366,7 +366,14 @@ def started(run, monkeypatch, tmp_path):
 
         monkeypatch.setattr(run_program.subprocess, "run", pretend)
         options = SimpleNamespace(
-            run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, argument=["--steps", "5"], detach=detach
+            run=run.id,
+            program="demo.py",
+            task=task,
+            timeout=60.0,
+            wait=wait,
+            argument=["--steps", "5"],
+            detach=detach,
+            training=json.dumps(training or {}),
         )
         return run_program.start(options), commands[0]
 

@@ -68,7 +68,25 @@ def make_verdict(folder: Path, facts: dict) -> dict:
         "seconds": outcome["seconds"],
         "tasks": tasks,
     }
+    if outcome.get("training"):
+        verdict["training"] = training_outcome(folder, outcome)
     return verdict if result is None else {**verdict, "result": result}
+
+
+def training_outcome(folder: Path, outcome: dict) -> dict:
+    """Return how each task's part of a training ended; the chief's own is the run's."""
+    parts, plan = {}, outcome["training"]
+    for task, machine in plan["machines"].items():
+        noted = outcome
+        if task != plan["chief"]:
+            try:
+                noted = json.loads((folder / "tasks" / task.replace(":", "-") / "run.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                noted = {"part": {"outcome": "left nothing that could be collected"}}
+        job, index = task.split(":")
+        own = noted.get("part", {}).get("outcome") or noted.get("failure") or "goes on"
+        parts[task] = {"machine": machine, "address": plan["cluster"][job][int(index)], "outcome": own}
+    return {"chief": plan["chief"], "attempts": outcome.get("part", {}).get("attempts", 1), "tasks": parts}
 
 
 def read_result(path: Path) -> object:

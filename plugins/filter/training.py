@@ -1,0 +1,117 @@
+"""The one place that works out a training: which tasks take part, on which machines, and at which ports."""
+
+from __future__ import annotations
+
+DOCUMENTATION = """
+name: training
+short_description: Work out a training's own cluster
+description:
+  - Each process of a training makes a TensorFlow server of its own, and the cluster's servers have the ports of the cluster
+    spec. So each task of the training gets a port of its own, O(offset) above the one of its server, and the chief's machine one
+    more, over which the training is coordinated; the next free one where a task of that machine has it already.
+options:
+  _input: {description: The cluster as worked out by the filter cluster_spec, type: dict, required: true}
+  run_id: {description: Name of the run, type: str}
+  jobs: {description: "Jobs that take part: worker, chief", type: list, elements: str}
+  offset: {description: What is added to a task's port, type: int}
+  restarts: {description: How many times all are started again after one has failed, type: int}
+  join: {description: Seconds within which all have to be there, type: float}
+"""
+
+RETURN = """
+_value:
+  description:
+    - C(problems) is a list of sentences. Where there are any, there is nothing else.
+    - C(cluster) is job -> list of C(address:port), what TF_CONFIG holds; C(control) is the C(address:port) of the coordinator.
+    - C(machines) is task -> machine; C(chief) names the task whose output is shown; C(id), C(restarts), C(join) as given.
+  type: dict
+"""
+
+JOBS = ("chief", "worker")  # what MultiWorkerMirroredStrategy knows, in the order of the chief's choice
+HIGHEST = 65535
+
+
+def training(cluster, run_id="", jobs="worker", offset=1000, restarts=0, join=60):
+    """Return the training that the jobs make, or all that is wrong with it."""
+    jobs = [job.strip() for job in jobs.split(",")] if isinstance(jobs, str) else list(jobs)
+    problems = [problem for job in jobs if (problem := _job_problem(job, cluster))]
+    numbers = {}
+    for name, value, lowest in (("train_port_offset", offset, 1), ("train_restarts", restarts, 0), ("train_join", join, 1)):
+        try:
+            numbers[name] = float(value) if name == "train_join" else int(value)
+        except (TypeError, ValueError):
+            numbers[name] = lowest - 1
+        if not lowest <= numbers[name] <= HIGHEST:
+            problems.append(f"The variable {name} is {value!r}: give a number from {lowest} to {HIGHEST}.")
+    if not jobs:
+        problems.append("The variable train_jobs is empty: name jobs, as in [worker].")
+    if problems:
+        return {"problems": problems}
+    tasks = [task for job in JOBS if job in jobs for task in _tasks(cluster, job)]
+    free = _Ports(cluster, numbers["train_port_offset"])
+    entries = {_name(task): f"{task['address']}:{free.port(task, task['port'])}" for task in tasks}
+    control = free.port(tasks[0], tasks[0]["port"] + numbers["train_port_offset"])
+    if free.highest > HIGHEST:
+        return {"problems": [f"The variable train_port_offset is {offset}, which leads to port {free.highest}: make it smaller."]}
+    return {
+        "problems": [],
+        "id": run_id,
+        "chief": _name(tasks[0]),
+        "control": f"{tasks[0]['address']}:{control}",
+        "cluster": {job: [entries[_name(task)] for task in _tasks(cluster, job)] for job in JOBS if job in jobs},
+        "machines": {_name(task): task["machine"] for task in tasks},
+        "restarts": numbers["train_restarts"],
+        "join": numbers["train_join"],
+    }
+
+
+def training_parts(training, machine):
+    """Return the tasks of a training on one machine but the chief's, each with the id of its part."""
+    return [
+        {"task": task, "name": task.replace(":", "-"), "id": f"{training['id']}.{task.replace(':', '-')}"}
+        for task, its_machine in (training or {}).get("machines", {}).items()
+        if its_machine == machine and task != training["chief"]
+    ]
+
+
+class _Ports:
+    """Ports of machines that no task of the cluster has and that were not given away."""
+
+    def __init__(self, cluster, offset):
+        self.offset, self.highest = offset, 0
+        self.taken = {machine: {task["port"] for task in tasks} for machine, tasks in cluster["machines"].items()}
+
+    def port(self, task, own):
+        """Return a free port of the task's machine, ``offset`` above ``own`` or the next one."""
+        taken, port = self.taken[task["machine"]], own + self.offset
+        while port in taken:
+            port += 1
+        taken.add(port)
+        self.highest = max(self.highest, port)
+        return port
+
+
+def _job_problem(job, cluster):
+    if job not in JOBS:
+        more = "; parameter servers are tasks of the cluster: playbooks/run.yml -e run_task=chief:0" if job == "ps" else ""
+        return f"The variable train_jobs has '{job}': the jobs of a training are {' and '.join(JOBS)}{more}."
+    if not _tasks(cluster, job):
+        return f"The variable train_jobs has '{job}', but no machine is in the group '{job}'."
+    return ""
+
+
+def _tasks(cluster, job):
+    found = [task for tasks in cluster["machines"].values() for task in tasks if task["job"] == job]
+    return sorted(found, key=lambda task: task["index"])
+
+
+def _name(task):
+    return f"{task['job']}:{task['index']}"
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self):
+        """Return the filters by name."""
+        return {"training": training, "training_parts": training_parts}
