@@ -1,0 +1,236 @@
+"""Trainings with real data: what they compute, and that all tasks go, end and come home together."""
+
+import json
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import digits
+import numpy as np
+import pytest
+from conftest import folder_of, said, verdict
+
+PROGRAMS = Path(__file__).parent / "programs"
+BY_WORKERS = PROGRAMS / "digits_by_workers.py"
+# Single precision, and the two parts of a batch are added in another order: after five steps the weights, of size 1, differ by
+# less than this (seen: 3e-7). A mistake in sharing batches or gradients shows in the second digit.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Return the path of the digits."""
+    return digits.write(tmp_path_factory.mktemp("data") / "digits.npz")
+
+
+@pytest.fixture(scope="session")
+def train(cluster):
+    """Return a function that trains and returns the command and the run's folder."""
+
+    def train(program, seconds=300, **values):
+        words = {"program": str(program), "run_timeout": 120, **values}
+        done = cluster.playbook("playbooks/train.yml", f"--extra-vars={json.dumps(words)}", seconds=seconds)
+        return done, folder_of(done)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def trained(train, data):
+    """Return what training with two workers gave: the command and the folder."""
+    done, folder = train(BY_WORKERS, program_data=str(data))
+    assert done.returncode == 0, said(done)
+    return done, folder
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Return a function that writes a program which knows its task, and returns its path."""
+
+    def write(text, name="program.py"):
+        head = "import json, os, sys, time\ntask = json.loads(os.environ['TF_CONFIG'])['task']\n"
+        (tmp_path / name).write_text(head + text, encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+def workers(cluster):
+    """Return the machines of the workers in the order of their tasks."""
+    listed = cluster.command("ansible", "worker", "--list-hosts").stdout
+    return listed.split()[2:]
+
+
+def running(cluster):
+    """Return the units of runs that there are on the machines."""
+    line = "systemctl list-units --all --plain --no-legend 'tf-run-*.service' | cut -d' ' -f1"
+    return " ".join(cluster.shell("lab", line).values()).split()
+
+
+def test_two_workers_train_a_model_that_knows_digits(trained):
+    _done, folder = trained
+    found = verdict(folder)
+    assert found["ok"] is True
+    assert found["result"]["replicas"] == 2
+    assert found["result"]["accuracy"] > 0.9
+
+
+def test_the_chiefs_output_is_shown_and_all_tasks_come_home(cluster, trained):
+    done, folder = trained
+    assert "step 300 of 300" in said(done)
+    first, second = workers(cluster)
+    tasks = verdict(folder)["training"]["tasks"]
+    assert {task: (each["machine"], each["outcome"]) for task, each in tasks.items()} == {
+        "worker:0": (first, "done"),
+        "worker:1": (second, "done"),
+    }
+    assert "step 300 of 300" in (folder / "tasks/worker-1/stdout.log").read_text(encoding="utf-8")
+    assert (folder / "weights.npz").exists()
+    assert (folder / "tasks/worker-1/weights.npz").exists()
+
+
+def weights(path):
+    """Return the arrays in a file."""
+    with np.load(path) as arrays:
+        return [arrays[name] for name in arrays.files]
+
+
+def test_two_workers_compute_what_one_process_does(cluster, trained, data):
+    words = {"program_data": str(data), "program_args": "--alone --steps 5"}
+    done, alone = cluster.run(BY_WORKERS, f"--extra-vars={json.dumps(words)}")
+    assert done.returncode == 0, said(done)
+    _done, folder = trained
+    for one, two in zip(weights(alone / "early.npz"), weights(folder / "early.npz")):
+        np.testing.assert_allclose(two, one, rtol=0, atol=TOLERANCE)
+    for one, two in zip(weights(folder / "weights.npz"), weights(folder / "tasks/worker-1/weights.npz")):
+        np.testing.assert_array_equal(one, two)  # the workers among each other
+
+
+def test_parameter_servers_train_a_model_that_knows_digits(cluster, data):
+    words = {"program_data": str(data), "run_task": "chief:0"}
+    done, folder = cluster.run(PROGRAMS / "digits_by_parameter_servers.py", f"--extra-vars={json.dumps(words)}")
+    assert done.returncode == 0, said(done)
+    found = verdict(folder)["result"]
+    assert found["accuracy"] > 0.9
+    assert found["devices"] == ["/job:ps/replica:0/task:0/device:CPU:0"]
+
+
+def test_a_restart_goes_on_from_the_last_checkpoint(train, data):
+    done, folder = train(BY_WORKERS, program_data=str(data), program_args="--die-at 50 --steps 100", train_restarts=1)
+    assert done.returncode == 0, said(done)
+    assert "was killed by SIGKILL; all start again (attempt 2 of 2)" in said(done)
+    assert "worker:0 goes on from step 40" in said(done)
+    found = verdict(folder)
+    assert found["result"]["began_at"] == 40
+    assert found["training"]["attempts"] == 2
+
+
+def test_one_that_fails_ends_all_and_is_named(cluster, train, program):
+    failing = program("print('begun', flush=True)\nif task['index'] == 1: time.sleep(3); sys.exit(3)\ntime.sleep(600)")
+    begun = time.monotonic()
+    done, folder = train(failing)
+    assert done.returncode != 0
+    assert time.monotonic() - begun < 30
+    found = verdict(folder)
+    assert found["failures"] == [f"The program of worker:1 on machine {workers(cluster)[1]} ended with exit status 3."]
+    assert found["seconds"] < 10
+    assert [task["outcome"] for task in found["training"]["tasks"].values()] == [
+        "was ended with the others",
+        "ended with exit status 3",
+    ]
+    assert "begun" in (folder / "tasks/worker-1/stdout.log").read_text(encoding="utf-8")
+    assert running(cluster) == []
+
+
+def test_restarts_come_to_an_end(train, program):
+    done, folder = train(program("sys.exit(task['index'])"), train_restarts=2)
+    assert done.returncode != 0
+    assert verdict(folder)["training"]["attempts"] == 3
+
+
+@pytest.mark.parametrize(("machine", "port", "words"), [(1, 3222, "its port 3222"), (0, 4222, "Port 4222, over which")])
+def test_a_port_in_use_is_said(cluster, train, program, machine, port, words):
+    name = workers(cluster)[machine]
+    cluster.shell(name, f"systemd-run --quiet --unit=stranger python3 -m http.server {port}; sleep 1; echo done")
+    try:
+        begun = time.monotonic()
+        done, folder = train(program("time.sleep(600)"))
+        assert time.monotonic() - begun < 40
+    finally:
+        cluster.shell(name, "systemctl stop stranger; echo done")
+    assert done.returncode != 0
+    [failure] = verdict(folder)["failures"]
+    assert re.search(rf"{words} .*is taken by", failure), failure
+    assert "train_port_offset" in failure
+    assert running(cluster) == []
+
+
+def test_a_run_in_the_way_is_said(cluster, train, program):
+    name = workers(cluster)[1]
+    cluster.shell(name, "systemd-run --quiet --unit=tf-run-worker-1 --description='run other' sleep 300; echo done")
+    try:
+        done, folder = train(program("time.sleep(600)"), train_join=8)
+    finally:
+        cluster.shell(name, "systemctl stop tf-run-worker-1; echo done")
+    assert done.returncode != 0
+    assert "run other still has the task worker:1" in verdict(folder)["failures"][0]
+
+
+def test_two_trainings_at_once_go_one_after_the_other(train, program):
+    long = program("print('here', flush=True); time.sleep(8)")
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda _each: train(long)[0], range(2)))
+    assert [each.returncode for each in done] == [0, 0], said(done[0]) + said(done[1])
+    assert "waits for the task worker:0: run 2" in said(done[0]) + said(done[1])
+
+
+def test_the_time_limit_ends_all(cluster, train, program):
+    done, folder = train(program("time.sleep(600)"), run_timeout=4)
+    assert done.returncode != 0
+    assert "still running after 4" in verdict(folder)["failures"][0]
+    assert running(cluster) == []
+
+
+def test_a_training_can_be_left_alone_and_cancelled(cluster, train, program):
+    done, _folder = train(program("print('here', flush=True); time.sleep(600)"), detach=True)
+    assert done.returncode == 0, said(done)
+    run = re.search(r"The run (\S+) goes on", said(done))[1]
+    done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
+    assert done.returncode != 0
+    found = verdict(folder_of(done))
+    assert "was cancelled by" in found["failures"][0]
+    assert [task["outcome"] for task in found["training"]["tasks"].values()] == [
+        "was ended from outside",
+        "was ended with the others",
+    ]
+    assert "here" in (folder_of(done) / "tasks/worker-1/stdout.log").read_text(encoding="utf-8")
+    assert running(cluster) == []
+
+
+def test_a_chief_of_its_own_takes_part(cluster, train, program):
+    text = "print(task, sorted(json.loads(os.environ['TF_CONFIG'])['cluster']))"
+    done, folder = train(program(text), train_jobs=["chief", "worker"])
+    assert done.returncode == 0, said(done)
+    found = verdict(folder)["training"]
+    assert found["chief"] == "chief:0"
+    assert found["tasks"]["chief:0"]["machine"] == cluster.host
+    assert (folder / "stdout.log").read_text(encoding="utf-8") == "{'type': 'chief', 'index': 0} ['chief', 'worker']\n"
+    assert {path.name for path in (folder / "tasks").iterdir()} == {"worker-0", "worker-1"}
+
+
+@pytest.mark.parametrize(
+    ("playbook", "values", "words"),
+    [
+        ("train.yml", {"train_jobs": ["ps"]}, "run_task=chief:0"),
+        ("train.yml", {"train_port_offset": 64000}, "train_port_offset is 64000"),
+        ("run.yml", {"run_task": "worker:0"}, "which is a server of its own"),
+        ("run.yml", {"run_task": "chief:7"}, "which is no task of the cluster"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(cluster, program, playbook, values, words):
+    values = {"program": str(program("pass")), **values}
+    done = cluster.playbook(f"playbooks/{playbook}", f"--extra-vars={json.dumps(values)}")
+    assert done.returncode != 0
+    assert words in said(done), said(done)
+    assert folder_of(done) is None
