@@ -125,7 +125,7 @@ def stage(run: Run) -> None:
         (run.folder / name).mkdir(exist_ok=True)
     config = run.folder / "program/config.json"
     if not config.exists():
-        config.symlink_to(CONFIG)  # the seed's programs read it from where they are
+        config.symlink_to(run.folder / "config.json")  # the seed's programs read it from where they are
     (run.folder / "part.json").touch()
     own = [run.folder / name for name in WRITABLE]
     for path in [*own, *(run.folder / "program").rglob("*")]:
@@ -141,18 +141,27 @@ def task_of(text: str, spec: dict) -> tuple[str, int]:
     return named[1], int(named[2])
 
 
+def spec_of_run(spec: dict, job: str, index: int) -> dict:
+    """Return the cluster as a run sees it: without the tasks of other runs, on whose ports nothing listens.
+
+    A session waits for all tasks of its cluster spec, so with one of them it would wait for ever.
+    """
+    shown = {name: entries for name, entries in spec.items() if name == job or name not in cluster_config.RUN_JOBS}
+    return {**shown, job: shown[job][: index + 1]} if job in cluster_config.RUN_JOBS and job in shown else shown
+
+
 def launch(run: Run) -> subprocess.CompletedProcess:
     """Start the run's unit; fails with "already" while another run has the task."""
     noted = run.read()
-    training = noted["training"]
-    spec = training["cluster"] if training else cluster_config.load(CONFIG)
-    job, index = task_of(noted["task"], spec)
-    addresses = {cluster_config.split_address(entry)[0] for entries in spec.values() for entry in entries}
-    # Nothing listens on the ports of other runs' jobs: a program that waits for all of its cluster would wait for ever.
-    seen = {name: entries for name, entries in spec.items() if training or name == job or name not in cluster_config.RUN_JOBS}
+    training, whole = noted["training"], cluster_config.load(CONFIG)
+    job, index = task_of(noted["task"], training["cluster"] if training else whole)
+    spec = spec_of_run(whole, job, index)
+    (run.folder / "config.json").write_text(json.dumps(spec, indent=4) + "\n", encoding="utf-8")
+    own = training["cluster"] if training else spec
+    addresses = {cluster_config.split_address(entry)[0] for entries in (*whole.values(), *own.values()) for entry in entries}
     environment = {
-        "TF_CLUSTER_CONFIG": str(CONFIG),
-        "TF_CONFIG": json.dumps({"cluster": seen, "task": {"type": job, "index": index}}),
+        "TF_CLUSTER_CONFIG": str(run.folder / "config.json"),
+        "TF_CONFIG": json.dumps({"cluster": own, "task": {"type": job, "index": index}}),
         "TF_RUN_DIR": str(run.folder / "results"),
         "TF_CHECKPOINT_DIR": str(run.folder / "checkpoints"),
         "GRPC_FAIL_FAST": "use_caller",

@@ -1,8 +1,8 @@
 """What is known of runs on the host machine: their folders, their notes, their units.
 
-A run is a folder: ``run.json`` (what was asked and how it ended), ``stdout.log``, ``program/`` (its working directory),
-``results/`` (``TF_RUN_DIR``) and ``checkpoints/`` (``TF_CHECKPOINT_DIR``, which is not collected). Of a training each task's part
-is a run, with an id of its own but for the chief's.
+A run is a folder: ``run.json`` (what was asked and how it ended), ``stdout.log``, ``config.json`` (the cluster as it sees it),
+``program/`` (its working directory), ``results/`` (``TF_RUN_DIR``) and ``checkpoints/`` (``TF_CHECKPOINT_DIR``, which is not
+collected). Of a training each task's part is a run, with an id of its own but for the chief's.
 
 A run is executed in a transient unit that is named after the task that it takes, so systemd allows one at a time, limits its
 time and notes how it ended, whoever still watches.

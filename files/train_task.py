@@ -35,6 +35,10 @@ LOOK = 0.1  # seconds between two looks at the program
 LONGEST = 64 * 1024  # bytes of a message
 
 
+class UnreachableError(OSError):
+    """The coordinator could not be reached; the message is a sentence."""
+
+
 class Channel:
     """A connection that carries JSON objects, a line each."""
 
@@ -102,7 +106,7 @@ class Coordinator(threading.Thread):
         task = None
         with contextlib.suppress(OSError), contextlib.closing(channel):
             hello = channel.receive(BEAT)
-            if hello.get("run") != self.training["id"] or hello.get("task") not in self.training["machines"]:
+            if hello.get("run") != self.training["id"] or str(hello.get("task")) not in self.training["machines"]:
                 channel.send(over=f"another training, {self.training['id']}, has the port {self.training['control']}")
                 return
             task = hello["task"]
@@ -216,8 +220,10 @@ class Member:
         try:
             with contextlib.closing(join(self.training, self.task, self.leaving, self.taken())) as channel:
                 over = self.obey(channel)
-        except OSError as error:
-            over = {"over": str(error) or f"the connection to the chief, {self.training['chief']}, was lost"}
+        except UnreachableError as error:
+            over = {"over": str(error)}
+        except OSError:
+            over = {"over": f"the connection to the chief, {self.training['chief']}, was lost"}
         self.end()
         return {"failure": over["over"], "outcome": self.outcome, "attempts": over.get("attempts", self.attempt)}
 
@@ -279,7 +285,7 @@ def join(training: dict, task: str, leaving: threading.Event, refused: str = "")
         except OSError as error:
             if time.monotonic() > deadline or leaving.is_set():
                 reason = f"within {training['join']:g} s: {error.strerror or error}"
-                raise ConnectionError(f"{task} could not reach the chief at {training['control']} {reason}") from None
+                raise UnreachableError(f"{task} could not reach the chief at {training['control']} {reason}") from None
             time.sleep(LOOK)
         else:
             return channel

@@ -37,8 +37,8 @@ def _environment(task, common):
     # By UUID: numbers change when a card is added, fails or moves. Empty: a task that is given no GPU sees none.
     lines.append(f"TF_TASK_GPUS={len(task['options'].get('gpus', []))}")
     lines += ["CUDA_DEVICE_ORDER=PCI_BUS_ID", f'CUDA_VISIBLE_DEVICES="{",".join(gpu["uuid"] for gpu in task["gpus"])}"']
-    devices = _device_file(task)
-    inputs = hashlib.sha256("\n".join([*lines, common, *(file["content"] for file in devices)]).encode()).hexdigest()[:12]
+    devices = _device_files(task)
+    inputs = hashlib.sha256("\n".join([*lines, common, *(file["content"] for file in devices[:1])]).encode()).hexdigest()[:12]
     content = "\n".join(
         ["# Written by Ansible. What this task's server is started with.", *lines, f"TF_TASK_INPUTS={inputs}", ""]
     )
@@ -49,8 +49,8 @@ def _environment(task, common):
     }
 
 
-def _device_file(task):
-    """Return the drop-in that opens the devices of a task's GPUs to its unit and no others; nothing for a task without."""
+def _device_files(task):
+    """Return drop-ins that open the devices of a task's GPUs to its units and no others; nothing for a task without."""
     if not task["gpus"]:
         return []
     parts = any(gpu["uuid"].startswith("MIG-") for gpu in task["gpus"])
@@ -58,8 +58,12 @@ def _device_file(task):
     lines = ["# Written by Ansible. The devices of this task's GPUs.", "[Unit]", f"Wants={NODES_UNIT}", f"After={NODES_UNIT}"]
     lines += ["[Service]", "PrivateDevices=false", "DevicePolicy=closed", *(f"DeviceAllow={device} rw" for device in devices)]
     lines += ["DeviceAllow=char-nvidia-caps rw"] if parts else []
-    unit = f"tf-server@{task['name']}" if task["standing"] else f"tf-run-{task['name']}"
-    return [{"path": f"/etc/systemd/system/{unit}.service.d/gpus.conf", "content": "\n".join([*lines, ""])}]
+    # A task with a server of its own may take part in a training besides: that is a run.
+    units = [f"tf-server@{task['name']}"] if task["standing"] else []
+    return [
+        {"path": f"/etc/systemd/system/{unit}.service.d/gpus.conf", "content": "\n".join([*lines, ""])}
+        for unit in [*units, f"tf-run-{task['name']}"]
+    ]
 
 
 def _text(value):

@@ -219,6 +219,11 @@ def test_a_chief_of_its_own_takes_part(cluster, train, program):
     assert {path.name for path in (folder / "tasks").iterdir()} == {"worker-0", "worker-1"}
 
 
+def test_a_run_of_the_host_does_not_wait_for_a_chief_that_is_not_there(cluster):
+    done = cluster.playbook("run_demo.yml", "--extra-vars=run_timeout=30")
+    assert done.returncode == 0, said(done)
+
+
 @pytest.mark.parametrize(
     ("playbook", "values", "words"),
     [

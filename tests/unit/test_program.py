@@ -99,6 +99,22 @@ def test_a_module_of_a_folder_is_looked_at_too(tmp_path):
     assert "lib.py, line 1 is not Python" in sentence
 
 
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("host:0", None),
+        ("worker:0", "a server of its own"),
+        ("chief:0", "no task of the cluster"),
+        ("x", "no task of the cluster"),
+    ],
+)
+def test_a_run_may_be_the_task_of_a_run_alone(task, words):
+    own = [{"job": "worker", "index": 0, "standing": True}, {"job": "host", "index": 0, "standing": False}]
+    found = program.task_problems(task, {"tasks": {"worker:0": "a", "host:0": "a"}, "machines": {"a": own}})
+    assert bool(found) == bool(words)
+    assert all(words in sentence for sentence in found)
+
+
 def test_data_that_is_not_there_gives_a_sentence(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     assert problems(str(tmp_path / "a.py"), str(tmp_path)) == []

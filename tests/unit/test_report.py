@@ -29,9 +29,16 @@ class Collected:
         """Write one file of the run."""
         (self.folder / name).write_text(text, encoding="utf-8")
 
-    def report(self, failure="", program="demo.py", parsed=True):
+    def report(self, failure="", program="demo.py", parsed=True, **more):
         """Run report.py and return its answer."""
-        outcome = {"run_id": self.folder.name, "program": program, "started": 1767225600.0, "seconds": 2.5, "failure": failure}
+        outcome = {
+            **more,
+            "run_id": self.folder.name,
+            "program": program,
+            "started": 1767225600.0,
+            "seconds": 2.5,
+            "failure": failure,
+        }
         facts = {"outcome": outcome, "tasks": TASKS}
         done = call("roles/report/files/report.py", self.folder, input=json.dumps(facts))
         assert done.returncode == 0, done.stderr
@@ -168,6 +175,37 @@ def test_a_log_that_could_not_be_collected_is_a_failure(run):
     (run.folder / "logs/worker-1.log").unlink()
     [failure] = run.report()["verdict"]["failures"]
     assert failure == "The log of worker:1 could not be collected: is machine m2 still there?"
+
+
+TRAINING = {
+    "chief": "worker:0",
+    "machines": {"worker:0": "m1", "worker:1": "m2"},
+    "cluster": {"worker": ["10.0.0.1:3222", "10.0.0.2:3222"]},
+}
+
+
+def test_of_a_training_each_tasks_end_is_told(run):
+    (run.folder / "tasks/worker-1").mkdir(parents=True)
+    run.write("tasks/worker-1/run.json", json.dumps({"part": {"outcome": "ended with exit status 3"}}))
+    run.write("tasks/worker-1/stdout.log", "its last words\n")
+    part = {"outcome": "was ended with the others", "attempts": 2}
+    answer = run.report("worker:1 ended", training=TRAINING, part=part)
+    assert answer["verdict"]["training"] == {
+        "chief": "worker:0",
+        "attempts": 2,
+        "tasks": {
+            "worker:0": {"machine": "m1", "address": "10.0.0.1:3222", "outcome": "was ended with the others"},
+            "worker:1": {"machine": "m2", "address": "10.0.0.2:3222", "outcome": "ended with exit status 3"},
+        },
+    }
+    place = answer["lines"].index("The last lines of the output of worker:1:")
+    assert answer["lines"][place + 1] == "    its last words"
+
+
+def test_a_part_of_a_training_that_could_not_be_collected_is_a_failure(run):
+    found = run.report(training=TRAINING, part={"outcome": "done", "attempts": 1})["verdict"]
+    assert found["ok"] is False
+    assert found["failures"] == ["What worker:1 left could not be collected: is machine m2 still there?"]
 
 
 def test_a_run_without_output_does_no_harm(run):

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -343,7 +345,7 @@ def test_a_program_is_staged_with_a_link_to_the_config(tmp_path, monkeypatch):
     run = run_program.Run("r1")
     run_program.stage(run)
     assert sorted(path.name for path in (run.folder / "program").iterdir()) == ["config.json", "demo.py"]
-    assert os.readlink(run.folder / "program/config.json") == "/etc/tf-cluster/config.json"
+    assert os.readlink(run.folder / "program/config.json") == str(run.folder / "config.json")
     assert (run.folder / "results").is_dir()
 
 
@@ -388,7 +390,9 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     answer, command = started()
     assert answer["next"] == ["follow", run.id, "--offset", "0"]
     given = dict(word.removeprefix("--setenv=").split("=", 1) for word in command if word.startswith("--setenv="))
-    assert given["TF_CLUSTER_CONFIG"] == str(run_program.CONFIG)
+    assert json.loads(Path(given["TF_CLUSTER_CONFIG"]).read_text(encoding="utf-8")) == run_program.cluster_config.load(
+        run_program.CONFIG
+    )
     assert given["TF_RUN_DIR"] == str(run.folder / "results")
     assert json.loads(given["TF_CONFIG"])["task"] == {"type": "host", "index": 0}
     assert given["no_grpc_proxy"] == "10.0.0.1,10.0.0.3,fd00::1"
@@ -439,3 +443,94 @@ def test_a_systemd_that_refuses_is_quoted(started, capsys):
 def test_a_task_that_the_cluster_does_not_have_gives_a_sentence(started, task):
     with pytest.raises(run_program.cluster_config.ConfigError):
         started(task=task)
+
+
+SPEC = {"worker": ["a:2222"], "chief": ["b:2224"], "ps": ["b:2225"], "host": ["b:2223", "c:2223"]}
+
+
+@pytest.mark.parametrize(
+    ("job", "index", "seen"),
+    [
+        ("host", 0, {"worker": ["a:2222"], "ps": ["b:2225"], "host": ["b:2223"]}),
+        ("host", 1, {"worker": ["a:2222"], "ps": ["b:2225"], "host": ["b:2223", "c:2223"]}),
+        ("chief", 0, {"worker": ["a:2222"], "chief": ["b:2224"], "ps": ["b:2225"]}),
+        ("worker", 0, {"worker": ["a:2222"], "ps": ["b:2225"]}),
+    ],
+)
+def test_a_run_does_not_see_the_tasks_of_other_runs(job, index, seen):
+    assert run_program.spec_of_run(SPEC, job, index) == seen
+
+
+def plan(chief="worker:0"):
+    """Return a training of two workers."""
+    return {
+        "id": "r1", "chief": chief, "control": "10.0.0.1:4222", "cluster": {"worker": ["10.0.0.1:3222", "10.0.0.2:3222"]},
+        "machines": {"worker:0": "a", "worker:1": "b"}, "restarts": 0, "join": 5.0,
+    }  # fmt: skip
+
+
+def test_a_part_of_a_training_is_started_with_a_cluster_of_its_own(started, run):
+    answer, command = started(task="worker:1", training=plan(), detach=True)
+    assert answer == {}
+    given = dict(word.removeprefix("--setenv=").split("=", 1) for word in command if word.startswith("--setenv="))
+    assert json.loads(given["TF_CONFIG"]) == {"cluster": plan()["cluster"], "task": {"type": "worker", "index": 1}}
+    assert given["TF_CHECKPOINT_DIR"] == str(run.folder / "checkpoints")
+    assert command[-2:] == [run_program.PART, run.id]
+    assert "--unit=tf-run-worker-1.service" in command
+    assert "--property=KillMode=mixed" in command
+
+
+def test_a_part_that_cannot_start_is_told_to_the_others(started, run, monkeypatch):
+    told = []
+    monkeypatch.setattr(run_program.train_task, "join", lambda *words: told.append(words) or SimpleNamespace(close=lambda: None))
+    answer, _command = started("Unit tf-run-worker-1.service was already loaded.", task="worker:1", wait=-1.0, training=plan())
+    [(_plan, task, _leaving, sentence)] = told
+    assert task == "worker:1"
+    assert "still has the task worker:1" in sentence
+    assert sentence in answer["lines"][0]
+    assert run.read()["failure"] == sentence
+
+
+def test_a_chief_that_cannot_start_fails(started, run, capsys):
+    with pytest.raises(SystemExit):
+        started("Unit tf-run-worker-0.service was already loaded.", task="worker:0", wait=-1.0, training=plan())
+    assert "still has the task worker:0" in capsys.readouterr().err
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "result", "failure"),
+    [
+        ('{"failure": "worker:1 ended", "outcome": "was ended with the others", "attempts": 2}', "exit-code", "worker:1 ended"),
+        (
+            '{"failure": "worker:1 ended", "outcome": "x", "attempts": 2}',
+            "timeout",
+            "the program was still running after 600.0 s",
+        ),
+        ("", "exit-code", "the program ended with exit status 1"),
+        ("[" * 100_000, "exit-code", "the program ended with exit status 1"),
+        ('{"failure": 1}', "exit-code", "the program ended with exit status 1"),
+    ],
+)
+def test_how_a_training_ended_becomes_how_its_part_ended(run, monkeypatch, text, result, failure):
+    (run.folder / "part.json").write_text(text, encoding="utf-8")
+    for name, value in {"SERVICE_RESULT": result, "EXIT_CODE": "exited", "EXIT_STATUS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert finish(run)["failure"].startswith(failure)
+
+
+def test_of_a_part_its_program_stays_behind(run):
+    (run.folder / "program/demo.py").write_text("code", encoding="utf-8")
+    (run.folder / "results/tasks").mkdir()
+    run.note(training=plan(), task="worker:1")
+    assert set(pack(run)) == {"run.json", "stdout.log", "program-tasks"}
+    run.note(training=plan(), task="worker:0")
+    assert "program/demo.py" in pack(run)
+
+
+def test_a_run_may_have_some_time_to_end_by_itself(run, monkeypatch):
+    commands = []
+    monkeypatch.setattr(run_program.subprocess, "run", lambda command, **_more: commands.append(command))
+    threading.Timer(0.3, lambda: run.note(ended=time.time())).start()
+    assert run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=5.0)) == {}
+    assert commands == []

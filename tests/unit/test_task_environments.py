@@ -115,6 +115,14 @@ def test_a_part_of_a_gpu_comes_with_the_devices_of_parts():
     assert "nvidia-caps" not in with_gpus([{"uuid": "GPU-aaa", "minor": 0}])["files"][1]["content"]
 
 
+def test_a_task_with_a_server_gets_its_gpus_in_a_training_too():
+    environment = with_gpus([{"uuid": "GPU-aaa", "minor": 0}])
+    assert environment["files"][2] == {
+        **environment["files"][1],
+        "path": "/etc/systemd/system/tf-run-worker-0.service.d/gpus.conf",
+    }
+
+
 def test_a_runs_task_gets_its_gpus_through_the_runs_unit():
     environment = with_gpus([{"uuid": "GPU-aaa", "minor": 0}], name="host-0", standing=False)
     assert environment["files"][1]["path"] == "/etc/systemd/system/tf-run-host-0.service.d/gpus.conf"

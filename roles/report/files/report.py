@@ -20,6 +20,7 @@ from pathlib import Path
 
 import jinja2
 
+LOST = "could not be collected"  # what is said of a task's part of a training
 MOST_LEVELS = 100  # of lists and objects within each other that a result may have
 
 
@@ -70,6 +71,10 @@ def make_verdict(folder: Path, facts: dict) -> dict:
     }
     if outcome.get("training"):
         verdict["training"] = training_outcome(folder, outcome)
+        for task, part in verdict["training"]["tasks"].items():
+            if part["outcome"] == LOST:
+                failures.append(f"What {task} left could not be collected: is machine {part['machine']} still there?")
+        verdict["ok"] = not failures
     return verdict if result is None else {**verdict, "result": result}
 
 
@@ -82,7 +87,7 @@ def training_outcome(folder: Path, outcome: dict) -> dict:
             try:
                 noted = json.loads((folder / "tasks" / task.replace(":", "-") / "run.json").read_text(encoding="utf-8"))
             except (OSError, ValueError):
-                noted = {"part": {"outcome": "left nothing that could be collected"}}
+                noted = {"part": {"outcome": LOST}}
         job, index = task.split(":")
         own = noted.get("part", {}).get("outcome") or noted.get("failure") or "goes on"
         parts[task] = {"machine": machine, "address": plan["cluster"][job][int(index)], "outcome": own}
@@ -131,6 +136,10 @@ def summary(folder: Path, verdict: dict) -> list[str]:
     lines += verdict["failures"]
     if verdict["failures"]:
         lines += ["The last lines of its output:", *(f"    {line}" for line in tail(folder / "stdout.log", 15))]
+    for task, part in verdict.get("training", {"tasks": {}})["tasks"].items():
+        log = folder / "tasks" / task.replace(":", "-") / "stdout.log"
+        if verdict["failures"] and log.exists() and part["outcome"].startswith(("ended with", "was killed")):
+            lines += [f"The last lines of the output of {task}:", *(f"    {line}" for line in tail(log, 15))]
     lines.append(f"{'Done' if verdict['ok'] else 'Failed'} after {verdict['seconds']} s; everything is in {folder}")
     return lines
 

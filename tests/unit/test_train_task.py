@@ -1,0 +1,178 @@
+"""train_task.py: all start together, end together, start again together, and none waits for ever."""
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from project import load
+
+train_task = load("files/train_task.py")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Make the limits short."""
+    for name, seconds in {"BEAT": 0.2, "SILENCE": 2.0, "TERM": 0.5, "KILL": 2.0, "LOOK": 0.02}.items():
+        monkeypatch.setattr(train_task, name, seconds)
+
+
+def free_port():
+    """Return a port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+class Training:
+    """A training of this process's threads, a program each."""
+
+    def __init__(self, folder, *programs, restarts=0, join=5.0, ports=None):
+        ports = ports or [free_port() for _each in programs]
+        self.plan = {
+            "id": "r1", "chief": "worker:0", "control": f"127.0.0.1:{free_port()}", "restarts": restarts, "join": join,
+            "cluster": {"worker": [f"127.0.0.1:{port}" for port in ports]},
+            "machines": {f"worker:{index}": "abc"[index] for index in range(len(programs))},
+        }  # fmt: skip
+        self.members = []
+        for index, text in enumerate(programs):
+            path = folder / f"{index}.py"
+            path.write_text(
+                f"import os, pathlib, signal, sys, time\nhere = pathlib.Path({str(folder)!r})\n{text}", encoding="utf-8"
+            )
+            noted = {"training": self.plan, "task": f"worker:{index}", "program": str(path), "arguments": []}
+            self.members.append(train_task.Member(noted))
+
+    def coordinate(self):
+        """Start the coordinator."""
+        self.coordinator = train_task.Coordinator(self.plan)
+        self.coordinator.start()
+
+    def run(self, *others):
+        """Go through the training without the members named in ``others``; return what each says of its end."""
+        self.coordinate()
+        members = [member for member in self.members if member.task not in others]
+        with ThreadPoolExecutor(len(members)) as pool:
+            found = list(pool.map(lambda member: member.run(), members))
+        self.coordinator.join(5)
+        assert not self.coordinator.is_alive()
+        return found
+
+
+def test_all_end_well(tmp_path):
+    found = Training(tmp_path, "", "time.sleep(0.5)").run()
+    assert found == [{"failure": "", "outcome": "done", "attempts": 1}] * 2
+
+
+def test_none_starts_before_all_are_there(tmp_path):
+    training = Training(tmp_path, "(here / 'started').touch()", "")
+    training.coordinate()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(training.members[0].run)
+        time.sleep(0.5)
+        assert not (tmp_path / "started").exists()
+        assert training.members[1].run()["failure"] == ""
+        assert first.result()["failure"] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [("sys.exit(3)", "ended with exit status 3"), ("os.kill(os.getpid(), 9)", "was killed by SIGKILL")],
+)
+def test_one_that_fails_ends_all_within_seconds(tmp_path, text, outcome):
+    stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)"
+    begun = time.monotonic()
+    found = Training(tmp_path, stubborn, f"time.sleep(0.3)\n{text}", "").run()
+    assert time.monotonic() - begun < 5
+    assert {each["failure"] for each in found} == {f"the program of worker:1 on machine b {outcome}"}
+    assert [each["outcome"] for each in found] == ["was ended with the others", outcome, "done"]
+
+
+def test_all_start_again_as_often_as_they_may(tmp_path):
+    first = "(here / f'ran-{time.time_ns()}').touch()\ntime.sleep(0.5)"
+    second = (
+        "while not list(here.glob('ran-*')): time.sleep(0.02)\n(here / 'died').exists() or ((here / 'died').touch(), sys.exit(1))"
+    )
+    found = Training(tmp_path, first, second, restarts=1).run()
+    assert found == [{"failure": "", "outcome": "done", "attempts": 2}] * 2
+    assert len(list(tmp_path.glob("ran-*"))) == 2
+
+
+def test_restarts_come_to_an_end(tmp_path):
+    found = Training(tmp_path, "time.sleep(60)", "sys.exit(1)", restarts=2).run()
+    assert [each["attempts"] for each in found] == [3, 3]
+    assert "exit status 1" in found[0]["failure"]
+
+
+def test_one_that_never_comes_is_named(tmp_path):
+    training = Training(tmp_path, "", "", join=0.5)
+    [found] = training.run("worker:1")
+    assert found["failure"].startswith("worker:1 on machine b did not join the training within 0.5 s")
+    assert found["outcome"] == "was not started"
+
+
+def test_a_chief_that_is_not_there_is_not_waited_for(tmp_path):
+    found = Training(tmp_path, "", "", join=0.5).members[1].run()
+    assert found["failure"].startswith("worker:1 could not reach the chief at 127.0.0.1:")
+
+
+def test_a_port_in_use_is_said_by_all(tmp_path):
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        found = Training(tmp_path, "", "", ports=[free_port(), port], restarts=3).run()
+    assert {each["failure"] for each in found} == {found[0]["failure"]}
+    assert f"worker:1 on machine b could not start: its port {port} is taken by" in found[0]["failure"]
+    assert found[0]["attempts"] == 1
+
+
+def test_one_that_is_ended_from_outside_ends_all_and_nothing_starts_again(tmp_path):
+    training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)", restarts=3)
+    threading.Timer(0.8, training.members[1].leaving.set).start()
+    found = training.run()
+    assert found[0]["failure"] == "the process of worker:1 on machine b was ended from outside"
+    assert [each["outcome"] for each in found] == ["was ended with the others", "was ended from outside"]
+
+
+def hello(training, **message):
+    """Connect to the coordinator, say something, and return the channel."""
+    address = train_task.cluster_config.split_address(training.plan["control"])
+    channel = train_task.Channel(socket.create_connection(address))
+    channel.send(**message)
+    return channel
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_one_that_is_lost_ends_all(tmp_path, silent):
+    training = Training(tmp_path, "time.sleep(60)", "")
+    training.coordinate()
+    channel = hello(training, run="r1", task="worker:1")
+    if not silent:
+        threading.Timer(0.5, channel.close).start()
+    found = training.members[0].run()
+    assert "the process of worker:1 on machine b was lost" in found["failure"]
+
+
+def test_a_chief_that_is_lost_ends_the_program(tmp_path):
+    training = Training(tmp_path, "", "time.sleep(60)")
+    with (
+        socket.create_server(train_task.cluster_config.split_address(training.plan["control"])) as server,
+        ThreadPoolExecutor() as pool,
+    ):
+        ending = pool.submit(training.members[1].run)
+        channel = train_task.Channel(server.accept()[0])
+        channel.send(start=1)
+        time.sleep(0.3)
+        channel.close()
+        assert ending.result()["failure"] == "the connection to the chief, worker:0, was lost"
+    assert training.members[1].process is None
+
+
+def test_a_stranger_does_no_harm(tmp_path):
+    training = Training(tmp_path, "time.sleep(0.5)", "")
+    training.coordinate()
+    for word in (b"GET / HTTP/1.1\r\n\r\n", b"\n", b"[]\n", b"[" * 200_000, b"{}\n", b'{"run": "r1", "task": ["x"]}\n'):
+        with socket.create_connection(train_task.cluster_config.split_address(training.plan["control"])) as connection:
+            connection.sendall(word)
+    assert "another training, r1" in hello(training, run="r2", task="worker:1").receive(2)["over"]
+    with ThreadPoolExecutor() as pool:
+        assert [each["failure"] for each in pool.map(lambda member: member.run(), training.members)] == ["", ""]

@@ -1,0 +1,86 @@
+"""The filter training: which tasks take part, and ports that collide with nothing."""
+
+import pytest
+from project import load
+
+cluster_spec = load("plugins/filter/cluster_spec.py").cluster_spec
+filters = load("plugins/filter/training.py")
+
+
+def cluster(**own_tasks):
+    """Return a cluster of the machines a and b (worker) and c (ps, chief, host), with tf_tasks of their own where given."""
+    groups = {"all": ["a", "b", "c"], "worker": ["a", "b"], "ps": ["c"], "chief": ["c"], "host": ["c"]}
+    hostvars = {name: {"ansible_host": f"10.0.0.{place}"} for place, name in enumerate("abc", 1)}
+    for name, tasks in own_tasks.items():
+        hostvars[name]["tf_tasks"] = tasks
+    found = cluster_spec(groups, hostvars)
+    assert found["problems"] == []
+    return found
+
+
+def test_each_worker_takes_part_at_a_port_of_its_own():
+    found = filters.training(cluster(), "r1")
+    assert found["problems"] == []
+    assert found["cluster"] == {"worker": ["10.0.0.1:3222", "10.0.0.2:3222"]}
+    assert found["control"] == "10.0.0.1:4222"
+    assert found["chief"] == "worker:0"
+    assert found["machines"] == {"worker:0": "a", "worker:1": "b"}
+    assert (found["id"], found["restarts"], found["join"]) == ("r1", 0, 60)
+
+
+@pytest.mark.parametrize("jobs", [["worker", "chief"], "chief,worker", ("chief", "worker")])
+def test_a_chief_comes_first(jobs):
+    found = filters.training(cluster(), jobs=jobs)
+    assert list(found["cluster"]) == ["chief", "worker"]
+    assert found["chief"] == "chief:0"
+    assert found["control"].startswith("10.0.0.3:")
+
+
+def test_ports_of_tasks_and_of_the_training_are_passed_over():
+    busy = {"worker": [{"port": 2222}, {"port": 3222}, {"port": 4222}]}
+    found = filters.training(cluster(a=busy))
+    own = [int(entry.rpartition(":")[2]) for entry in found["cluster"]["worker"][:3]]
+    control = int(found["control"].rpartition(":")[2])
+    assert own == [3223, 4223, 5222]
+    assert len({*own, control, 2222, 3222, 4222}) == 7
+
+
+def test_parts_are_in_the_order_of_the_indices():
+    found = filters.training(cluster(a={"worker": [{"index": 2}, {"index": 0, "port": 2300}]}))
+    assert found["cluster"] == {"worker": ["10.0.0.1:3300", "10.0.0.2:3222", "10.0.0.1:3222"]}
+
+
+def test_an_offset_may_be_given_as_text():
+    assert filters.training(cluster(), offset="500")["cluster"]["worker"][0] == "10.0.0.1:2722"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"jobs": ["ps"]}, ["train_jobs", "'ps'", "run_task=chief:0"]),
+        ({"jobs": ["evaluator"]}, ["train_jobs", "chief and worker"]),
+        ({"jobs": []}, ["train_jobs is empty"]),
+        ({"offset": 0}, ["train_port_offset is 0"]),
+        ({"offset": 63500}, ["train_port_offset is 63500", "smaller"]),
+        ({"offset": "x"}, ["train_port_offset is 'x'"]),
+        ({"restarts": -1}, ["train_restarts is -1"]),
+        ({"join": "soon"}, ["train_join is 'soon'"]),
+    ],
+)
+def test_what_cannot_be_gives_a_sentence(given, words):
+    [sentence] = filters.training(cluster(), **given)["problems"]
+    assert [word for word in words if word not in sentence] == []
+
+
+def test_a_job_without_machines_gives_a_sentence():
+    seed = cluster_spec({"all": ["a"], "worker": ["a"], "host": ["a"]}, {"a": {}})
+    [sentence] = filters.training(seed, jobs=["chief", "worker"])["problems"]
+    assert "no machine is in the group 'chief'" in sentence
+
+
+def test_the_parts_of_a_machine_are_all_its_tasks_but_the_chiefs():
+    found = filters.training(cluster(a={"worker": 2}), "r1")
+    assert filters.training_parts(found, "a") == [{"task": "worker:1", "name": "worker-1", "id": "r1.worker-1"}]
+    assert [part["name"] for part in filters.training_parts(found, "b")] == ["worker-2"]
+    assert filters.training_parts(found, "c") == []
+    assert filters.training_parts({}, "a") == []
