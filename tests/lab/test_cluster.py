@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import folder_of, said, verdict
+from conftest import ROOT, folder_of, said, verdict
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,27 @@ def test_demo(cluster, expected):
     assert "26.80402" in (folder / "stdout.log").read_text(encoding="utf-8")
     assert (folder.parent / "latest").resolve() == folder
     assert "26.80402" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_status_of_a_whole_cluster(cluster, expected):
+    """A table of all tasks, the same as JSON, and exit status 0."""
+    done = cluster.playbook("playbooks/status.yml")
+    assert done.returncode == 0, said(done)
+    status = json.loads((ROOT / "output/status.json").read_text(encoding="utf-8"))
+    assert status["ok"] is True
+    assert {f"{task['task']} {task['address']}" for task in status["tasks"]} == {
+        f"{job}:{index} {entry}" for job, tasks in json.loads(expected).items() for index, entry in enumerate(tasks)
+    }
+    standing = [task for task in status["tasks"] if not task["task"].startswith("host:")]
+    assert all(task["unit"] == "active" and task["memory_mb"] > 50 and task["version"] == "2.21.0" for task in standing)
+
+
+def test_the_journals_of_all_tasks_in_one(cluster, expected):
+    """Merged by time, for a span."""
+    done = cluster.playbook("playbooks/logs.yml", "--extra-vars=seconds=3600")
+    assert done.returncode == 0, said(done)
+    for index, entry in enumerate(json.loads(expected)["worker"]):
+        assert f"worker:{index} listens on {entry}" in said(done)
 
 
 # Holds the processor of worker:0 against itself, then against a GPU that it does not have.
