@@ -34,6 +34,7 @@ STARTUP = Path("/opt/tf-cluster/startup")
 CONFIG = Path("/etc/tf-cluster/config.json")
 TASKS = Path("/etc/tf-cluster/tasks")
 USER = "tensorflow"
+LAYER = "packages-of-the-run.tar"  # what a program needs beside the locked packages
 WAIT = 2.0  # seconds that one call waits for news
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
 CONFINED = (
@@ -97,6 +98,13 @@ def stage(run: Run) -> None:
     with sent.open("rb") if sent.exists() else io.BytesIO(sys.stdin.buffer.read()) as file, tarfile.open(fileobj=file) as tar:
         tar.extractall(run.folder / "program", members=[member for member in tar if runs.plain(member)])
     sent.unlink(missing_ok=True)
+    layer = run.folder / "program" / LAYER
+    if layer.exists():
+        with tarfile.open(layer) as tar:
+            tar.extractall(run.folder / "layer", members=[member for member in tar if runs.plain(member)])
+        layer.unlink()
+        (run.folder / "layer/packages").mkdir()
+        os.chown(run.folder / "layer/packages", owner.pw_uid, owner.pw_gid)
     for name in ("program", "results"):
         (run.folder / name).mkdir(exist_ok=True)
     config = run.folder / "program/config.json"
@@ -121,12 +129,13 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     spec = cluster_config.load(CONFIG)
     job, index = task_of(noted["task"], spec)
     addresses = {cluster_config.split_address(entry)[0] for entries in spec.values() for entry in entries}
+    layer = run.folder / "layer"
     environment = {
         "TF_CLUSTER_CONFIG": str(CONFIG),
         "TF_CONFIG": json.dumps({"cluster": spec, "task": {"type": job, "index": index}}),
         "TF_RUN_DIR": str(run.folder / "results"),
         "TF_CPP_MIN_LOG_LEVEL": "1",
-        "PYTHONPATH": str(STARTUP),
+        "PYTHONPATH": f"{STARTUP}:{layer / 'packages'}",
         "PYTHONUNBUFFERED": "1",
         "HOME": "/tmp",  # noqa: S108 (the unit's own)
         "no_grpc_proxy": ",".join(sorted(addresses)),
@@ -140,6 +149,11 @@ def launch(run: Run) -> subprocess.CompletedProcess:
         "TimeoutStopSec=10", f"ExecStopPost=+{finish}", f"ReadWritePaths={run.folder / 'program'} {run.folder / 'results'}",
         f"EnvironmentFile=-{TASKS / f'{job}-{index}.env'}", *CONFINED,
     ]  # fmt: skip
+    if layer.exists():  # by the run's own user, within its limits, its words in the run's log
+        install = [f"{Path(sys.executable).parent}/uv", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-cache"]
+        install += ["--python", sys.executable, "--target", f"{layer}/packages", "--find-links", f"{layer}/wheels"]
+        properties.append(f"ExecStartPre={shlex.join([*install, '-r', f'{layer}/requirements.txt'])}")
+        properties.append(f"ReadWritePaths={layer}/packages")
     command = ["systemd-run", "--quiet", "--collect", f"--unit={noted['unit']}", "--service-type=exec", "--slice=tf-run.slice"]
     command += [f"--property={text}" for text in properties]
     command += [f"--setenv={name}={value}" for name, value in environment.items()]

@@ -384,6 +384,7 @@ def _known_variables():
         "cuda_found",
         "program_args",
         "program_data",
+        "program_requirements",
         "run_name",
         *(name for entry in entries for name in entry.get("options", {})),
     }

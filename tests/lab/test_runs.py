@@ -94,6 +94,17 @@ def test_a_folder_with_arguments_and_data(cluster, tmp_path):
     assert "-try-" in folder.name
 
 
+def test_packages_of_a_runs_own(cluster, program, tmp_path):
+    """They come on top of the locked ones and are gone with the run."""
+    (tmp_path / "requirements.txt").write_text("tabulate\n", encoding="utf-8")
+    text = "import tabulate, tensorflow; print(tabulate.tabulate([[1, 2]]), tabulate.__file__)"
+    done, folder = cluster.run(program(text), f"--extra-vars=program_requirements={tmp_path / 'requirements.txt'}")
+    assert done.returncode == 0, said(done)
+    assert "/layer/packages/tabulate" in (folder / "stdout.log").read_text(encoding="utf-8")
+    done, folder = cluster.run(program("import tabulate"))
+    assert "No module named 'tabulate'" in (folder / "stdout.log").read_text(encoding="utf-8")
+
+
 def test_what_is_no_program_is_said_before_anything_runs(cluster, program):
     done, folder = cluster.run(program("print('a'\n"))
     assert done.returncode != 0

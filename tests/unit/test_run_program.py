@@ -373,6 +373,14 @@ def started(run, monkeypatch, tmp_path):
     return started
 
 
+def test_packages_of_a_run_are_installed_before_it_starts(started, run):
+    assert not any(word.startswith("--property=ExecStartPre=") for word in started()[1])
+    (run.folder / "run.json").unlink()
+    (run.folder / "layer/packages").mkdir(parents=True)
+    [install] = [word for word in started()[1] if word.startswith("--property=ExecStartPre=")]
+    assert f"--target {run.folder}/layer/packages --find-links {run.folder}/layer/wheels" in install
+
+
 def test_a_run_may_only_be_started(started):
     assert started(detach=True)[0] == {}
 
@@ -384,6 +392,7 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     assert given["TF_CLUSTER_CONFIG"] == str(run_program.CONFIG)
     assert given["TF_RUN_DIR"] == str(run.folder / "results")
     assert json.loads(given["TF_CONFIG"])["task"] == {"type": "host", "index": 0}
+    assert given["PYTHONPATH"].split(":") == ["/opt/tf-cluster/startup", str(run.folder / "layer/packages")]
     assert given["no_grpc_proxy"] == "10.0.0.1,10.0.0.3,fd00::1"
     assert command[-3:] == ["demo.py", "--steps", "5"]
     assert "--unit=tf-run-host-0.service" in command
