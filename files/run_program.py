@@ -31,12 +31,15 @@ import runs
 from runs import Run
 
 STARTUP = Path("/opt/tf-cluster/startup")
+KEEPER = Path(__file__).resolve().with_name("keep_output.py")
 CONFIG = Path("/etc/tf-cluster/config.json")
 TASKS = Path("/etc/tf-cluster/tasks")
 USER = "tensorflow"
 LAYER = "packages-of-the-run.tar"  # what a program needs beside the locked packages
+CRASHES = ("SEGV", "ABRT", "BUS", "FPE", "ILL", "TRAP", "SYS")  # signals that mean it, as keep_output.py passes them on
 WAIT = 2.0  # seconds that one call waits for news
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
+CODES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # ECMA-48
 CONFINED = (
     "NoNewPrivileges=true", "CapabilityBoundingSet=", "ProtectSystem=strict", "ProtectHome=true", "PrivateTmp=true",
     "PrivateDevices=true", "ProtectClock=true", "ProtectControlGroups=true", "ProtectHostname=true",
@@ -54,7 +57,7 @@ def start(options: argparse.Namespace) -> dict:
         run.note(
             run_id=run.id, program=options.program, arguments=options.argument, task=options.task,
             unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait, asked=time.time(),
-            detached=options.detach,
+            detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result,
         )  # fmt: skip
     tried, noted = launch(run), run.read()
     if tried.returncode == 0:
@@ -158,6 +161,7 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     command += [f"--property={text}" for text in properties]
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     run.note(started=time.time())
+    command += [sys.executable, "-I", "-S", str(KEEPER), f"--most={round(noted['output_mb'] * 1_000_000)}"]
     return subprocess.run(
         [*command, sys.executable, noted["program"], *noted["arguments"]], capture_output=True, text=True, check=False
     )
@@ -172,8 +176,11 @@ def finish(options: argparse.Namespace) -> None:
     name = f"SIG{status}" if code in ("killed", "dumped") else status
     if result == "success" and code == "killed":
         result = "signal"  # systemd takes SIGTERM and some others for a clean end, but the program has not done its work
+    if result == "signal" and status in CRASHES:
+        result = "core-dump"
+    promised = noted.get("needs_result") and not (run.folder / "results/result.json").is_file()
     failure = noted.get("cancelled") or {
-        "success": "",
+        "success": "the program ended well but left no result.json, which it has to (run_needs_result)" if promised else "",
         "exit-code": f"the program ended with exit status {status}",
         "signal": f"the program was killed by {name}",
         "core-dump": f"the program crashed with {name}",
@@ -195,7 +202,7 @@ def follow(options: argparse.Namespace) -> dict:
             break
         time.sleep(0.03)
     size = (run.folder / "stdout.log").stat().st_size
-    answer = {"lines": text.splitlines()}
+    answer = {"lines": plain_lines(text)}
     if "ended" not in noted and offset == options.offset and not runs.is_alive(noted["unit"], run):
         noted = run.read()
         if "ended" not in noted:
@@ -224,6 +231,12 @@ def read_from(path: Path, offset: int, whole: bool) -> tuple[str, int]:
     return (f"... {skipped} bytes are in stdout.log alone ...\n{text}" if skipped else text), end
 
 
+def plain_lines(text: str) -> list[str]:
+    """Return output as lines for a log: without terminal control codes, and of a progress bar only how far it came."""
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.removesuffix("\n").split("\n")] if text else []
+    return [CODES.sub("", line) for line in lines]
+
+
 def cancel(options: argparse.Namespace) -> dict:
     """End a run that goes on; what it left stays and can be collected."""
     run = Run(options.run)
@@ -250,6 +263,8 @@ def main() -> None:
             sub.add_argument("--timeout", type=float, default=600, help="seconds that the program may take")
             sub.add_argument("--wait", type=float, default=600, help="seconds to wait for another run")
             sub.add_argument("--argument", action="append", default=[])
+            sub.add_argument("--output-mb", type=float, default=100, help="megabytes of its output that are kept, and its end")
+            sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")
             sub.add_argument("--detach", action="store_true", help="do not name in next what follows the run")
         if call in (receive, follow):
             sub.add_argument("--offset", type=int, default=0)
