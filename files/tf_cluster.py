@@ -13,6 +13,9 @@ a session or a connection is asked for, then TensorFlow as well. docs/tf_cluster
 
 from __future__ import annotations
 
+import concurrent.futures
+import ctypes
+import functools
 import json
 import math
 import os
@@ -102,7 +105,8 @@ def session(deadline: float = 60.0, graph=None, config=None):
     """Open a ``tf.compat.v1.Session`` on the cluster. A step that takes longer than ``deadline`` seconds fails.
 
     It fails with TensorFlow's ``DeadlineExceededError``; without a limit a session with a dead task hangs for ever. ``graph`` is
-    the default graph, ``config`` a ``ConfigProto`` of your own. The first call starts this task's own server.
+    the default graph, ``config`` a ``ConfigProto`` of your own. The first call starts this task's own server. A task that does
+    not answer is waited for, for ``deadline`` seconds at most; then ClusterError names it.
     """
     import tensorflow as tf
 
@@ -110,7 +114,33 @@ def session(deadline: float = 60.0, graph=None, config=None):
     if config is not None:
         own.CopyFrom(config)
     own.operation_timeout_in_ms = int(deadline * 1000)
-    return tf.compat.v1.Session(_server().target, graph=graph, config=own)
+    target = _server().target
+    _await_tasks(deadline)  # a session that begins while a task is frozen hangs, whatever its limit
+    return _session_class()(target, graph=graph, config=own)
+
+
+@functools.cache
+def _session_class():
+    """Return TensorFlow's session, but that it is not closed once a step took too long: that would wait for the frozen task."""
+    import tensorflow as tf
+
+    class Session(tf.compat.v1.Session):
+        left_alone = False
+
+        def run(self, *words, **more):
+            try:
+                return super().run(*words, **more)
+            except tf.errors.DeadlineExceededError:
+                if not self.left_alone:
+                    ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))  # nor when Python ends
+                self.left_alone = True
+                raise
+
+        def close(self):
+            if not self.left_alone:
+                super().close()
+
+    return Session
 
 
 def _server():
@@ -175,17 +205,19 @@ def retrying(work, *, deadline: float = 60.0, seconds: float = 120.0, times: int
 
     gone = (tf.errors.AbortedError, tf.errors.UnavailableError, tf.errors.DeadlineExceededError)
     for attempt in range(times + 1):
+        if attempt:
+            time.sleep(min(5.0, 0.5 * 2 ** (attempt - 1)))
+            _await_tasks(seconds)
         opened = session(deadline, graph, config)
         try:
             with opened.graph.as_default(), opened.as_default():
                 done = work(opened)
         except gone as error:
-            reason = f"{type(error).__name__}: {error.message.strip().splitlines()[0] if error.message else 'no reason given'}"
+            lines = [line for line in error.message.splitlines() if not re.match(r"\s*$|=+$|Graph execution error", line)]
+            reason = f"{type(error).__name__}: {' '.join(lines[:2]) or 'no reason given'}"
             if attempt == times:
                 raise ClusterError(f"gave up after {times + 1} sessions; the last one failed with {reason}") from error
             _say(f"{reason}; makes session {attempt + 2} of at most {times + 1} when all tasks answer")
-            time.sleep(min(5.0, 0.5 * 2**attempt))
-            _await_tasks(seconds)
         else:
             opened.close()
             return done
@@ -193,13 +225,17 @@ def retrying(work, *, deadline: float = 60.0, seconds: float = 120.0, times: int
 
 
 def _await_tasks(seconds: float) -> None:
-    """Wait until every standing task takes connections; say every few seconds which do not; ClusterError after ``seconds``."""
+    """Wait until every standing task answers; say every few seconds which do not; ClusterError after ``seconds``."""
     spec, begun, due = cluster(), time.monotonic(), time.monotonic() + 2
-    left = {f"{job}:{index}": entry for job in spec if job not in RUN_JOBS for index, entry in enumerate(spec[job])}
-    own = "{}:{}".format(*task())
-    left.pop(own, None)
-    while left := {name: entry for name, entry in left.items() if not _listens(entry)}:
-        waited, names = time.monotonic() - begun, ", ".join(f"{name} at {entry}" for name, entry in left.items())
+    left = {(job, index): entry for job in spec if job not in RUN_JOBS for index, entry in enumerate(spec[job])}
+    left.pop(task(), None)
+    while True:
+        with concurrent.futures.ThreadPoolExecutor(max_workers=64) as pool:
+            answers = pool.map(_answers, left, left.values())
+        left = {name: entry for (name, entry), answer in zip(left.items(), answers) if not answer}
+        if not left:
+            return
+        waited, names = time.monotonic() - begun, ", ".join(f"{job}:{index} at {entry}" for (job, index), entry in left.items())
         if waited > seconds:
             raise ClusterError(f"still no answer after {waited:.0f} s from {names}")
         if time.monotonic() > due:
@@ -208,13 +244,23 @@ def _await_tasks(seconds: float) -> None:
         time.sleep(0.2)
 
 
-def _listens(entry: str) -> bool:
+def _answers(name: tuple[str, int], entry: str) -> bool:
+    """Tell whether a task takes connections, and computes something within three seconds."""
     address, _colon, port = entry.rpartition(":")
     try:
         socket.create_connection((address.strip("[]"), int(port)), timeout=1).close()
     except OSError:
         return False
-    return True
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    # The task's own session, which has a real limit; it knows of no other task.
+    config = v1.ConfigProto(operation_timeout_in_ms=3000, device_filters=[f"/job:{name[0]}/task:{name[1]}"])
+    try:
+        with tf.Graph().as_default(), v1.Session(f"grpc://{entry}", config=config) as asked:
+            return asked.run(tf.constant(1)) == 1
+    except tf.errors.OpError:
+        return False
 
 
 def _leave_proxies(spec: dict) -> None:
