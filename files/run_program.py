@@ -53,7 +53,7 @@ def start(options: argparse.Namespace) -> dict:
         run.note(
             run_id=run.id, program=options.program, arguments=options.argument, task=options.task,
             unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait, asked=time.time(),
-            detached=options.detach,
+            detached=options.detach, trace=options.trace,
         )  # fmt: skip
     tried, noted = launch(run), run.read()
     if tried.returncode == 0:
@@ -131,6 +131,8 @@ def launch(run: Run) -> subprocess.CompletedProcess:
         "HOME": "/tmp",  # noqa: S108 (the unit's own)
         "no_grpc_proxy": ",".join(sorted(addresses)),
     }
+    if noted.get("trace"):
+        environment["TF_CLUSTER_TRACE"] = "1"
     log = run.folder / "stdout.log"
     log.touch()
     finish = shlex.join([sys.executable, str(Path(__file__).resolve()), "finish", run.id])
@@ -237,6 +239,7 @@ def main() -> None:
             sub.add_argument("--wait", type=float, default=600, help="seconds to wait for another run")
             sub.add_argument("--argument", action="append", default=[])
             sub.add_argument("--detach", action="store_true", help="do not name in next what follows the run")
+            sub.add_argument("--trace", action="store_true", help="record TensorFlow's step statistics of all tasks")
         if call in (receive, follow):
             sub.add_argument("--offset", type=int, default=0)
         if call is cancel:
