@@ -356,7 +356,7 @@ def started(run, monkeypatch, tmp_path):
     monkeypatch.setattr(run_program, "stage", lambda run: None)
     (run.folder / "run.json").unlink()
 
-    def started(stderr="", task="host:0", wait=600.0, detach=False):
+    def started(stderr="", task="host:0", wait=600.0, detach=False, trace=False):
         commands = []
 
         def pretend(command, **_more):
@@ -366,7 +366,14 @@ def started(run, monkeypatch, tmp_path):
 
         monkeypatch.setattr(run_program.subprocess, "run", pretend)
         options = SimpleNamespace(
-            run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, argument=["--steps", "5"], detach=detach
+            run=run.id,
+            program="demo.py",
+            task=task,
+            timeout=60.0,
+            wait=wait,
+            argument=["--steps", "5"],
+            detach=detach,
+            trace=trace,
         )
         return run_program.start(options), commands[0]
 
