@@ -36,11 +36,11 @@ def main() -> None:
     folder = Path(sys.argv[1])
     facts = json.load(sys.stdin)
     verdict = make_verdict(folder, facts)
-    trace = add_trace(folder, facts["outcome"], verdict)
+    drawn = add_trace(folder, facts["outcome"], verdict)
     (folder / "verdict.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
     lines = summary(folder, verdict)
     (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_page(folder, facts["outcome"], verdict, trace)
+    write_page(folder, facts["outcome"], verdict, drawn)
     latest = folder.parent / "latest"
     fresh = folder.parent / f".latest.{os.getpid()}"
     fresh.symlink_to(folder.name)
@@ -80,20 +80,31 @@ def make_verdict(folder: Path, facts: dict) -> dict:
     return verdict if result is None else {**verdict, "result": result}
 
 
-def add_trace(folder: Path, outcome: dict, verdict: dict) -> trace_figure.Trace | None:
-    """Return the run's trace and put what it holds into the verdict, or why there is none."""
+def add_trace(folder: Path, outcome: dict, verdict: dict) -> dict | None:
+    """Put into the verdict what the run's trace holds, or why there is none; return what the page needs to draw it."""
     try:
         trace = trace_figure.read(folder / "trace.json")
-    except ValueError as error:
+        if trace and trace.bars:
+            drawn = drawing(trace, machines_of(outcome, verdict))
+            verdict["trace"] = trace_figure.totals(trace)
+            return drawn
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # a program may have written into it
         verdict["trace"] = {"missing": f"The trace cannot be shown: {error}."}
         return None
-    if trace and trace.bars:
-        verdict["trace"] = trace_figure.totals(trace)
-        return trace
     if outcome.get("trace"):
         reason = "it ran no step of a session, and TensorFlow keeps no step statistics of what runs eagerly"
         verdict["trace"] = {"missing": f"The program left no trace: {reason if trace else 'it did not import TensorFlow'}."}
     return None
+
+
+def machines_of(outcome: dict, verdict: dict) -> dict[str, dict]:
+    """Return machine -> task -> what is known of it, the program's own task among them."""
+    machines: dict[str, dict] = {}
+    for name, task in verdict["tasks"].items():
+        machines.setdefault(task["machine"] or "", {})[name] = task
+    if outcome.get("task") and outcome.get("machine"):
+        machines.setdefault(outcome["machine"], {})[outcome["task"]] = {"state": "ran the program"}
+    return machines
 
 
 def read_result(path: Path) -> object:
@@ -185,7 +196,7 @@ def marked(lines: list[str]) -> list[tuple[str, str]]:
     return shown
 
 
-def write_page(folder: Path, outcome: dict, verdict: dict, trace: trace_figure.Trace | None) -> None:
+def write_page(folder: Path, outcome: dict, verdict: dict, drawn: dict | None) -> None:
     """Write ``report.html``: one file, no server, no network."""
     logs = {path.stem: marked(tail(path, 400)) for path in sorted((folder / "logs").glob("*.log"))}
     files = [
@@ -193,20 +204,15 @@ def write_page(folder: Path, outcome: dict, verdict: dict, trace: trace_figure.T
         for path in sorted(folder.rglob("*"))
         if path.is_file() and (name := str(path.relative_to(folder))) != "report.html"
     ]
-    machines: dict[str, dict] = {}
-    for name, task in verdict["tasks"].items():
-        machines.setdefault(task["machine"], {})[name] = task
-    if outcome.get("task") and outcome.get("machine"):
-        machines.setdefault(outcome["machine"], {})[outcome["task"]] = {"state": "ran the program"}
-    versions = {"ansible-core": metadata.version("ansible-core")} | (
-        {"Python": trace.about.get("python"), "TensorFlow of the program": trace.about.get("tensorflow")} if trace else {}
-    )
+    about = drawn["about"] if drawn else {}
+    versions = {"Python": about.get("python"), "TensorFlow of the program": about.get("tensorflow")}
+    versions["ansible-core"] = metadata.version("ansible-core")
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
     environment.filters |= {"size": trace_figure.size, "seconds": trace_figure.seconds}
     page = environment.get_template("report.html.j2").render(
         verdict=verdict, result=as_json(verdict["result"]) if "result" in verdict else "",
         placement=placement(folder), output=marked(tail(folder / "stdout.log", 2000)), logs=logs, files=files[:500],
-        machines=machines, versions=versions, drawing=drawing(trace, machines) if trace else None,
+        machines=machines_of(outcome, verdict), versions={name: text for name, text in versions.items() if text}, drawing=drawn,
     )  # fmt: skip
     (folder / "report.html").write_text(page, encoding="utf-8")
 
@@ -221,7 +227,7 @@ def drawing(trace: trace_figure.Trace, machines: dict) -> dict:
     def data(text: str) -> str:
         return text.replace("<", "\\u003c")  # nothing in it can end the script that it stands in
 
-    machine_of = {task: machine or "" for machine, tasks in machines.items() for task in tasks}
+    machine_of = {task: machine for machine, tasks in machines.items() for task in tasks}
     views = trace_figure.views(trace)
     return {
         "scripts": [script(get_plotlyjs()), script((TEMPLATES / "trace.js").read_text(encoding="utf-8"))],

@@ -8,8 +8,8 @@ from __future__ import annotations
 import html
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 FORMAT = "tf-cluster-1"
 MOST_BARS = 4000  # a browser draws them within a second or two
@@ -20,8 +20,7 @@ COLOURS = ("#4c78a8", "#f2a541", "#54a24b", "#b279a2", "#9c755f", "#72b7b2", "#d
 TRANSFER, STEP, REST, FAINT = "#e4572e", "#8b95a1", "#a0a7b0", "rgba(128,128,128,.13)"
 
 
-@dataclass
-class Bar:
+class Bar(NamedTuple):
     """Something that took time: an operation, a transfer, or a step of the program."""
 
     name: str
@@ -38,8 +37,7 @@ class Bar:
         return self.begun + self.took
 
 
-@dataclass
-class Trace:
+class Trace(NamedTuple):
     """What a trace holds: its bars, and the arrows from an operation to the transfer of what it made."""
 
     about: dict
@@ -62,7 +60,7 @@ def read(path: Path) -> Trace | None:
     except OSError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"trace.json is not a trace: {error}") from None
+        raise ValueError(f"trace.json is not a trace: {error!r}") from None
 
 
 def gather(about: dict, events: list[dict]) -> Trace:
@@ -171,16 +169,21 @@ def seconds(value: float) -> str:
     """Return a time as a person reads it."""
     for factor, unit in ((1, "s"), (1e3, "ms")):
         if value * factor >= 1:
-            return f"{value * factor:.3g} {unit}" if value * factor < 1000 else f"{value * factor:.0f} {unit}"
-    return f"{value * 1e6:.3g} µs"
+            return f"{digits(value * factor)} {unit}"
+    return f"{digits(value * 1e6)} µs"
 
 
 def size(value: float) -> str:
     """Return a number of bytes as a person reads it."""
     for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= factor:
-            return f"{value / factor:.3g} {unit}"
+            return f"{digits(value / factor)} {unit}"
     return f"{value:.0f} B"
+
+
+def digits(value: float) -> str:
+    """Return a number with the three digits that matter, or all of those before the point."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def described(bar: Bar) -> str:

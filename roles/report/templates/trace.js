@@ -24,7 +24,7 @@ figure.layout.xaxis.range = [...spans[choice.value]];
 Plotly.newPlot(plot, figure.data, figure.layout, {
   responsive: true,
   displaylogo: false,
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "resetScale2d"],
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d"]],
 }).then(() => Plotly.relayout(plot, colours()));
 dark.addEventListener("change", () => Plotly.relayout(plot, colours()));
 choice.addEventListener("change", () => show(choice.value));
