@@ -264,7 +264,7 @@ def figure(trace: Trace, machines: dict[str, str]) -> str:
         xaxis={"ticksuffix": " ms", "gridcolor": FAINT, "zeroline": False, "exponentformat": "none"},
         yaxis={
             "range": [total - 0.5, -1.6], "tickvals": list(names), "ticktext": list(names.values()),
-            "fixedrange": True, "showgrid": False, "zeroline": False,
+            "fixedrange": True, "showgrid": False, "zeroline": False, "ticklabelstandoff": 6,
         },
     )  # fmt: skip
     for band, title in zip(bands, titles):
