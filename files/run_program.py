@@ -132,7 +132,8 @@ def launch(run: Run) -> subprocess.CompletedProcess:
         "no_grpc_proxy": ",".join(sorted(addresses)),
     }
     if noted.get("trace"):
-        environment["TF_CLUSTER_TRACE"] = "1"
+        # TensorFlow warns of each traced step that a processor has no GPU's trace: errors alone are shown then.
+        environment |= {"TF_CLUSTER_TRACE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     log = run.folder / "stdout.log"
     log.touch()
     finish = shlex.join([sys.executable, str(Path(__file__).resolve()), "finish", run.id])

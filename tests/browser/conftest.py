@@ -1,6 +1,7 @@
 """Chromium without a window, driven over a pipe by its DevTools protocol: nothing else is needed for it."""
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -25,16 +26,17 @@ class Browser:
     """A browser with one page, what the page complained of, and what it asked the network for."""
 
     def __init__(self, profile):
-        read, self.write = os.pipe()
-        self.read, write = os.pipe()
-        # Chromium reads its orders from 3 and answers on 4.
-        line = f'exec "$@" 3<&{read} 4>&{write} {read}<&- {write}>&-'
+        orders, self.write = os.pipe()
+        self.read, answers = os.pipe()
+        # Chromium reads its orders from 3 and answers on 4; numbers from 10 up are in nobody's way.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (orders, answers)]
+        line = f'exec "$@" 3<&{ends[0]} 4>&{ends[1]} {ends[0]}<&- {ends[1]}>&-'
         words = [FOUND, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self.process = subprocess.Popen(
-            ["bash", "-c", line, "bash", *words], pass_fds=(read, write), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            ["bash", "-c", line, "bash", *words], pass_fds=ends, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
-        os.close(read)
-        os.close(write)
+        for end in (orders, answers, *ends):
+            os.close(end)
         self.number, self.rest, self.session = 0, b"", None
         self.complaints, self.requests, self.loaded = [], [], False
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]

@@ -396,6 +396,13 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     assert "--unit=tf-run-host-0.service" in command
     assert "--property=RuntimeMaxSec=60.0" in command
     assert run.read()["limit"] == 60.0
+    assert "TF_CLUSTER_TRACE" not in given
+
+
+def test_a_run_that_is_traced_is_told_so(started, run):
+    _answer, command = started(trace=True)
+    assert "--setenv=TF_CLUSTER_TRACE=1" in command
+    assert run.read()["trace"] is True
 
 
 def test_a_run_waits_for_another_and_says_for_which(started, run):
