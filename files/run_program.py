@@ -57,7 +57,7 @@ def start(options: argparse.Namespace) -> dict:
         run.note(
             run_id=run.id, program=options.program, arguments=options.argument, task=options.task,
             unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait, asked=time.time(),
-            detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result,
+            detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
         )  # fmt: skip
     tried, noted = launch(run), run.read()
     if tried.returncode == 0:
@@ -143,6 +143,9 @@ def launch(run: Run) -> subprocess.CompletedProcess:
         "HOME": "/tmp",  # noqa: S108 (the unit's own)
         "no_grpc_proxy": ",".join(sorted(addresses)),
     }
+    if noted.get("trace"):
+        # TensorFlow warns of each traced step that a processor has no GPU's trace: errors alone are shown then.
+        environment |= {"TF_CLUSTER_TRACE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     log = run.folder / "stdout.log"
     log.touch()
     finish = shlex.join([sys.executable, str(Path(__file__).resolve()), "finish", run.id])
@@ -266,6 +269,7 @@ def main() -> None:
             sub.add_argument("--output-mb", type=float, default=100, help="megabytes of its output that are kept, and its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")
             sub.add_argument("--detach", action="store_true", help="do not name in next what follows the run")
+            sub.add_argument("--trace", action="store_true", help="record TensorFlow's step statistics of all tasks")
         if call in (receive, follow):
             sub.add_argument("--offset", type=int, default=0)
         if call is cancel:

@@ -383,7 +383,7 @@ def started(run, monkeypatch, tmp_path):
     monkeypatch.setattr(run_program, "stage", lambda run: None)
     (run.folder / "run.json").unlink()
 
-    def started(stderr="", task="host:0", wait=600.0, detach=False):
+    def started(stderr="", task="host:0", wait=600.0, detach=False, trace=False):
         commands = []
 
         def pretend(command, **_more):
@@ -394,7 +394,7 @@ def started(run, monkeypatch, tmp_path):
         monkeypatch.setattr(run_program.subprocess, "run", pretend)
         options = SimpleNamespace(
             run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, argument=["--steps", "5"], detach=detach,
-            output_mb=0.5, needs_result=False,
+            output_mb=0.5, needs_result=False, trace=trace,
         )  # fmt: skip
         return run_program.start(options), commands[0]
 
@@ -427,6 +427,13 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     assert "--unit=tf-run-host-0.service" in command
     assert "--property=RuntimeMaxSec=60.0" in command
     assert run.read()["limit"] == 60.0
+    assert "TF_CLUSTER_TRACE" not in given
+
+
+def test_a_run_that_is_traced_is_told_so(started, run):
+    _answer, command = started(trace=True)
+    assert "--setenv=TF_CLUSTER_TRACE=1" in command
+    assert run.read()["trace"] is True
 
 
 def test_a_run_waits_for_another_and_says_for_which(started, run):
