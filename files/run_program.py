@@ -179,6 +179,8 @@ def finish(options: argparse.Namespace) -> None:
     name = f"SIG{status}" if code in ("killed", "dumped") else status
     if result == "success" and code == "killed":
         result = "signal"  # systemd takes SIGTERM and some others for a clean end, but the program has not done its work
+    if result == "timeout" and (code, status) == ("exited", "0") and main_seconds(noted["unit"]) < noted["limit"]:
+        result = "success"  # the program had ended well; what it left behind would not end at SIGTERM
     if result == "signal" and status in CRASHES:
         result = "core-dump"
     promised = noted.get("needs_result") and not (run.folder / "results/result.json").is_file()
@@ -192,6 +194,12 @@ def finish(options: argparse.Namespace) -> None:
     }.get(result, f"the program ended as systemd calls {result!r}")
     run.note(ended=time.time(), failure=failure, exit_status=status)
     sys.exit()  # no answer: its output would go into the run's
+
+
+def main_seconds(unit: str) -> float:
+    """Return for how many seconds the main process of a unit was there, once it has ended."""
+    begin, end = (int(runs.property_of(unit, f"ExecMain{name}TimestampMonotonic") or 0) for name in ("Start", "Exit"))
+    return (end - begin) / 1e6
 
 
 def follow(options: argparse.Namespace) -> dict:

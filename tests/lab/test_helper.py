@@ -56,3 +56,23 @@ def test_a_program_survives_a_worker_that_is_killed_between_two_steps(cluster, t
 def test_python_finds_the_helper_outside_of_a_run(cluster):
     found = cluster.shell("lab", "cd / && /opt/tf-cluster/venv/bin/python -c 'import tf_cluster; print(tf_cluster.__file__)'")
     assert set(found.values()) == {"/opt/tf-cluster/lib/tf_cluster.py"}
+
+
+def test_a_program_ends_where_a_worker_is_frozen(cluster, tmp_path):
+    text = EXAMPLES["Going on when a task comes back"].replace("STEPS = 20", "STEPS = 1_000_000")
+    (tmp_path / "frozen.py").write_text(text.replace("deadline=20, seconds=120", "deadline=3, seconds=6"), encoding="utf-8")
+    started, _folder = cluster.run(tmp_path / "frozen.py", "--extra-vars=detach=true")
+    run = re.search(r"The run (\S+) goes on", said(started))[1]
+    log = f"/var/lib/tf-cluster/runs/{run}/stdout.log"
+    cluster.shell("host", f"timeout 60 sh -c 'until grep -q ^step {log}; do sleep 0.1; done'; echo there")
+    signal = "systemctl kill --signal={} tf-server@worker-1 2>/dev/null; echo done"
+    cluster.shell("worker", signal.format("STOP"))
+    try:
+        done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={run}", "--extra-vars=ready_timeout=3")
+    finally:
+        cluster.shell("worker", signal.format("CONT"))
+    assert done.returncode != 0
+    found = verdict(folder_of(done))
+    assert found["failures"][0] == "The program ended with exit status 1."
+    assert "ClusterError: still no answer after" in (folder_of(done) / "stdout.log").read_text(encoding="utf-8")
+    assert found["seconds"] < 60

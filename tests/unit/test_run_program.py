@@ -222,6 +222,15 @@ def test_how_systemd_says_that_it_ended_becomes_a_sentence(run, monkeypatch, res
     assert noted["run_id"] == run.id
 
 
+@pytest.mark.parametrize(("seconds", "late"), [(1, False), (599, False), (600.1, True)])
+def test_what_a_program_left_behind_does_not_make_it_late(run, monkeypatch, seconds, late):
+    times = {"ExecMainStartTimestampMonotonic": "1000000", "ExecMainExitTimestampMonotonic": f"{1000000 + seconds * 1e6:.0f}"}
+    monkeypatch.setattr(runs, "property_of", lambda _unit, name: times[name])
+    for name, value in {"SERVICE_RESULT": "timeout", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert ("still running" in finish(run)["failure"]) is late
+
+
 @pytest.mark.parametrize("left", [True, False])
 def test_a_result_that_was_promised_is_missed(run, monkeypatch, left):
     run.note(needs_result=True)
