@@ -12,7 +12,7 @@ export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
-.PHONY: help demo test lint unit molecule test-cuda test-gpu lab-check lab-down environment lock clean
+.PHONY: help demo test lint unit molecule test-cuda test-gpu test-browser lab-check lab-down environment lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -42,6 +42,11 @@ test-gpu: environment ## GPUs, on a machine that has one and its driver; skips e
 	@if command -v nvidia-smi >/dev/null; then \
 	  uv venv --quiet --allow-existing .cache/gpu && VIRTUAL_ENV=.cache/gpu uv pip sync --quiet --require-hashes roles/tensorflow/files/gpu.txt; fi
 	GPU_PYTHON=$(CURDIR)/.cache/gpu/bin/python pytest -rs tests/gpu
+
+test-browser: environment ## The page of a run in a real browser; installs chromium where it is missing, skips where it cannot
+	@command -v chromium >/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends chromium; } \
+	  || echo "chromium is not here and could not be installed: Debian's package of that name is needed"
+	pytest -rs tests/browser
 
 lab-check: # Say within seconds if a lab cannot be made here
 	@$(PYTHON) roles/lab/files/lab_check.py

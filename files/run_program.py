@@ -36,12 +36,16 @@ from runs import Run
 
 STARTUP = Path("/opt/tf-cluster/startup")
 PART = str(Path(train_task.__file__).resolve())
+KEEPER = Path(__file__).resolve().with_name("keep_output.py")
 CONFIG = Path("/etc/tf-cluster/config.json")
 TASKS = Path("/etc/tf-cluster/tasks")
 USER = "tensorflow"
 WRITABLE = ("program", "results", "checkpoints", "part.json")  # what of a run's folder belongs to its program
+LAYER = "packages-of-the-run.tar"  # what a program needs beside the locked packages
+CRASHES = ("SEGV", "ABRT", "BUS", "FPE", "ILL", "TRAP", "SYS")  # signals that mean it, as keep_output.py passes them on
 WAIT = 2.0  # seconds that one call waits for news
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
+CODES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # ECMA-48
 CONFINED = (
     "NoNewPrivileges=true", "CapabilityBoundingSet=", "ProtectSystem=strict", "ProtectHome=true", "PrivateTmp=true",
     "PrivateDevices=true", "ProtectClock=true", "ProtectControlGroups=true", "ProtectHostname=true",
@@ -60,7 +64,8 @@ def start(options: argparse.Namespace) -> dict:
         run.note(
             run_id=run.id, program=options.program, arguments=options.argument, task=options.task,
             unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait, asked=time.time(),
-            detached=options.detach, training=training,
+            detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
+            training=training,
         )  # fmt: skip
     tried, noted = launch(run), run.read()
     if tried.returncode == 0:
@@ -121,6 +126,13 @@ def stage(run: Run) -> None:
     with sent.open("rb") if sent.exists() else io.BytesIO(sys.stdin.buffer.read()) as file, tarfile.open(fileobj=file) as tar:
         tar.extractall(run.folder / "program", members=[member for member in tar if runs.plain(member)])
     sent.unlink(missing_ok=True)
+    layer = run.folder / "program" / LAYER
+    if layer.exists():
+        with tarfile.open(layer) as tar:
+            tar.extractall(run.folder / "layer", members=[member for member in tar if runs.plain(member)])
+        layer.unlink()
+        (run.folder / "layer/packages").mkdir()
+        os.chown(run.folder / "layer/packages", owner.pw_uid, owner.pw_gid)
     for name in ("program", "results", "checkpoints"):
         (run.folder / name).mkdir(exist_ok=True)
     config = run.folder / "program/config.json"
@@ -159,6 +171,7 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     (run.folder / "config.json").write_text(json.dumps(spec, indent=4) + "\n", encoding="utf-8")
     own = training["cluster"] if training else spec
     addresses = {cluster_config.split_address(entry)[0] for entries in (*whole.values(), *own.values()) for entry in entries}
+    layer = run.folder / "layer"
     environment = {
         "TF_CLUSTER_CONFIG": str(run.folder / "config.json"),
         "TF_CONFIG": json.dumps({"cluster": own, "task": {"type": job, "index": index}}),
@@ -166,11 +179,14 @@ def launch(run: Run) -> subprocess.CompletedProcess:
         "TF_CHECKPOINT_DIR": str(run.folder / "checkpoints"),
         "GRPC_FAIL_FAST": "use_caller",
         "TF_CPP_MIN_LOG_LEVEL": "1",
-        "PYTHONPATH": str(STARTUP),
+        "PYTHONPATH": f"{STARTUP}:{layer / 'packages'}",
         "PYTHONUNBUFFERED": "1",
         "HOME": "/tmp",  # noqa: S108 (the unit's own)
         "no_grpc_proxy": ",".join(sorted(addresses)),
     }
+    if noted.get("trace"):
+        # TensorFlow warns of each traced step that a processor has no GPU's trace: errors alone are shown then.
+        environment |= {"TF_CLUSTER_TRACE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     log = run.folder / "stdout.log"
     log.touch()
     finish = shlex.join([sys.executable, str(Path(__file__).resolve()), "finish", run.id])
@@ -180,13 +196,20 @@ def launch(run: Run) -> subprocess.CompletedProcess:
         "TimeoutStopSec=10", f"ExecStopPost=+{finish}", f"ReadWritePaths={' '.join(str(run.folder / name) for name in WRITABLE)}",
         f"EnvironmentFile=-{TASKS / f'{job}-{index}.env'}", *CONFINED,
     ]  # fmt: skip
+    if layer.exists():  # by the run's own user, within its limits, its words in the run's log
+        install = [f"{Path(sys.executable).parent}/uv", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-cache"]
+        install += ["--python", sys.executable, "--target", f"{layer}/packages", "--find-links", f"{layer}/wheels"]
+        properties.append(f"ExecStartPre={shlex.join([*install, '-r', f'{layer}/requirements.txt'])}")
+        properties.append(f"ReadWritePaths={layer}/packages")
     command = ["systemd-run", "--quiet", "--collect", f"--unit={noted['unit']}", "--service-type=exec", "--slice=tf-run.slice"]
     command += [f"--property={text}" for text in properties]
     command += ["--property=KillMode=mixed"] if training else []  # train_task.py ends the program, and tells the others
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
-    run.note(started=time.time())
-    words = [PART, run.id] if training else [noted["program"], *noted["arguments"]]
-    return subprocess.run([*command, sys.executable, *words], capture_output=True, text=True, check=False)
+    words = [sys.executable, "-I", "-S", str(KEEPER), f"--most={round(noted['output_mb'] * 1_000_000)}"]
+    words += [sys.executable, noted["program"], *noted["arguments"]]
+    run.note(started=time.time(), command=words)
+    command += [sys.executable, PART, run.id] if training else words
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def finish(options: argparse.Namespace) -> None:
@@ -198,9 +221,14 @@ def finish(options: argparse.Namespace) -> None:
     name = f"SIG{status}" if code in ("killed", "dumped") else status
     if result == "success" and code == "killed":
         result = "signal"  # systemd takes SIGTERM and some others for a clean end, but the program has not done its work
-    part = part_of(run)
+    if result == "timeout" and (code, status) == ("exited", "0") and main_seconds(noted["unit"]) < noted["limit"]:
+        result = "success"  # the program had ended well; what it left behind would not end at SIGTERM
+    if result == "signal" and status in CRASHES:
+        result = "core-dump"
+    part, chief = part_of(run), (noted.get("training") or {}).get("chief", noted.get("task"))
+    promised = noted.get("needs_result") and noted.get("task") == chief and not (run.folder / "results/result.json").is_file()
     failure = noted.get("cancelled") or {
-        "success": "",
+        "success": "the program ended well but left no result.json, which it has to (run_needs_result)" if promised else "",
         "exit-code": part.get("failure") or f"the program ended with exit status {status}",
         "signal": f"the program was killed by {name}",
         "core-dump": f"the program crashed with {name}",
@@ -221,6 +249,12 @@ def part_of(run: Run) -> dict:
         return {}
 
 
+def main_seconds(unit: str) -> float:
+    """Return for how many seconds the main process of a unit was there, once it has ended."""
+    begin, end = (int(runs.property_of(unit, f"ExecMain{name}TimestampMonotonic") or 0) for name in ("Start", "Exit"))
+    return (end - begin) / 1e6
+
+
 def follow(options: argparse.Namespace) -> dict:
     """Return new output, waiting a little for some; and how the run ended, once it did."""
     run = Run(options.run)
@@ -232,7 +266,7 @@ def follow(options: argparse.Namespace) -> dict:
             break
         time.sleep(0.03)
     size = (run.folder / "stdout.log").stat().st_size
-    answer = {"lines": text.splitlines()}
+    answer = {"lines": plain_lines(text)}
     if "ended" not in noted and offset == options.offset and not runs.is_alive(noted["unit"], run):
         noted = run.read()
         if "ended" not in noted:
@@ -259,6 +293,12 @@ def read_from(path: Path, offset: int, whole: bool) -> tuple[str, int]:
     end = offset + skipped + len(data)
     text = data.decode(errors="replace")
     return (f"... {skipped} bytes are in stdout.log alone ...\n{text}" if skipped else text), end
+
+
+def plain_lines(text: str) -> list[str]:
+    """Return output as lines for a log: without terminal control codes, and of a progress bar only how far it came."""
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.removesuffix("\n").split("\n")] if text else []
+    return [CODES.sub("", line) for line in lines]
 
 
 def cancel(options: argparse.Namespace) -> dict:
@@ -292,7 +332,10 @@ def main() -> None:
             sub.add_argument("--wait", type=float, default=600, help="seconds to wait for another run")
             sub.add_argument("--argument", action="append", default=[])
             sub.add_argument("--training", default="{}", help="what it is a part of, as JSON (plugins/filter/training.py)")
+            sub.add_argument("--output-mb", type=float, default=100, help="megabytes of its output that are kept, and its end")
+            sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")
             sub.add_argument("--detach", action="store_true", help="do not name in next what follows the run")
+            sub.add_argument("--trace", action="store_true", help="record TensorFlow's step statistics of all tasks")
         if call in (receive, follow):
             sub.add_argument("--offset", type=int, default=0)
         if call is cancel:

@@ -5,11 +5,13 @@ are made, each time it runs later, and again at the end. So it pauses during the
 was there after it (``gc.freeze``); what the program makes itself is collected as ever. A program that imports TensorFlow
 and ends takes 1.1 s instead of 1.9 s; a program need not know of it.
 
-``PYTHONPATH`` in the unit of a run names this file's folder, see site(1) of Python's documentation; nothing else is in it.
+In a run that was asked for a trace, tf_trace.py beside this file is loaded after TensorFlow. ``PYTHONPATH`` in the unit of a
+run names their folder, see site(1) of Python's documentation; nothing else is in it.
 """
 
 import gc
 import importlib.util
+import os
 import sys
 
 PACKAGES = {"tensorflow", "keras"}
@@ -42,8 +44,19 @@ def _without_collection(load):
             if paused:
                 gc.freeze()
                 gc.enable()
+        if module.__name__ == "tensorflow" and os.environ.get("TF_CLUSTER_TRACE"):
+            _trace()
 
     return exec_module
+
+
+def _trace():
+    try:
+        import tf_trace
+
+        tf_trace.install()
+    except Exception as error:  # without a trace the program is still what was asked for
+        print(f"tf_trace: there will be no trace: {error!r}", file=sys.stderr)
 
 
 sys.meta_path.insert(0, _Finder())

@@ -208,7 +208,7 @@ class Member:
     """One task of the training: it starts and ends the program as it is told."""
 
     def __init__(self, noted: dict) -> None:
-        self.training, self.task, self.command = noted["training"], noted["task"], [noted["program"], *noted["arguments"]]
+        self.training, self.task, self.command = noted["training"], noted["task"], noted["command"]
         job, index = self.task.split(":")
         self.port = cluster_config.split_address(self.training["cluster"][job][int(index)])[1]
         self.process: subprocess.Popen | None = None
@@ -260,7 +260,7 @@ class Member:
         deadline = time.monotonic() + TERM
         while self.taken() and time.monotonic() < deadline:  # the last one's server may take a moment to go
             time.sleep(LOOK)
-        self.process = subprocess.Popen([sys.executable, *self.command], start_new_session=True)
+        self.process = subprocess.Popen(self.command, start_new_session=True)
 
     def end(self) -> None:
         """End the program and what it started, if it still runs."""

@@ -6,6 +6,7 @@ import base64
 import glob
 import json
 import os
+import re
 import shlex
 import tarfile
 import tempfile
@@ -22,8 +23,9 @@ short_description: Call a program that answers in JSON, and show its progress
 description:
   - Costs a tenth of a second where a module costs a third, for nothing is sent but the call.
   - The program answers with a JSON object on its last line. C(lines) in it are shown as they come, C(next) is called
-    to go on, C(files) are written to O(save_to). C(fetch) (C(call), C(size), C(made)) says how to get a tar file piece by piece;
-    it is unpacked to O(save_to). Fetching that was interrupted goes on where it stopped.
+    to go on (where C(seconds) says for how long, a silence is shown), C(files) are written to O(save_to). C(fetch) (C(call),
+    C(size), C(made)) says how to get a tar file piece by piece; it is unpacked to O(save_to). Fetching that was interrupted goes
+    on where it stopped.
     With C(failure), a sentence, the task fails.
 options:
   argv: {description: The program and its arguments, type: list, elements: str, required: true}
@@ -55,6 +57,8 @@ answer: {description: What the last call answered, type: dict, returned: always}
 # With input, however little, ssh gives the program no terminal: its errors and its answer stay apart.
 NOTHING = b"\n"
 PIECE = 8 * 1024 * 1024  # bytes that go over in one call
+SILENT = 5  # seconds after which a person wants to know whether it still goes on
+STEP = re.compile(r"step [0-9]+ of [0-9]+")  # as the helper for programs prints it
 NOT_FOUND = 127  # what a shell says of a program that is not there
 
 
@@ -88,10 +92,12 @@ class ActionModule(ActionBase):
             data = json.dumps(options["input"]).encode()
         else:
             data = NOTHING
+        silence = Silence()
         while True:
             answer = self.call(argv, data, options["statuses"])
             for line in answer.get("lines", []):
                 Display().display(f"  {line}")
+            silence.show(answer.get("lines", []), answer.get("seconds") if "next" in answer else None)
             if answer.get("fetch"):
                 self.fetch(program, answer["fetch"], Path(options["save_to"]))
             for name, text in answer.get("files", {}).items():
@@ -156,6 +162,24 @@ class ActionModule(ActionBase):
             ) from None
         for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
             part.unlink()
+
+
+class Silence:
+    """Says every ten seconds that something which prints nothing still goes on, and how far it said that it was."""
+
+    def __init__(self):
+        self.step, self.printed, self.due = "", time.monotonic(), 0.0
+
+    def show(self, lines, seconds):
+        """Take note of what was printed; after more than a few seconds without, say so (``seconds``: for how long it runs)."""
+        now = time.monotonic()
+        if lines:
+            self.printed = now
+            steps = [found[0] for line in lines if (found := STEP.match(line))]
+            self.step = f"{steps[-1]}, " if steps else self.step
+        elif seconds is not None and now - self.printed >= SILENT and now >= self.due:
+            self.due = now + 10
+            Display().display(f"  ... {seconds:.0f} s, {self.step}nothing printed for {now - self.printed:.0f} s")
 
 
 class Progress:

@@ -384,6 +384,7 @@ def _known_variables():
         "cuda_found",
         "program_args",
         "program_data",
+        "program_requirements",
         "run_name",
         "train_jobs",
         "train_restarts",

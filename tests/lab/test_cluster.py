@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import folder_of, said, verdict
+from conftest import ROOT, folder_of, said, verdict
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,27 @@ def test_demo(cluster, expected):
     assert "26.80402" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_status_of_a_whole_cluster(cluster, expected):
+    """A table of all tasks, the same as JSON, and exit status 0."""
+    done = cluster.playbook("playbooks/status.yml")
+    assert done.returncode == 0, said(done)
+    status = json.loads((ROOT / "output/status.json").read_text(encoding="utf-8"))
+    assert status["ok"] is True
+    assert {f"{task['task']} {task['address']}" for task in status["tasks"]} == {
+        f"{job}:{index} {entry}" for job, tasks in json.loads(expected).items() for index, entry in enumerate(tasks)
+    }
+    standing = [task for task in status["tasks"] if not task["task"].startswith("host:")]
+    assert all(task["unit"] == "active" and task["memory_mb"] > 50 and task["version"] == "2.21.0" for task in standing)
+
+
+def test_the_journals_of_all_tasks_in_one(cluster, expected):
+    """Merged by time, for a span."""
+    done = cluster.playbook("playbooks/logs.yml", "--extra-vars=seconds=3600")
+    assert done.returncode == 0, said(done)
+    for index, entry in enumerate(json.loads(expected)["worker"]):
+        assert f"worker:{index} listens on {entry}" in said(done)
+
+
 # Holds the processor of worker:0 against itself, then against a GPU that it does not have.
 PROOF = """
 import json, sys, time
@@ -90,7 +111,7 @@ def test_a_program_may_need_devices(cluster):
     """The gate says so before the run where they are not there."""
     for needs, words in [
         ("/job:worker/task:0/device:CPU:0", ""),
-        ("/job:worker/task:0/device:GPU:0", "no device the program needs /job:worker/task:0/device:GPU:0"),
+        ("/job:worker/task:0/device:GPU:0", "the program needs /job:worker/task:0/device:GPU:0; the task has"),
         ("/job:worker/task:99/device:CPU:0", "needs /job:worker/task:99/device:CPU:0, and the cluster has no such task"),
     ]:
         done = cluster.playbook("playbooks/status.yml", f"--extra-vars=ready_needs={needs}")

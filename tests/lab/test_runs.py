@@ -94,6 +94,37 @@ def test_a_folder_with_arguments_and_data(cluster, tmp_path):
     assert "-try-" in folder.name
 
 
+def test_packages_of_a_runs_own(cluster, program, tmp_path):
+    """They come on top of the locked ones and are gone with the run."""
+    (tmp_path / "requirements.txt").write_text("tabulate\n", encoding="utf-8")
+    text = "import tabulate, tensorflow; print(tabulate.tabulate([[1, 2]]), tabulate.__file__)"
+    done, folder = cluster.run(program(text), f"--extra-vars=program_requirements={tmp_path / 'requirements.txt'}")
+    assert done.returncode == 0, said(done)
+    assert "/layer/packages/tabulate" in (folder / "stdout.log").read_text(encoding="utf-8")
+    done, folder = cluster.run(program("import tabulate"))
+    assert "No module named 'tabulate'" in (folder / "stdout.log").read_text(encoding="utf-8")
+
+
+def test_a_trace_tells_what_ran_where(cluster):
+    for _try in range(3):  # TensorFlow tells its tasks to note transfers without waiting for it, so one may be missed
+        done = cluster.playbook("run_demo.yml", "--extra-vars=trace=true")
+        assert done.returncode == 0, said(done)
+        folder = folder_of(done)
+        events = json.loads((folder / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+        tasks = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+        ran = {(event["name"], tasks[event["pid"]]) for event in events if event.get("cat") == "operation"}
+        assert {("c", "worker:0"), ("ab", "worker:1"), ("log", "worker:1"), ("d", "worker:1")} <= ran
+        moved = {event["name"]: event["args"] for event in events if event["ph"] == "X" and event["cat"] == "transfer"}
+        if "c" in moved:
+            break
+    assert (moved["c"]["from"], moved["c"]["to"], moved["c"]["bytes"]) == ("worker:0", "worker:1", 16)
+    assert moved["c"]["bytes_per_second"] > 0
+    trace = verdict(folder)["trace"]
+    assert (trace["steps"], trace["transfers"], trace["bytes"]) == (1, len(moved), 16 * len(moved))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "worker:0 \\u2192 worker:1: 16 B" in page  # under the pointer, in the figure's JSON
+
+
 def test_what_is_no_program_is_said_before_anything_runs(cluster, program):
     done, folder = cluster.run(program("print('a'\n"))
     assert done.returncode != 0

@@ -98,6 +98,6 @@ def test_an_index_that_does_not_answer_gives_a_sentence_and_no_file(tmp_path):
     }  # fmt: skip
     done = call("roles/tensorflow/files/make_wheelhouse.py", *words, env={**os.environ, **nowhere})
     assert done.returncode == 1
-    assert "The packages for Python 3.11 on x86_64 could not be fetched: ERROR:" in done.stderr
+    assert "the packages for Python 3.11 on x86_64 could not be fetched: ERROR:" in done.stderr
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []

@@ -5,7 +5,7 @@ import os
 import time
 
 import pytest
-from project import call
+from project import ROOT, call
 
 MATRIX = [[26.80402, 32.85203], [54.003944, 69.09987]]
 TASKS = [
@@ -31,14 +31,8 @@ class Collected:
 
     def report(self, failure="", program="demo.py", parsed=True, **more):
         """Run report.py and return its answer."""
-        outcome = {
-            **more,
-            "run_id": self.folder.name,
-            "program": program,
-            "started": 1767225600.0,
-            "seconds": 2.5,
-            "failure": failure,
-        }
+        outcome = {"run_id": self.folder.name, "program": program, "started": 1767225600.0, "seconds": 2.5, "failure": failure}
+        outcome |= more
         facts = {"outcome": outcome, "tasks": TASKS}
         done = call("roles/report/files/report.py", self.folder, input=json.dumps(facts))
         assert done.returncode == 0, done.stderr
@@ -96,6 +90,75 @@ def test_each_tasks_operations_are_shown_with_its_machine(run):
     assert "worker:1 on m2 computed b, d" in lines
     assert "host:0 on the host computed e" in lines
     assert "/job:worker/replica:0/task:1/device:CPU:0" in run.text("report.html")
+
+
+def test_a_trace_is_counted_and_shown(run):
+    run.write("trace.json", (ROOT / "tests/unit/recorded/demo_trace.json").read_text(encoding="utf-8"))
+    answer = run.report(trace=True, task="host:0", machine="m3")
+    assert answer["verdict"]["trace"] == {"steps": 1, "operations": 10, "transfers": 2, "bytes": 32}
+    assert "Traced 1 step, 10 operations, 2 transfers of 32 B: report.html shows them" in answer["lines"]
+    page = run.text("report.html")
+    assert "plotly.js" in page
+    assert 'host:0</b> <span class="soft">ran the program' in page
+    assert len([line for line in page.splitlines() if line.startswith("<tr><td>worker:")]) == 2  # from where to where
+    assert "default-src 'none'" in page
+
+
+def test_a_page_without_a_trace_is_small(run):
+    run.report()
+    assert (run.folder / "report.html").stat().st_size < 20_000
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "it did not import TensorFlow"),
+        ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": []}', "no step of a session"),
+        ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": [{"ph": "X"}]}', "cannot be shown"),
+        ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": [', "cannot be shown"),
+    ],
+)
+def test_a_trace_that_is_not_there_is_explained(run, text, reason):
+    if text:
+        run.write("trace.json", text)
+    answer = run.report(trace=True)
+    assert answer["verdict"]["ok"] is True
+    assert reason in answer["verdict"]["trace"]["missing"]
+    assert reason in run.text("report.html")
+    assert any(reason in line for line in answer["lines"])
+
+
+def test_a_trace_of_the_programs_own_is_a_file_as_any_other(run):
+    run.write("trace.json", '{"traceEvents": [{}]}')
+    assert "trace" not in run.report()["verdict"]
+
+
+def test_what_a_trace_says_does_not_become_part_of_the_page(run):
+    evil = "</script><script>alert(1)</script><b>"
+    text = (ROOT / "tests/unit/recorded/demo_trace.json").read_text(encoding="utf-8")
+    for name in ("worker:1", "CPU:0", "add/x", "AddV2", "2.21.0"):
+        text = text.replace(f'"{name}"', json.dumps(evil + name))
+    run.write("trace.json", text)
+    assert run.report()["verdict"]["trace"]["operations"] == 10
+    page = run.text("report.html")
+    assert page.count("<script>") == 2  # the library and what draws
+    assert "<script>alert" not in page
+
+
+def test_errors_are_marked(run):
+    lines = ["fine", "Traceback (most recent call last):", '  File "x.py", line 1', "ZeroDivisionError: division by zero", "fine"]
+    run.write("stdout.log", "\n".join([*lines, "E0000 00:00:1.2 3 x.cc:4] no GPU", "0 errors"]))
+    run.report()
+    marked = [line for line in run.text("report.html").splitlines() if 'class="error"' in line]
+    assert len(marked) == 4, marked
+
+
+def test_a_row_of_numbers_is_a_line_of_the_page(run):
+    run.write("result.json", json.dumps({"matrix": MATRIX, "text": "[  a,\n  b ]"}))
+    run.report()
+    page = run.text("report.html")
+    assert "[26.80402, 32.85203]," in page
+    assert "[  a,\\n  b ]" in page
 
 
 def test_a_run_without_a_result_has_none_in_its_verdict(run):

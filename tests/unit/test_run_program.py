@@ -206,6 +206,7 @@ def test_a_run_whose_unit_is_gone_is_called_lost(run, monkeypatch):
         ("success", "killed", "PIPE", "the program was killed by SIGPIPE"),
         ("core-dump", "dumped", "SEGV", "the program crashed with SIGSEGV"),
         ("core-dump", "dumped", "ABRT", "the program crashed with SIGABRT"),
+        ("signal", "killed", "SEGV", "the program crashed with SIGSEGV"),
         ("timeout", "killed", "TERM", "the program was still running after 600.0 s and was ended (run_timeout)"),
         ("timeout", "killed", "KILL", "the program was still running after 600.0 s and was ended (run_timeout)"),
         ("oom-kill", "killed", "KILL", "the machine ran out of memory and ended the program"),
@@ -221,6 +222,41 @@ def test_how_systemd_says_that_it_ended_becomes_a_sentence(run, monkeypatch, res
     assert noted["exit_status"] == status
     assert time.time() - 5 < noted["ended"] <= time.time()
     assert noted["run_id"] == run.id
+
+
+@pytest.mark.parametrize(("seconds", "late"), [(1, False), (599, False), (600.1, True)])
+def test_what_a_program_left_behind_does_not_make_it_late(run, monkeypatch, seconds, late):
+    times = {"ExecMainStartTimestampMonotonic": "1000000", "ExecMainExitTimestampMonotonic": f"{1000000 + seconds * 1e6:.0f}"}
+    monkeypatch.setattr(runs, "property_of", lambda _unit, name: times[name])
+    for name, value in {"SERVICE_RESULT": "timeout", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert ("still running" in finish(run)["failure"]) is late
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_result_that_was_promised_is_missed(run, monkeypatch, left):
+    run.note(needs_result=True)
+    if left:
+        (run.folder / "results/result.json").write_text("{}", encoding="utf-8")
+    for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert ("left no result.json" in finish(run)["failure"]) is not left
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", []),
+        ("a\n\nb\n", ["a", "", "b"]),
+        ("half", ["half"]),
+        ("10%\r20%\r30%\n", ["30%"]),
+        ("10%\r20%\r", ["20%"]),
+        ("a\r\nb\r\n", ["a", "b"]),
+        ("\x1b[1;32mgreen\x1b[0m \x1b]0;title\x07\x1b[2Jé\ttab\x08\x07\n", ["green é\ttab"]),
+    ],
+)
+def test_a_log_gets_plain_lines(text, lines):
+    assert run_program.plain_lines(text) == lines
 
 
 def test_an_end_without_a_word_of_systemd_is_a_failure(run, monkeypatch):
@@ -358,7 +394,7 @@ def started(run, monkeypatch, tmp_path):
     monkeypatch.setattr(run_program, "stage", lambda run: None)
     (run.folder / "run.json").unlink()
 
-    def started(stderr="", task="host:0", wait=600.0, detach=False, training=None):
+    def started(stderr="", task="host:0", wait=600.0, detach=False, trace=False, training=None):
         commands = []
 
         def pretend(command, **_more):
@@ -368,18 +404,20 @@ def started(run, monkeypatch, tmp_path):
 
         monkeypatch.setattr(run_program.subprocess, "run", pretend)
         options = SimpleNamespace(
-            run=run.id,
-            program="demo.py",
-            task=task,
-            timeout=60.0,
-            wait=wait,
-            argument=["--steps", "5"],
-            detach=detach,
-            training=json.dumps(training or {}),
-        )
+            run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, argument=["--steps", "5"], detach=detach,
+            output_mb=0.5, needs_result=False, trace=trace, training=json.dumps(training or {}),
+        )  # fmt: skip
         return run_program.start(options), commands[0]
 
     return started
+
+
+def test_packages_of_a_run_are_installed_before_it_starts(started, run):
+    assert not any(word.startswith("--property=ExecStartPre=") for word in started()[1])
+    (run.folder / "run.json").unlink()
+    (run.folder / "layer/packages").mkdir(parents=True)
+    [install] = [word for word in started()[1] if word.startswith("--property=ExecStartPre=")]
+    assert f"--target {run.folder}/layer/packages --find-links {run.folder}/layer/wheels" in install
 
 
 def test_a_run_may_only_be_started(started):
@@ -395,11 +433,20 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     )
     assert given["TF_RUN_DIR"] == str(run.folder / "results")
     assert json.loads(given["TF_CONFIG"])["task"] == {"type": "host", "index": 0}
+    assert given["PYTHONPATH"].split(":") == ["/opt/tf-cluster/startup", str(run.folder / "layer/packages")]
     assert given["no_grpc_proxy"] == "10.0.0.1,10.0.0.3,fd00::1"
     assert command[-3:] == ["demo.py", "--steps", "5"]
+    assert "--most=500000" in command
     assert "--unit=tf-run-host-0.service" in command
     assert "--property=RuntimeMaxSec=60.0" in command
     assert run.read()["limit"] == 60.0
+    assert "TF_CLUSTER_TRACE" not in given
+
+
+def test_a_run_that_is_traced_is_told_so(started, run):
+    _answer, command = started(trace=True)
+    assert "--setenv=TF_CLUSTER_TRACE=1" in command
+    assert run.read()["trace"] is True
 
 
 def test_a_run_waits_for_another_and_says_for_which(started, run):

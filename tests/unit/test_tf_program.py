@@ -210,3 +210,37 @@ def test_of_a_tar_file_that_reaches_outside_nothing_is_unpacked(fetch, tmp_path)
     with pytest.raises(AnsibleActionFail):
         fetch(member("good"), member("../evil"))
     assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".part"] == []
+
+
+@pytest.fixture
+def silence(monkeypatch):
+    """Return a function that lets a run print lines (or nothing) second by second, and returns what was shown of its silence."""
+
+    def silence(*printed):
+        shown, clock = [], iter(range(len(printed) + 1))
+        monkeypatch.setattr(tf_program.time, "monotonic", lambda: float(next(clock)))
+        monkeypatch.setattr(tf_program.Display, "display", lambda _self, line: shown.append(line))
+        watched = tf_program.Silence()
+        for second, lines in enumerate(printed, 1):
+            watched.show(lines, second)
+        return shown
+
+    return silence
+
+
+def test_a_silent_run_shows_every_ten_seconds_that_it_goes_on(silence):
+    assert silence(["a"], *[[]] * 16) == ["  ... 6 s, nothing printed for 5 s", "  ... 16 s, nothing printed for 15 s"]
+
+
+def test_a_silent_run_shows_how_far_it_said_that_it_was(silence):
+    assert silence(["step 1 of 9", "step 2 of 9, loss 3", "b"], *[[]] * 6) == ["  ... 6 s, step 2 of 9, nothing printed for 5 s"]
+
+
+def test_a_run_that_prints_shows_nothing_else(silence):
+    assert silence(*[["a"], [], [], []] * 10) == []
+
+
+def test_a_call_that_is_no_run_shows_nothing(monkeypatch):
+    monkeypatch.setattr(tf_program, "SILENT", -1)
+    monkeypatch.setattr(tf_program.Display, "display", lambda *_words: pytest.fail("shown"))
+    tf_program.Silence().show([], None)

@@ -1,6 +1,7 @@
 """train_task.py: all start together, end together, start again together, and none waits for ever."""
 
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,7 @@ class Training:
             path.write_text(
                 f"import os, pathlib, signal, sys, time\nhere = pathlib.Path({str(folder)!r})\n{text}", encoding="utf-8"
             )
-            noted = {"training": self.plan, "task": f"worker:{index}", "program": str(path), "arguments": []}
+            noted = {"training": self.plan, "task": f"worker:{index}", "command": [sys.executable, str(path)]}
             self.members.append(train_task.Member(noted))
 
     def coordinate(self):

@@ -10,17 +10,25 @@ it, and answers with one JSON object: ``lines`` (the summary), ``verdict``, ``fa
 
 from __future__ import annotations
 
+import base64
 import datetime
+import hashlib
 import json
 import math
 import os
+import re
 import sys
 import urllib.parse
+from importlib import metadata
 from pathlib import Path
 
 import jinja2
+import trace_figure
 
+TEMPLATES = Path(__file__).parents[1] / "templates"
 LOST = "could not be collected"  # what is said of a task's part of a training
+# What a line of a log begins or says that a person looks for when something failed.
+ERROR = re.compile(r"^[EF]\d{4} |\b[A-Z]\w*(Error|Exception)\b|\b(error|fatal|failed|killed|traceback)\b", re.IGNORECASE)
 MOST_LEVELS = 100  # of lists and objects within each other that a result may have
 
 
@@ -29,10 +37,11 @@ def main() -> None:
     folder = Path(sys.argv[1])
     facts = json.load(sys.stdin)
     verdict = make_verdict(folder, facts)
+    drawn = add_trace(folder, facts["outcome"], verdict)
     (folder / "verdict.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
     lines = summary(folder, verdict)
     (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_page(folder, verdict)
+    write_page(folder, facts["outcome"], verdict, drawn)
     latest = folder.parent / "latest"
     fresh = folder.parent / f".latest.{os.getpid()}"
     fresh.symlink_to(folder.name)
@@ -94,6 +103,33 @@ def training_outcome(folder: Path, outcome: dict) -> dict:
     return {"chief": plan["chief"], "attempts": outcome.get("part", {}).get("attempts", 1), "tasks": parts}
 
 
+def add_trace(folder: Path, outcome: dict, verdict: dict) -> dict | None:
+    """Put into the verdict what the run's trace holds, or why there is none; return what the page needs to draw it."""
+    try:
+        trace = trace_figure.read(folder / "trace.json")
+        if trace and trace.bars:
+            drawn = drawing(trace, machines_of(outcome, verdict))
+            verdict["trace"] = trace_figure.totals(trace)
+            return drawn
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # a program may have written into it
+        verdict["trace"] = {"missing": f"The trace cannot be shown: {error}."}
+        return None
+    if outcome.get("trace"):
+        reason = "it ran no step of a session, and TensorFlow keeps no step statistics of what runs eagerly"
+        verdict["trace"] = {"missing": f"The program left no trace: {reason if trace else 'it did not import TensorFlow'}."}
+    return None
+
+
+def machines_of(outcome: dict, verdict: dict) -> dict[str, dict]:
+    """Return machine -> task -> what is known of it, the program's own task among them."""
+    machines: dict[str, dict] = {}
+    for name, task in verdict["tasks"].items():
+        machines.setdefault(task["machine"] or "", {})[name] = task
+    if outcome.get("task") and outcome.get("machine"):
+        machines.setdefault(outcome["machine"], {})[outcome["task"]] = {"state": "ran the program"}
+    return machines
+
+
 def read_result(path: Path) -> object:
     """Return a program's result; NaN and infinite numbers, which JSON does not have, become null."""
 
@@ -133,6 +169,8 @@ def summary(folder: Path, verdict: dict) -> list[str]:
     for task, operations in sorted(by_task.items()):
         machine = verdict["tasks"].get(task, {}).get("machine", "the host")
         lines.append(f"{task} on {machine} computed {', '.join(sorted(operations))}")
+    if "trace" in verdict:
+        lines.append(verdict["trace"].get("missing") or traced(verdict["trace"]))
     lines += verdict["failures"]
     if verdict["failures"]:
         lines += ["The last lines of its output:", *(f"    {line}" for line in tail(folder / "stdout.log", 15))]
@@ -144,11 +182,25 @@ def summary(folder: Path, verdict: dict) -> list[str]:
     return lines
 
 
+def traced(found: dict) -> str:
+    """Return a sentence on what was traced."""
+    counts = ", ".join(
+        f"{found[what]} {what if found[what] != 1 else what[:-1]}" for what in ("steps", "operations", "transfers")
+    )
+    return f"Traced {counts} of {trace_figure.size(found['bytes'])}: report.html shows them"
+
+
 def as_text(row: object) -> str:
     """Return a row of numbers as a person reads it, with the digits that a 32-bit number has."""
     if not isinstance(row, list):
         return str(row)
     return "  ".join(f"{value:10.7g}" if isinstance(value, float) else f"{value!s:>10}" for value in row)
+
+
+def as_json(result: object) -> str:
+    """Return a result as JSON that a person reads: a row of numbers is one line."""
+    text = json.dumps(result, indent=2)
+    return re.sub(r'\[\n\s+[^"\[\]{}]*?\n\s+\]', lambda row: " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
 
 
 def tail(path: Path, count: int) -> list[str]:
@@ -161,21 +213,59 @@ def tail(path: Path, count: int) -> list[str]:
         return []
 
 
-def write_page(folder: Path, verdict: dict) -> None:
+def marked(lines: list[str]) -> list[tuple[str, str]]:
+    """Return each line with "error" where it tells of one, a traceback as a whole."""
+    shown, within = [], False
+    for line in lines:
+        told = bool(ERROR.search(line))
+        shown.append((line, "error" if told or (within and line.startswith(" ")) else ""))
+        within = line.startswith("Traceback") or (within and line.startswith(" "))
+    return shown
+
+
+def write_page(folder: Path, outcome: dict, verdict: dict, drawn: dict | None) -> None:
     """Write ``report.html``: one file, no server, no network."""
-    logs = {path.stem: "\n".join(tail(path, 400)) for path in sorted((folder / "logs").glob("*.log"))}
+    logs = {path.stem: marked(tail(path, 400)) for path in sorted((folder / "logs").glob("*.log"))}
     files = [
         (name.encode(errors="replace").decode(), urllib.parse.quote(os.fsencode(name)), path.stat().st_size)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and (name := str(path.relative_to(folder))) != "report.html"
     ]
-    loader = jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates")
-    template = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")
-    page = template.render(
-        verdict=verdict, result=json.dumps(verdict.get("result"), indent=2) if "result" in verdict else "",
-        placement=placement(folder), output="\n".join(tail(folder / "stdout.log", 2000)), logs=logs, files=files[:500],
+    about = drawn["about"] if drawn else {}
+    versions = {"Python": about.get("python"), "TensorFlow of the program": about.get("tensorflow")}
+    versions["ansible-core"] = metadata.version("ansible-core")
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    environment.filters |= {"size": trace_figure.size, "seconds": trace_figure.seconds}
+    page = environment.get_template("report.html.j2").render(
+        verdict=verdict, result=as_json(verdict["result"]) if "result" in verdict else "",
+        placement=placement(folder), output=marked(tail(folder / "stdout.log", 2000)), logs=logs, files=files[:500],
+        machines=machines_of(outcome, verdict), versions={name: text for name, text in versions.items() if text}, drawing=drawn,
     )  # fmt: skip
     (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def drawing(trace: trace_figure.Trace, machines: dict) -> dict:
+    """Return what the page needs to draw the trace; the scripts with their hashes, for no others may run."""
+    from plotly.offline import get_plotlyjs
+
+    def script(text: str) -> dict:
+        return {"text": text, "hash": base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}
+
+    def data(text: str) -> str:
+        return text.replace("<", "\\u003c")  # nothing in it can end the script that it stands in
+
+    machine_of = {task: machine for machine, tasks in machines.items() for task in tasks}
+    views = trace_figure.views(trace)
+    return {
+        "scripts": [script(get_plotlyjs()), script((TEMPLATES / "trace.js").read_text(encoding="utf-8"))],
+        "figure": data(trace_figure.figure(trace, machine_of)),
+        "views": views,
+        "spans": data(json.dumps([view["range"] for view in views])),
+        "by_task": trace_figure.by_task(trace),
+        "routes": trace_figure.by_route(trace),
+        "left_out": max(0, len(trace.bars) - trace_figure.MOST_BARS),
+        "about": trace.about,
+    }
 
 
 if __name__ == "__main__":

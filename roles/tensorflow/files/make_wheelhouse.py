@@ -4,12 +4,15 @@
     make_wheelhouse.py --lock cpu.txt --python 3.11 --machine x86_64 --out wheelhouse.tar
 
 Runs on the controller, with pip's own settings (index, proxy, certificates). ``--only uv`` leaves the
-wheels out, for machines that fetch them from a package index themselves. Exit status: 0, or 1 with a sentence.
+wheels out, for machines that fetch them from a package index themselves. ``--extra requirements.txt`` packs what these
+requirements need beside the locked packages, and nothing else. Does nothing where the file is there already. Answers with a
+JSON object; exit status 0, or 1 with a sentence.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -25,6 +28,9 @@ from packaging.markers import Marker
 PLATFORMS = (*(f"manylinux_2_{minor}" for minor in range(28, 4, -1)), "manylinux2014", "manylinux2010", "manylinux1", "linux")
 
 
+PIP = (sys.executable, "-m", "pip")
+
+
 def main() -> None:
     """Make the file named by --out, whole or not at all."""
     parser = argparse.ArgumentParser(description="Pack the locked wheels for one kind of machine.")
@@ -33,22 +39,29 @@ def main() -> None:
     parser.add_argument("--machine", required=True, help="the machine's processor, as in x86_64")
     parser.add_argument("--out", type=Path, required=True, help="the tar file to make")
     parser.add_argument("--only", help="name of the only package to fetch")
+    parser.add_argument("--extra", type=Path, help="requirements of a program: only what they add to the lock is packed")
     options = parser.parse_args()
+    if options.out.exists():
+        print("{}")
+        return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     locked = lock_for(options.lock.read_text(encoding="utf-8"), options.python, options.machine)
     with tempfile.TemporaryDirectory(dir=options.out.parent) as name:
         folder = Path(name)
         (folder / "wheels").mkdir()
+        if options.extra:
+            locked = added(locked, options, folder)
         (folder / "requirements.txt").write_text("".join(locked), encoding="utf-8")
         wanted = [entry for entry in locked if not options.only or entry.startswith(f"{options.only}==")]
         download(wanted, options, folder)
-        uv = extract_uv(folder)
         packed = folder / "packed.tar"
         with tarfile.open(packed, "w") as tar:
             tar.add(folder / "requirements.txt", "requirements.txt")
-            tar.add(uv, "uv")
+            if not options.extra:
+                tar.add(extract_uv(folder), "uv")
             tar.add(folder / "wheels", "wheels")
         packed.replace(options.out)
+    print(json.dumps({"made": str(options.out)}))
 
 
 def lock_for(text: str, python: str, machine: str) -> list[str]:
@@ -70,17 +83,41 @@ def lock_for(text: str, python: str, machine: str) -> list[str]:
     return entries
 
 
+def fail(sentence: str) -> None:
+    """End with a sentence."""
+    sys.exit(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}")
+
+
+def added(locked: list[str], options: argparse.Namespace, folder: Path) -> list[str]:
+    """Return the entries that a program's requirements add to the locked ones, whose versions hold."""
+    names = {entry.split("==", 1)[0] for entry in locked}
+    (folder / "locked.txt").write_text("".join(entry.split(" ", 1)[0] + "\n" for entry in locked), encoding="utf-8")
+    command = ["uv", "pip", "compile", "--quiet", str(options.extra), "--constraints", str(folder / "locked.txt")]
+    command += ["--python-version", options.python, "--python-platform", f"{options.machine}-manylinux_2_28"]
+    command += ["--generate-hashes", "--only-binary=:all:", "--no-header", "--no-annotate", "--no-emit-index-url"]
+    index = subprocess.run(
+        [*PIP, "config", "get", "global.index-url"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    environment = {"UV_SYSTEM_CERTS": "true", **({"UV_DEFAULT_INDEX": index} if index else {}), **os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        fail(f"{options.extra} does not go together with the locked packages, or cannot be resolved: {done.stderr.strip()}")
+    return [entry for entry in lock_for(done.stdout, options.python, options.machine) if entry.split("==", 1)[0] not in names]
+
+
 def download(entries: list[str], options: argparse.Namespace, folder: Path) -> None:
     """Fetch the wheels of the entries into ``folder/wheels``; their hashes are checked."""
     (folder / "wanted.txt").write_text("".join(entries), encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps"]
+    if not entries:
+        return
+    command = [*PIP, "download", "--quiet", "--require-hashes", "--no-deps"]
     command += ["--only-binary=:all:", "--python-version", options.python, "--dest", str(folder / "wheels")]
     command += [word for platform in PLATFORMS for word in ("--platform", f"{platform}_{options.machine}")]
     done = subprocess.run([*command, "-r", str(folder / "wanted.txt")], capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or [done.stderr[-500:]]
-        sys.exit(
-            f"The packages for Python {options.python} on {options.machine} could not be fetched: {' '.join(errors)} "
+        fail(
+            f"the packages for Python {options.python} on {options.machine} could not be fetched: {' '.join(errors)} "
             "(pip's own settings name the index, the proxy and the certificates)"
         )
 

@@ -1,0 +1,89 @@
+"""The state of the whole cluster, for people and for programs."""
+
+from __future__ import annotations
+
+DOCUMENTATION = """
+name: cluster_status
+short_description: Join what the gate, systemd and the runs say of each task
+options:
+  _input: {description: The cluster as worked out by the filter cluster_spec, type: dict, required: true}
+  gate: {description: The tasks as the gate reports them; empty where it could not be asked, type: list, required: true}
+  states: {description: Machine -> what files/task_state.py says there; machines that are away are missing, type: dict}
+"""
+
+RETURN = """
+_value:
+  description:
+    - C(ok), true only if all is as it should be. C(tasks), a list with C(task), C(machine), C(address), C(unit), C(state),
+      C(reason), C(since), C(restarts), C(memory_mb), C(version), C(gpus), C(run).
+  type: dict
+"""
+
+COLUMNS = {
+    "task": "task", "machine": "machine", "address": "address", "unit": "unit", "state": "state", "since": "since",
+    "restarts": "restarts", "memory_mb": "MB", "version": "TensorFlow", "run": "run", "reason": "reason",
+}  # fmt: skip
+
+
+def cluster_status(cluster, gate, states):
+    """Return the state of each task of the cluster and whether all is well."""
+    asked = {task["task"]: task for task in gate}
+    tasks = []
+    for machine, own in cluster["machines"].items():
+        state = states.get(machine)
+        for task in own:
+            name = f"{task['job']}:{task['index']}"
+            answer = asked.get(name, {})
+            runs = [run["run"] for run in (state or {}).get("runs", []) if run["task"] == name]
+            tasks.append(
+                {
+                    "task": name,
+                    "machine": machine,
+                    "address": f"{task['address']}:{task['port']}",
+                    **_unit(task, state),
+                    **_answer(task, answer, state, runs),
+                    "version": answer.get("version"),
+                    "gpus": answer.get("gpus", []),
+                    "run": ", ".join(runs) or None,
+                }
+            )
+    order = {job: place for place, job in enumerate(cluster["spec"])}
+    tasks.sort(key=lambda task: (order[task["task"].partition(":")[0]], int(task["task"].partition(":")[2])))
+    return {"ok": all(task["state"] in ("answers", "free", "runs") for task in tasks), "tasks": tasks}
+
+
+def _unit(task, state):
+    if state is None:
+        return {"unit": "machine is away", "since": None, "restarts": None, "memory_mb": None}
+    if not task["standing"]:
+        return {"unit": None, "since": None, "restarts": None, "memory_mb": None}
+    return state["units"].get(task["name"], {"unit": "unknown", "since": None, "restarts": None, "memory_mb": None})
+
+
+def _answer(task, answer, state, runs):
+    if task["standing"]:
+        return {"state": answer.get("state", "not asked"), "reason": answer.get("reason", "the host machine could not ask")}
+    if state is None:
+        return {"state": "unreachable", "reason": "its machine cannot be reached by Ansible"}
+    return {"state": "runs" if runs else "free", "reason": ""}
+
+
+def status_table(status):
+    """Return the tasks as lines of a table; columns in which nothing stands are left out."""
+    rows = [[_text(task[name]) for name in COLUMNS] for task in status["tasks"]]
+    rows = [list(COLUMNS.values()), *rows]
+    kept = [place for place in range(len(COLUMNS)) if any(row[place] for row in rows[1:])]
+    widths = {place: max(len(row[place]) for row in rows) for place in kept}
+    return ["  ".join(row[place].ljust(widths[place]) for place in kept).rstrip() for row in rows]
+
+
+def _text(value):
+    return "" if value is None else str(value)
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self):
+        """Return the filters by name."""
+        return {"cluster_status": cluster_status, "status_table": status_table}

@@ -1,0 +1,109 @@
+"""The filters of status.yml, and the program that asks systemd."""
+
+import os
+import subprocess
+
+import pytest
+from project import load
+
+filters = load("plugins/filter/cluster_status.py")
+task_state = load("files/task_state.py")
+# What systemd 252 prints of a task that runs, and of a run.
+SHOWN = f"""\
+Id=tf-server@worker-0.service
+ActiveState=active
+SubState=running
+StateChangeTimestampMonotonic=1000000
+NRestarts=2
+MainPID={os.getpid()}
+Description=TensorFlow server worker-0
+
+Id=tf-server@worker-1.service
+ActiveState=activating
+SubState=auto-restart
+StateChangeTimestampMonotonic=0
+NRestarts=0
+MainPID=0
+Description=TensorFlow server worker-1
+"""
+RUN = "Id=tf-run-host-0.service\nActiveState=active\nSubState=running\nStateChangeTimestampMonotonic=5\nDescription=run r1\n"
+UNIT = {"unit": "active", "since": "2026-01-01T00:00:00+00:00", "restarts": 0, "memory_mb": 103}
+
+
+def task(job, index, machine):
+    """Return a task and its machine as the filter cluster_spec gives it."""
+    standing = job != "host"
+    return {"job": job, "index": index, "name": f"{job}-{index}", "address": machine, "port": 2222, "standing": standing}
+
+
+CLUSTER = {
+    "spec": {"worker": ["a:2222", "b:2222"], "host": ["c:2222"]},
+    "machines": {"a": [task("worker", 0, "a")], "c": [task("host", 0, "c")], "b": [task("worker", 1, "b")]},
+}
+GATE = [
+    {"task": f"worker:{index}", "state": "answers", "reason": "", "version": "2.21.0", "gpus": []} for index in range(2)
+]  # fmt: skip
+STATES = {
+    "a": {"units": {"worker-0": UNIT}, "runs": []},
+    "b": {"units": {"worker-1": UNIT}, "runs": []},
+    "c": {"units": {}, "runs": [{"run": "r1", "task": "host:0", "since": None}]},
+}
+
+
+def test_a_whole_cluster_is_whole():
+    status = filters.cluster_status(CLUSTER, GATE, STATES)
+    assert status["ok"] is True
+    assert [(task["task"], task["machine"], task["state"]) for task in status["tasks"]] == [
+        ("worker:0", "a", "answers"), ("worker:1", "b", "answers"), ("host:0", "c", "runs"),
+    ]  # fmt: skip
+    assert status["tasks"][2]["run"] == "r1"
+    assert status["tasks"][0]["memory_mb"] == 103
+
+
+def test_a_free_host_is_whole_too():
+    states = {**STATES, "c": {"units": {}, "runs": []}}
+    assert filters.cluster_status(CLUSTER, GATE, states)["tasks"][2]["state"] == "free"
+    assert filters.cluster_status(CLUSTER, GATE, states)["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("gate", "away"),
+    [([GATE[0], {**GATE[1], "state": "hangs", "reason": "x"}], ()), ([], ()), (GATE, ("c",)), ([], ("a", "b", "c"))],
+)
+def test_a_cluster_with_a_gap_is_not(gate, away):
+    states = {machine: state for machine, state in STATES.items() if machine not in away}
+    status = filters.cluster_status(CLUSTER, gate, states)
+    assert status["ok"] is False
+    assert len(status["tasks"]) == 3
+    assert all(task["unit"] == "machine is away" for task in status["tasks"] if task["machine"] in away)
+
+
+def test_the_table_leaves_out_what_nobody_has():
+    lines = filters.status_table(filters.cluster_status(CLUSTER, GATE, STATES))
+    assert lines[0].split() == ["task", "machine", "address", "unit", "state", "since", "restarts", "MB", "TensorFlow", "run"]
+    assert len(lines) == 4
+    assert lines[3].endswith("r1")
+
+
+@pytest.fixture
+def systemd(monkeypatch):
+    """Let systemctl print what it prints on such a machine."""
+
+    def run(command, **_more):
+        return subprocess.CompletedProcess(command, 0, RUN if command[-1] == "tf-run-*.service" else SHOWN, "")
+
+    monkeypatch.setattr(task_state.subprocess, "run", run)
+
+
+def test_what_systemd_knows_of_tasks_is_told(systemd, capsys, monkeypatch):
+    monkeypatch.setattr(task_state.sys, "argv", ["task_state.py", "worker-0", "worker-1", "worker-2"])
+    task_state.main()
+    answer = task_state.json.loads(capsys.readouterr().out)
+    first, second, third = (answer["units"][f"worker-{index}"] for index in range(3))
+    assert (first["unit"], first["restarts"]) == ("active", 2)
+    assert first["memory_mb"] > 10
+    assert first["since"].endswith("+00:00")
+    assert (second["unit"], second["since"], second["memory_mb"]) == ("activating (auto-restart)", None, None)
+    assert third["unit"] == "unknown"
+    assert answer["runs"][0]["run"] == "r1"
+    assert answer["runs"][0]["task"] == "host:0"

@@ -1,0 +1,93 @@
+"""keep_output.py: what is kept of a program's output, and that it ends as the program ends."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from project import ROOT, call, load
+
+keep_output = load("files/keep_output.py")
+LIMIT = 10_000
+
+
+def keep(text, most=LIMIT):
+    """Run a small program under it."""
+    return call("files/keep_output.py", f"--most={most}", sys.executable, "-c", text)
+
+
+@pytest.mark.parametrize("length", [0, 1, LIMIT - 1, LIMIT])
+def test_output_within_the_limit_is_passed_on_as_it_is(length):
+    assert keep(f"print('x' * {length}, end='')").stdout == "x" * length
+
+
+def test_errors_come_in_their_place():
+    assert keep("import os; os.write(1, b'a'); os.write(2, b'b'); os.write(1, b'c')").stdout == "abc"
+
+
+@pytest.mark.parametrize("lines", [101, 200, 1000, 50_000])
+def test_of_longer_output_the_end_is_kept_and_the_rest_is_counted(lines):
+    out = keep(f"for n in range({lines}): print(f'{{n:<98}}x')").stdout
+    begin, said, end = out[:LIMIT], out[LIMIT:].partition(" left out here (run_output_mb) ...\n")[0], out[-100:]
+    assert begin.splitlines()[-1].split()[0] == "99"
+    assert "longer than 0.01 MB" in said
+    assert end == f"{lines - 1:<98}x\n"
+    left_out = int(said.splitlines()[-1].split()[1])
+    assert left_out == max(0, lines * 100 - LIMIT - keep_output.LAST)
+    assert len(out) < LIMIT + keep_output.LAST + 300
+
+
+def test_huge_output_passes_quickly_and_in_little_memory():
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (200_000_000,) * 2); "
+    begun = time.monotonic()
+    done = keep(limited + "import os\nfor _ in range(300): os.write(1, b'x' * 1_000_000)")
+    assert len(done.stdout) < 100_000
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("status", [0, 1, 7, 255])
+def test_it_ends_with_the_programs_exit_status(status):
+    assert keep(f"raise SystemExit({status})").returncode == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT, signal.SIGUSR1])
+def test_it_ends_by_the_programs_signal(number):
+    assert keep(f"import os; os.kill(os.getpid(), {number:d})").returncode == -number
+
+
+def test_it_does_not_wait_for_what_the_program_leaves_behind():
+    begun = time.monotonic()
+    done = keep("import os, time\nif os.fork() == 0:\n  while True: os.write(1, b'x' * 99)\ntime.sleep(0.2)\nos._exit(0)")
+    assert done.returncode == 0
+    assert time.monotonic() - begun < 10
+
+
+def test_a_program_may_close_its_output_and_go_on():
+    assert keep("import os, time; print('a', flush=True); os.close(1); os.close(2); time.sleep(0.3); os._exit(5)").returncode == 5
+
+
+def test_a_program_that_is_not_there_is_an_error():
+    assert call("files/keep_output.py", "--most=10", "/no/such/program").returncode != 0
+
+
+def test_what_was_kept_back_is_passed_on_before_it_is_killed():
+    text = "import signal, time; signal.signal(15, signal.SIG_IGN); print('x' * 99_999, 'last words', flush=True); time.sleep(60)"
+    command = [sys.executable, ROOT / "files/keep_output.py", f"--most={LIMIT}", sys.executable, "-c", text]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        out = process.stdout.read(LIMIT + 10)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        while b"last words" not in out:
+            piece = process.stdout.read1()
+            assert piece
+            out += piece
+        subprocess.run(["kill", "-KILL", "--", f"-{process.pid}"], check=True)
+
+
+def test_a_full_disk_does_not_end_the_program():
+    with open("/dev/full", "wb") as full:
+        done = call(
+            "files/keep_output.py", "--most=10", sys.executable, "-c", "print('a' * 99)", capture_output=False, stdout=full
+        )
+    assert done.returncode == 0

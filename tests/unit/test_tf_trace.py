@@ -1,0 +1,221 @@
+"""tf_trace.py: which steps are traced, what the program notices, what is in the file. TensorFlow here is a small one."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from project import ROOT, load
+
+tf_trace = load("files/tf_trace.py")
+CPU = "/job:{}/replica:0/task:{}/device:CPU:0"
+FAKE = {
+    "__init__.py": "__version__ = '2.21.0'",
+    "core/protobuf/config_pb2.py": """
+class Message:
+    def __init__(self, **given):
+        self.__dict__.update(self.EMPTY, **given)
+    def CopyFrom(self, other):
+        self.__dict__.clear()
+        self.__dict__.update(other.__dict__)
+    def ClearField(self, name):
+        self.__dict__[name] = self.EMPTY[name]
+class RunOptions(Message):
+    FULL_TRACE = 3
+    EMPTY = {"trace_level": 0, "timeout_in_ms": 0}
+class StepStats:
+    dev_stats = ()
+class RunMetadata(Message):
+    EMPTY = {"step_stats": None, "graphs": 0}
+""",
+    "python/client/session.py": """
+from tensorflow.core.protobuf.config_pb2 import StepStats
+class BaseSession:
+    def run(self, fetches, feed_dict=None, options=None, run_metadata=None):
+        if fetches == "bad":
+            raise ValueError("bad")
+        if run_metadata is not None:
+            full = options is not None and options.trace_level == 3
+            run_metadata.step_stats, run_metadata.graphs = StepStats() if full else None, 7
+        return fetches, feed_dict, options and options.timeout_in_ms, options and options.trace_level
+class Session(BaseSession):
+    pass
+""",
+}
+HEAD = """
+import tensorflow
+from tensorflow.core.protobuf.config_pb2 import RunMetadata, RunOptions
+from tensorflow.python.client.session import Session
+run = Session().run
+"""
+
+
+def node(name, begun=0, took=1000, label="", size=0, micros=False):
+    """Return the statistics of one operation; times are nanoseconds."""
+    description = SimpleNamespace(allocation_description=SimpleNamespace(requested_bytes=size))
+    return SimpleNamespace(
+        node_name=name, timeline_label=label, memory=[SimpleNamespace(total_bytes=64, peak_bytes=32)],
+        all_start_nanos=0 if micros else begun, all_end_rel_nanos=0 if micros else took,
+        all_start_micros=begun // 1000, all_end_rel_micros=took // 1000,
+        scheduled_nanos=0 if micros else begun - 500, output=[SimpleNamespace(tensor_description=description)] if size else [],
+    )  # fmt: skip
+
+
+def stats(**devices):
+    """Return step statistics: worker_0=[node, ...]."""
+    return SimpleNamespace(
+        dev_stats=[SimpleNamespace(device=CPU.format(*task.split("_")), node_stats=nodes) for task, nodes in devices.items()]
+    )
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """Return a recorder that began at the second 1."""
+    recorder = tf_trace.Recorder(tmp_path / "trace.json", "host:0", {"tensorflow": "2.21.0"})
+    recorder.origin = 10**9
+    recorder.events = lambda: json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    return recorder
+
+
+def bars(events, category):
+    """Return the events of a category that took time: name -> event."""
+    return {event["name"]: event for event in events if event["ph"] == "X" and event["cat"] == category}
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Return a function that runs a program with the trace on, and returns what it printed and the trace's steps."""
+
+    def program(text, trace="1", folder=tmp_path):
+        for name, content in FAKE.items():
+            path = tmp_path / "tensorflow" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+        (tmp_path / "startup").mkdir()
+        for name in ("sitecustomize.py", "tf_trace.py"):
+            (tmp_path / "startup" / name).write_bytes((ROOT / "files" / name).read_bytes())
+        (tmp_path / "program.py").write_text(HEAD + text, encoding="utf-8")
+        given = {"PYTHONPATH": str(tmp_path / "startup"), "TF_CLUSTER_TRACE": trace, "TF_RUN_DIR": str(folder)}
+        done = subprocess.run(
+            [sys.executable, "program.py"],
+            cwd=tmp_path,
+            env={**os.environ, **given},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        path = tmp_path / "trace.json"
+        found = json.loads(path.read_text(encoding="utf-8"))["traceEvents"] if path.exists() else []
+        return done.stdout + done.stderr, [int(name.split()[1]) for name in bars(found, "step")]
+
+    return program
+
+
+def test_without_the_wish_nothing_is_traced(program, tmp_path):
+    assert program("print(run('x'))", trace="") == ("('x', None, None, None)\n", [])
+    assert not (tmp_path / "trace.json").exists()
+
+
+def test_the_first_steps_are_traced_and_then_some(program):
+    _said, steps = program("for _each in range(5000): run('x')")
+    assert steps == [*range(1, 21), *range(50, 4001, 50)]
+    assert len(steps) == tf_trace.MOST_STEPS
+
+
+def test_a_program_gets_what_it_would_have_got(program):
+    said, _steps = program("print(run('x', {'a': 1}, RunOptions(timeout_in_ms=5)), run('y', options=None))")
+    assert said == "('x', {'a': 1}, 5, 3) ('y', None, 0, 3)\n"
+
+
+def test_a_programs_own_record_holds_what_it_asked_for(program):
+    said, steps = program(
+        "m = RunMetadata(); run('x', run_metadata=m); print(m.graphs, m.step_stats)\n"
+        "o = RunOptions(trace_level=3); run('x', options=o, run_metadata=m)\n"
+        "print(m.graphs, m.step_stats is None, o.trace_level)\n"
+        "o = RunOptions(); run('x', options=o, run_metadata=m); print(m.step_stats, o.trace_level)"
+    )
+    assert said.splitlines() == ["7 None", "7 False 3", "None 0"]
+    assert steps == [1, 2, 3]
+
+
+def test_a_step_that_fails_fails_as_ever_and_loses_nothing(program):
+    said, steps = program("run('x')\nrun('bad')")
+    assert "ValueError: bad" in said
+    assert steps == [1]
+
+
+def test_a_program_that_is_killed_keeps_its_trace(program):
+    _said, steps = program("import os, signal\nfor _each in range(3): run('x')\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert steps == [1, 2, 3]
+
+
+def test_processes_of_the_program_do_not_disturb_its_trace(program):
+    more = "import os, subprocess, sys\nrun('x')\npid = os.fork()\nrun('x')\nif not pid: os._exit(0)\nos.wait()\n"
+    more += "if 'again' not in sys.argv: subprocess.run([sys.executable, 'program.py', 'again'])"
+    assert program(more) == ("", [1, 2])
+
+
+def test_a_trace_that_cannot_be_written_is_said_and_the_program_works(program):
+    said, _steps = program("print(run('x')[0])", folder="/nowhere")
+    assert said.startswith("x\ntf_trace: there will be no trace: FileNotFoundError")
+
+
+def test_operations_lie_on_their_tasks_device(recorder):
+    recorder.add(
+        1, 10**9, 10**9 + 9000, stats(worker_1=[node("_SOURCE"), node("c", 10**9 + 2000, 3000, "[x 1B 2B] c = MatMul(a, b)")])
+    )
+    events = recorder.events()
+    names = {(event["name"], event["args"]["name"]) for event in events if event["ph"] == "M"}
+    assert names == {
+        ("process_name", "host:0"), ("thread_name", "session.run"), ("process_name", "worker:1"), ("thread_name", "CPU:0"),
+    }  # fmt: skip
+    assert bars(events, "step")["step 1"]["dur"] == 9
+    [event] = bars(events, "operation").values()
+    assert (event["name"], event["ts"], event["dur"]) == ("c", 2, 3)
+    more = {"step": 1, "op": "MatMul", "inputs": "a, b", "allocated_bytes": 64, "peak_bytes": 32, "waited_us": 0.5}
+    assert event["args"] == more
+
+
+def test_what_runs_at_once_lies_in_lanes_of_its_own(recorder):
+    nodes = [node("a", 10**9, 5000), node("b", 10**9 + 1000, 5000), node("c", 10**9 + 5000, 500)]
+    recorder.add(1, 10**9, 10**9, stats(worker_0=nodes))
+    found = bars(recorder.events(), "operation")
+    assert found["a"]["tid"] == found["c"]["tid"] != found["b"]["tid"]
+
+
+def test_a_transfer_has_bytes_a_rate_and_an_arrow_from_what_made_it(recorder):
+    label = f"[15.3MB] [8.9Gb/s] edge_7_in/c from {CPU.format('worker', 0)} to {CPU.format('worker', 1)}"
+    made, got = node("in/c", 10**9, 2000), node("RecvTensor", 10**9 + 4000, 8000, label, 16000, micros=True)
+    recorder.add(1, 10**9, 10**9, stats(worker_1=[got], worker_0=[made]))
+    events = recorder.events()
+    event = bars(events, "transfer")["in/c"]
+    more = {"step": 1, "from": "worker:0", "to": "worker:1", "device": "CPU:0", "bytes": 16000, "bytes_per_second": 2 * 10**9}
+    assert event["args"] == more
+    begin, end = (next(event for event in events if event["ph"] == kind) for kind in "sf")
+    sender = bars(events, "operation")["in/c"]
+    assert (begin["id"], begin["pid"], begin["tid"]) == (end["id"], sender["pid"], sender["tid"])
+    assert sender["ts"] <= begin["ts"] < sender["ts"] + sender["dur"]
+    assert event["ts"] <= end["ts"] < event["ts"] + event["dur"]
+
+
+def test_no_more_is_traced_than_a_person_can_use(recorder, monkeypatch):
+    monkeypatch.setattr(tf_trace, "MOST_OPERATIONS", 2)
+    assert recorder.next_step() == 1
+    recorder.add(1, 10**9, 10**9, stats(worker_0=[node("a"), node("b")]))
+    assert recorder.next_step() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("/job:worker/replica:0/task:3/device:GPU:1", ("worker:3", "GPU:1")),
+        ("/job:ps/replica:0/task:0/device:GPU:0/stream:all", ("ps:0", "GPU:0/stream:all")),
+        ("/device:CPU:0", ("localhost:0", "CPU:0")),
+        ("strange", ("localhost:0", "strange")),
+    ],
+)
+def test_a_devices_name_is_split(name, parts):
+    assert tf_trace.split_device(name) == parts

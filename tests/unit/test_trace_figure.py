@@ -1,0 +1,136 @@
+"""trace_figure.py over traces of real runs: the demo, and four steps of a training with parameters on worker:0."""
+
+import itertools
+import json
+import math
+
+import pytest
+from project import ROOT, load
+
+trace_figure = load("roles/report/files/trace_figure.py")
+RECORDED = ROOT / "tests/unit/recorded"
+MACHINES = {"worker:0": "m1", "worker:1": "m2"}
+
+
+@pytest.fixture(params=["demo", "train"])
+def trace(request):
+    """Return a trace."""
+    return trace_figure.read(RECORDED / f"{request.param}_trace.json")
+
+
+@pytest.fixture
+def demo():
+    """Return the demo's trace."""
+    return trace_figure.read(RECORDED / "demo_trace.json")
+
+
+def drawn(trace):
+    """Return the figure's bars: (name, row, begin, duration, what is under the pointer)."""
+    data = json.loads(trace_figure.figure(trace, MACHINES))["data"]
+    parts = ("text", "y", "base", "x", "hovertext")
+    return [bar for entry in data if entry["type"] == "bar" for bar in zip(*(entry[part] for part in parts))]
+
+
+def test_the_demo_is_read_as_it_ran(demo):
+    assert {bar.name: bar.task for bar in demo.of("operation") if bar.name in ("c", "ab", "d", "log")} == {
+        "c": "worker:0", "ab": "worker:1", "d": "worker:1", "log": "worker:1",
+    }  # fmt: skip
+    assert [(bar.name, bar.more["from"], bar.task, bar.more["bytes"]) for bar in demo.of("transfer")] == [
+        ("c", "worker:0", "worker:1", 16), ("d", "worker:1", "host:0", 16),
+    ]  # fmt: skip
+    assert len(demo.arrows) == 2
+
+
+def test_each_thing_of_the_trace_is_a_bar_of_the_figure(trace):
+    bars = drawn(trace)
+    assert len(bars) == len(trace.bars) == sum(trace_figure.totals(trace)[what] for what in ("steps", "operations", "transfers"))
+    assert sorted(bar[0] for bar in bars) == sorted(bar.name.rsplit("/", 1)[-1] for bar in trace.bars)
+
+
+def test_no_two_bars_lie_on_each_other(trace):
+    rows = {}
+    for _name, row, begun, took, _more in drawn(trace):
+        rows.setdefault(row, []).append((begun, begun + took))
+    for spans in rows.values():
+        spans.sort()
+        assert all(before[1] <= after[0] + 1e-5 for before, after in itertools.pairwise(spans))
+
+
+def test_each_task_has_its_rows_and_its_machine(trace):
+    layout = json.loads(trace_figure.figure(trace, MACHINES))["layout"]
+    assert [title["text"].strip() for title in layout["annotations"]] == [
+        "<b>host:0</b>",
+        "<b>worker:0</b>  m1",
+        "<b>worker:1</b>  m2",
+    ]
+    ticks = layout["yaxis"]["ticktext"]
+    assert ticks[:3] == ["session.run", "from other tasks", "CPU:0"]
+
+
+def test_bytes_and_rates_are_those_of_the_transfers(demo):
+    routes = trace_figure.by_route(demo)
+    assert [(route["from"], route["to"], route["tensors"], route["bytes"]) for route in routes] == [
+        ("worker:0", "worker:1", 1, 16), ("worker:1", "host:0", 1, 16),
+    ]  # fmt: skip
+    for route, bar in zip(routes, demo.of("transfer")):
+        assert route["rate"] == pytest.approx(bar.more["bytes_per_second"], rel=0.01)
+
+
+def test_a_tasks_share_is_what_it_computed(trace):
+    found = trace_figure.by_task(trace)
+    assert set(found) == {"worker:0", "worker:1"}
+    assert all(0 < task["share"] < 1 and task["operations"] > 2 for task in found.values())
+
+
+def test_there_is_a_view_of_each_step_and_of_all(trace):
+    steps = len(trace.of("step"))
+    views = trace_figure.views(trace)
+    assert len(views) == (steps if steps == 1 else steps + 1)
+    for view in views:
+        assert view["range"][0] < view["range"][1]
+
+
+def test_what_goes_on_at_once_is_busy_once():
+    def bar(begun, took):
+        return trace_figure.Bar("x", "operation", "w:0", "CPU:0", begun, took, {})
+
+    assert trace_figure.busy([bar(0, 2), bar(1, 2), bar(1.5, 0.1), bar(5, 1)]) == pytest.approx(4)
+    assert trace_figure.busy([]) == 0
+
+
+def test_of_too_much_the_longest_is_drawn(trace, monkeypatch):
+    monkeypatch.setattr(trace_figure, "MOST_BARS", 5)
+    bars = drawn(trace)
+    assert len(bars) == 5
+    assert "step 1" in [bar[0] for bar in bars]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2.5, "2.5 s"), (0.0104, "10.4 ms"), (0.9999, "1000 ms"), (4e-6, "4 µs"), (0, "0 µs"), (1234.5, "1234 s")]
+)
+def test_times_are_readable(value, text):
+    assert trace_figure.seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (999, "999 B"), (16_000_000, "16 MB"), (1.2e9, "1.2 GB"), (43478, "43.5 kB")]
+)
+def test_sizes_are_readable(value, text):
+    assert trace_figure.size(value) == text
+
+
+@pytest.mark.parametrize("wrong", [{"dur": math.nan}, {"pid": 99}, {"ts": "x"}, {"ph": 5, "id": []}])
+def test_a_broken_trace_is_an_error_that_can_be_told(tmp_path, wrong):
+    found = json.loads((RECORDED / "demo_trace.json").read_text(encoding="utf-8"))
+    next(event for event in found["traceEvents"] if event["ph"] == "X").update(wrong)
+    (tmp_path / "trace.json").write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"trace\.json is not a trace"):
+        trace_figure.read(tmp_path / "trace.json")
+
+
+@pytest.mark.parametrize("wrong", [{"args": None}, {"args": {}}, {"name": 5}, {"args": {"step": "x", "from": 1, "bytes": "2"}}])
+def test_whatever_a_program_wrote_into_its_trace_can_be_caught(wrong):
+    found = json.loads((RECORDED / "demo_trace.json").read_text(encoding="utf-8"))
+    next(event for event in found["traceEvents"] if event["ph"] == "X" and event["cat"] == "transfer").update(wrong)
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+        drawn(trace_figure.gather(found["otherData"], found["traceEvents"]))
