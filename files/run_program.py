@@ -39,6 +39,7 @@ PART = str(Path(train_task.__file__).resolve())
 KEEPER = Path(__file__).resolve().with_name("keep_output.py")
 CONFIG = Path("/etc/tf-cluster/config.json")
 TASKS = Path("/etc/tf-cluster/tasks")
+CONFINED = Path("/etc/systemd/system/tf-run-.service.d/confined.conf")  # what a run may do: see the role server
 USER = "tensorflow"
 WRITABLE = ("program", "results", "checkpoints", "part.json")  # what of a run's folder belongs to its program
 LAYER = "packages-of-the-run.tar"  # what a program needs beside the locked packages
@@ -46,17 +47,13 @@ CRASHES = ("SEGV", "ABRT", "BUS", "FPE", "ILL", "TRAP", "SYS")  # signals that m
 WAIT = 2.0  # seconds that one call waits for news
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
 CODES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # ECMA-48
-CONFINED = (
-    "NoNewPrivileges=true", "CapabilityBoundingSet=", "ProtectSystem=strict", "ProtectHome=true", "PrivateTmp=true",
-    "PrivateDevices=true", "ProtectClock=true", "ProtectControlGroups=true", "ProtectHostname=true",
-    "ProtectKernelLogs=true", "ProtectKernelModules=true", "ProtectKernelTunables=true", "LockPersonality=true",
-    "RestrictRealtime=true", "RestrictSUIDSGID=true", "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
-)  # fmt: skip
 
 
 def start(options: argparse.Namespace) -> dict:
     """Put the program in place (from a tar file on standard input) and start it, when its task is free."""
     run = Run(options.run)
+    if not CONFINED.exists():
+        cluster_config.fail(f"{CONFINED} is missing, and a run has to be confined: 'ansible-playbook site.yml' writes it", 1)
     if not (run.folder / "run.json").exists():
         training = json.loads(options.training)
         task_of(options.task, training["cluster"] if training else cluster_config.load(CONFIG))
@@ -189,12 +186,13 @@ def launch(run: Run) -> subprocess.CompletedProcess:
         environment |= {"TF_CLUSTER_TRACE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     log = run.folder / "stdout.log"
     log.touch()
-    finish = shlex.join([sys.executable, str(Path(__file__).resolve()), "finish", run.id])
+    # As root, but in the run's environment: what PYTHONPATH names is the program's.
+    finish = shlex.join([sys.executable, "-E", "-s", str(Path(__file__).resolve()), "finish", run.id])
     properties = [
         f"Description=run {run.id}", f"User={USER}", f"WorkingDirectory={run.folder / 'program'}",
         f"StandardOutput=append:{log}", f"StandardError=append:{log}", f"RuntimeMaxSec={noted['limit']}",
         "TimeoutStopSec=10", f"ExecStopPost=+{finish}", f"ReadWritePaths={' '.join(str(run.folder / name) for name in WRITABLE)}",
-        f"EnvironmentFile=-{TASKS / f'{job}-{index}.env'}", *CONFINED,
+        f"EnvironmentFile=-{TASKS / f'{job}-{index}.env'}",
     ]  # fmt: skip
     if layer.exists():  # by the run's own user, within its limits, its words in the run's log
         install = [f"{Path(sys.executable).parent}/uv", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-cache"]

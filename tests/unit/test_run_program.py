@@ -24,6 +24,7 @@ def run(tmp_path, monkeypatch):
     """Return a run that was started in a folder of the test's own."""
     monkeypatch.setattr(runs, "RUNS", tmp_path)
     monkeypatch.setattr(run_program, "WAIT", 0.1)
+    monkeypatch.setattr(run_program, "CONFINED", tmp_path)
     monkeypatch.setattr(runs, "is_alive", lambda _unit, _run: True)
     run = run_program.Run("20260101-000000-demo-ab12")
     for name in ("program", "results"):
@@ -47,6 +48,13 @@ def log(tmp_path):
 def follow(run, offset=0):
     """Return the answer to one call of ``follow``."""
     return run_program.follow(SimpleNamespace(run=run.id, offset=offset))
+
+
+def test_a_run_that_nothing_confines_is_not_started(run, monkeypatch, capsys):
+    monkeypatch.setattr(run_program, "CONFINED", run.folder / "missing.conf")
+    with pytest.raises(SystemExit):
+        run_program.start(SimpleNamespace(run=run.id))
+    assert "has to be confined" in capsys.readouterr().err
 
 
 def finish(run):
