@@ -3,8 +3,8 @@
 
     task_state.py worker-0 worker-1
 
-Prints a JSON object: ``units`` (task -> ``unit`` its state, ``since`` ISO 8601, ``restarts``, ``memory_mb``) and ``runs``
-(``run``, ``task``, ``since``).
+Prints a JSON object: ``units`` (task -> ``unit`` its state, ``since`` ISO 8601, ``restarts``, ``memory_mb``), ``runs``
+(``run``, ``task``, ``since``) and ``firewall`` (what firewall_state.py says).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import datetime
 import json
 import subprocess
 import sys
+
+import firewall_state
 
 PROPERTIES = "Id,ActiveState,SubState,StateChangeTimestampMonotonic,NRestarts,MainPID,Description"
 
@@ -31,7 +33,7 @@ def main() -> None:
         for identity, unit in show(["tf-run-*.service"]).items()
         if unit.get("ActiveState") in ("active", "activating", "deactivating")
     ]
-    print(json.dumps({"units": units, "runs": runs}))
+    print(json.dumps({"units": units, "runs": runs, "firewall": firewall_state.state()}))
 
 
 def show(units: list[str]) -> dict[str, dict[str, str]]:

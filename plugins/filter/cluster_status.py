@@ -14,8 +14,9 @@ options:
 RETURN = """
 _value:
   description:
-    - C(ok), true only if all is as it should be. C(tasks), a list with C(task), C(machine), C(address), C(unit), C(state),
-      C(reason), C(since), C(restarts), C(memory_mb), C(version), C(gpus), C(run).
+    - C(ok), true only if all is as it should be. C(open), sentences on machines whose tasks anybody may reach.
+    - C(tasks), a list with C(task), C(machine), C(address), C(unit), C(state), C(reason), C(since), C(restarts), C(memory_mb),
+      C(version), C(gpus), C(run).
   type: dict
 """
 
@@ -49,7 +50,25 @@ def cluster_status(cluster, gate, states):
             )
     order = {job: place for place, job in enumerate(cluster["spec"])}
     tasks.sort(key=lambda task: (order[task["task"].partition(":")[0]], int(task["task"].partition(":")[2])))
-    return {"ok": all(task["state"] in ("answers", "free", "runs") for task in tasks), "tasks": tasks}
+    walls = {machine: state["firewall"] for machine, state in states.items() if "firewall" in state}
+    fallen = [machine for machine, wall in walls.items() if wall["version"] != wall["wanted"]]
+    whole = all(task["state"] in ("answers", "free", "runs") for task in tasks) and not fallen
+    return {"ok": whole, "open": _open(fallen, [machine for machine in walls if not walls[machine]["wanted"]]), "tasks": tasks}
+
+
+def _open(fallen, without):
+    sentences = []
+    if without:
+        sentences.append(
+            f"OPEN: whoever reaches the tasks of {', '.join(without)} over the network may run what he likes there, for the "
+            "firewall is switched off (firewall_enabled)."
+        )
+    if fallen:
+        sentences.append(
+            f"OPEN: the rules of the firewall of {', '.join(fallen)} are not at work, somebody took them away: "
+            "'ansible-playbook site.yml' loads them."
+        )
+    return sentences
 
 
 def _unit(task, state):

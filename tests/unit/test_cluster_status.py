@@ -43,16 +43,18 @@ CLUSTER = {
 GATE = [
     {"task": f"worker:{index}", "state": "answers", "reason": "", "version": "2.21.0", "gpus": []} for index in range(2)
 ]  # fmt: skip
+WALL = {"version": "version_1a", "wanted": "version_1a"}
 STATES = {
-    "a": {"units": {"worker-0": UNIT}, "runs": []},
-    "b": {"units": {"worker-1": UNIT}, "runs": []},
-    "c": {"units": {}, "runs": [{"run": "r1", "task": "host:0", "since": None}]},
+    "a": {"units": {"worker-0": UNIT}, "runs": [], "firewall": WALL},
+    "b": {"units": {"worker-1": UNIT}, "runs": [], "firewall": WALL},
+    "c": {"units": {}, "runs": [{"run": "r1", "task": "host:0", "since": None}], "firewall": WALL},
 }
 
 
 def test_a_whole_cluster_is_whole():
     status = filters.cluster_status(CLUSTER, GATE, STATES)
     assert status["ok"] is True
+    assert status["open"] == []
     assert [(task["task"], task["machine"], task["state"]) for task in status["tasks"]] == [
         ("worker:0", "a", "answers"), ("worker:1", "b", "answers"), ("host:0", "c", "runs"),
     ]  # fmt: skip
@@ -107,3 +109,19 @@ def test_what_systemd_knows_of_tasks_is_told(systemd, capsys, monkeypatch):
     assert third["unit"] == "unknown"
     assert answer["runs"][0]["run"] == "r1"
     assert answer["runs"][0]["task"] == "host:0"
+
+
+@pytest.mark.parametrize(
+    ("wall", "whole", "words"),
+    [
+        ({"version": None, "wanted": None}, True, "OPEN: whoever reaches the tasks of b over the network"),
+        ({"version": None, "wanted": "version_1a"}, False, "OPEN: the rules of the firewall of b are not at work"),
+        ({"version": "version_2b", "wanted": "version_1a"}, False, "OPEN: the rules of the firewall of b are not at work"),
+    ],
+)
+def test_a_machine_without_its_firewall_is_told_of(wall, whole, words):
+    states = {**STATES, "b": {**STATES["b"], "firewall": wall}}
+    status = filters.cluster_status(CLUSTER, GATE, states)
+    assert status["ok"] is whole
+    assert len(status["open"]) == 1
+    assert words in status["open"][0]

@@ -1,0 +1,60 @@
+"""Who may reach whom: the cluster's addresses and ports, for the firewall."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+DOCUMENTATION = """
+name: cluster_peers
+short_description: Work out the addresses of the cluster's machines
+options:
+  _input: {description: The cluster as worked out by the filter cluster_spec, type: dict, required: true}
+  more: {description: "Further addresses that its machines are seen by (of an address translation, of a second card)", type: list}
+"""
+
+RETURN = """
+_value:
+  description: C(ipv4) and C(ipv6), lists of addresses in order; a name counts with all its addresses, as the controller knows it.
+  type: dict
+"""
+
+
+def cluster_peers(cluster, more=()):
+    """Return the addresses by which the machines of a cluster are seen; ValueError for a name without any."""
+    given = [tasks[0]["address"].strip("[]") for tasks in cluster["machines"].values()]
+    addresses = {found for text in [*given, *map(str, more)] for found in _addresses(text)}
+    by_version = {4: [], 6: []}
+    for address in sorted(addresses, key=lambda address: (address.version, int(address))):
+        by_version[address.version].append(str(address))
+    return {"ipv4": by_version[4], "ipv6": by_version[6]}
+
+
+def _addresses(text):
+    try:
+        return [ipaddress.ip_address(text)]
+    except ValueError:
+        pass
+    try:
+        found = {entry[4][0].partition("%")[0] for entry in socket.getaddrinfo(text, None, type=socket.SOCK_STREAM)}
+    except OSError as error:
+        raise ValueError(
+            f"The address {text} is a name that the controller cannot resolve ({error.strerror}), and the firewall needs "
+            "addresses: set tf_address to one."
+        ) from None
+    return [ipaddress.ip_address(address) for address in found]
+
+
+def cluster_ports(tasks, offset=1000):
+    """Return the ports of tasks and of their parts of a training (see the filter training), in order."""
+    own = {task["port"] for task in tasks}
+    trained = {task["port"] + times * int(offset) for task in tasks if task["job"] in ("chief", "worker") for times in (1, 2)}
+    return sorted(port for port in own | trained if port <= 65535)
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self):
+        """Return the filters by name."""
+        return {"cluster_peers": cluster_peers, "cluster_ports": cluster_ports}
