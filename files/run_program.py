@@ -39,7 +39,8 @@ PART = str(Path(train_task.__file__).resolve())
 KEEPER = Path(__file__).resolve().with_name("keep_output.py")
 CONFIG = Path("/etc/tf-cluster/config.json")
 TASKS = Path("/etc/tf-cluster/tasks")
-CONFINED = Path("/etc/systemd/system/tf-run-.service.d/confined.conf")  # what a run may do: see the role server
+# What a run may do, and what systemd calls when it has ended: see the role server.
+CONFINED = Path("/etc/systemd/system/tf-run-.service.d/confined.conf")
 USER = "tensorflow"
 WRITABLE = ("program", "results", "checkpoints", "part.json")  # what of a run's folder belongs to its program
 LAYER = "packages-of-the-run.tar"  # what a program needs beside the locked packages
@@ -170,6 +171,7 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     addresses = {cluster_config.split_address(entry)[0] for entries in (*whole.values(), *own.values()) for entry in entries}
     layer = run.folder / "layer"
     environment = {
+        "TF_RUN_ID": run.id,
         "TF_CLUSTER_CONFIG": str(run.folder / "config.json"),
         "TF_CONFIG": json.dumps({"cluster": own, "task": {"type": job, "index": index}}),
         "TF_RUN_DIR": str(run.folder / "results"),
@@ -186,12 +188,10 @@ def launch(run: Run) -> subprocess.CompletedProcess:
         environment |= {"TF_CLUSTER_TRACE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     log = run.folder / "stdout.log"
     log.touch()
-    # As root, but in the run's environment: what PYTHONPATH names is the program's.
-    finish = shlex.join([sys.executable, "-E", "-s", str(Path(__file__).resolve()), "finish", run.id])
     properties = [
         f"Description=run {run.id}", f"User={USER}", f"WorkingDirectory={run.folder / 'program'}",
         f"StandardOutput=append:{log}", f"StandardError=append:{log}", f"RuntimeMaxSec={noted['limit']}",
-        "TimeoutStopSec=10", f"ExecStopPost=+{finish}", f"ReadWritePaths={' '.join(str(run.folder / name) for name in WRITABLE)}",
+        "TimeoutStopSec=10", f"ReadWritePaths={' '.join(str(run.folder / name) for name in WRITABLE)}",
         f"EnvironmentFile=-{TASKS / f'{job}-{index}.env'}",
     ]  # fmt: skip
     if layer.exists():  # by the run's own user, within its limits, its words in the run's log

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+AS_ROOT = ["sudo"] if os.geteuid() else []
 SCENARIO = Path(os.environ.get("TEST_SCENARIO", ROOT / "molecule/default"))
 
 
@@ -48,6 +49,16 @@ class Cluster:
         """Return the name of the machine that carries the host's task."""
         listed = self.command("ansible", "host", "--list-hosts").stdout
         return listed.split()[-1]
+
+    def podman(self, verb, machine, *words):
+        """Do something to a lab machine from outside."""
+        container = f"tf-test-{SCENARIO.name}-{machine}"
+        subprocess.run([*AS_ROOT, "podman", verb, *words, container], check=True, capture_output=True, timeout=60)
+
+    def wait_for(self, machine, seconds=60):
+        """Wait until a machine can be logged into."""
+        done = self.command("ansible", machine, "--module-name=ansible.builtin.wait_for_connection", f"--args=timeout={seconds}")
+        assert done.returncode == 0, said(done)
 
     def write(self, machine, path, content, mode="0644"):
         """Write a file on a machine."""

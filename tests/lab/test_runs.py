@@ -3,14 +3,12 @@
 import json
 import os
 import re
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import folder_of, said, verdict
 
-AS_ROOT = ["sudo"] if os.geteuid() else []
 # The seed's own program, against tensorflow.compat.v1, word for word but for the import.
 SEED_PROGRAM = """
 import json
@@ -274,11 +272,11 @@ def test_no_run_starts_while_a_task_does_not_answer(cluster, broken, line, mend,
 
 
 def test_a_machine_that_is_away_is_told_from_a_task_that_is(cluster):
-    subprocess.run([*AS_ROOT, "podman", "pause", "tf-test-default-test-worker-1"], check=True, capture_output=True)
+    cluster.podman("pause", "test-worker-1")
     try:
         done = cluster.playbook("run_demo.yml", "--extra-vars=ready_timeout=3", seconds=120)
     finally:
-        subprocess.run([*AS_ROOT, "podman", "unpause", "tf-test-default-test-worker-1"], check=True, capture_output=True)
+        cluster.podman("unpause", "test-worker-1")
     assert done.returncode != 0
     assert "worker:1 test-worker-1 10.89.78.11:2222 hangs" in said(done)
 
