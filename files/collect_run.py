@@ -30,7 +30,7 @@ from runs import Run
 PIECE = 4 * 1024 * 1024  # bytes that one call gives
 SLOW = 100 * 1000 * 1000  # bytes of which it is said that they are packed
 LAST = 64 * 1024  # bytes of output that come home from a full disk
-FEW, MOST_NAMED = 5, 50  # names of what was left behind that are shown, and noted
+MOST_NAMED = 50  # names of what was left behind that are noted
 RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs"}
 
 
@@ -96,26 +96,23 @@ def pack(options: argparse.Namespace) -> dict:
     """
     run = Run(options.run)
     with run.locked("pack"):  # two at once would need the space twice
-        path, left = archive(run), []
+        path = archive(run)
         unfinished = path.with_name(f"{path.name}.new")  # an older one, of a machine that was switched off, is overwritten
         noted = run.read()
         try:
             if not path.exists() or "ended" not in noted or path.stat().st_mtime < noted["ended"]:
-                left = write(run, unfinished)
+                write(run, unfinished)
                 unfinished.replace(path)
         except pack_run.NoRoomError as error:
-            return without_room(run, f"what the program left could not be collected: {error}")
+            return without_room(run, f"What the program left could not be collected: {error}")
         finally:
             unfinished.unlink(missing_ok=True)
         found = path.stat()
-    fetch = {"call": ["piece", run.id], "size": found.st_size, "made": found.st_mtime_ns}
-    more = f" and {len(left) - FEW} more" if len(left) > FEW else ""
-    lines = [f"left behind, for they are no plain files that can be read: {', '.join(left[:FEW])}{more}"] if left else []
-    return {"lines": lines, "fetch": fetch, "next": ["discard", run.id]}
+    return {"fetch": {"call": ["piece", run.id], "size": found.st_size, "made": found.st_mtime_ns}, "next": ["discard", run.id]}
 
 
-def write(run: Run, path: Path) -> list[str]:
-    """Write the tar file; return what was left behind. Raises NoRoomError before it fills the disk."""
+def write(run: Run, path: Path) -> None:
+    """Write the tar file, with the run's notes of what was left behind. Raises NoRoomError before it fills the disk."""
     left: list[str] = []
     noted, found = contents(run, left)
     log, room = run.folder / "stdout.log", pack_run.free(path.parent)
@@ -134,7 +131,6 @@ def write(run: Run, path: Path) -> list[str]:
             packer.add(each)
         told = left[:MOST_NAMED] + ([f"{len(left) - MOST_NAMED} more"] if len(left) > MOST_NAMED else [])
         packer.add_text("run.json", json.dumps({**noted, "left_behind": told}, indent=1))
-    return left
 
 
 def without_room(run: Run, sentence: str) -> dict:

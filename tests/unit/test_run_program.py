@@ -378,18 +378,16 @@ def test_links_and_special_files_stay_behind_and_are_named(run):
     (run.folder / "results/link").symlink_to("/etc/passwd")
     (run.folder / "results/folder").symlink_to("/etc")
     os.mkfifo(run.folder / "results/pipe")
-    assert collect(run)["lines"][0].endswith("folder (a link), link (a link), pipe (a pipe)")
     packed = pack(run)
     assert set(packed) == {"run.json", "stdout.log", "program"}
     assert json.loads(packed["run.json"])["left_behind"] == ["folder (a link)", "link (a link)", "pipe (a pipe)"]
 
 
-def test_of_much_that_stays_behind_a_few_are_shown(run):
+def test_of_much_that_stays_behind_not_all_is_named(run):
     for number in range(100):
         (run.folder / f"results/{number:03}\n").symlink_to("x")
-    assert collect(run)["lines"][0].endswith("'004\\n' (a link) and 95 more")
     told = json.loads(pack(run)["run.json"])["left_behind"]
-    assert (len(told), told[-1]) == (51, "50 more")
+    assert (len(told), told[0], told[-1]) == (51, "'000\\n' (a link)", "50 more")
 
 
 def test_each_name_of_a_file_is_packed_as_a_file(run):
