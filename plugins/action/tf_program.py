@@ -32,13 +32,14 @@ options:
   send:
     description:
       - Files and folders of the controller, as a tar file on the program's standard input; a folder that comes first as its
-        content. Where it is large, it goes before, piece by piece, to the call O(send_call).
+        content. Links in it are followed. Where it is large, it goes before, piece by piece, to the call O(send_call).
     type: list
     elements: path
   send_call: {description: The call that takes pieces of a large tar file, type: list, elements: str}
   script: {description: A file of the controller; goes to the program's standard input as it is, type: path}
   input: {description: Data; goes to the program's standard input as JSON, type: raw}
   save_to: {description: Folder of the controller for what comes back, type: path}
+  announce: {description: A line that is shown first, for a call that is silent for long, type: str}
   statuses: {description: Exit statuses that come with an answer, type: list, elements: int, default: [0]}
 author: [Distributed TensorFlow by Ansible]
 """
@@ -59,6 +60,7 @@ NOTHING = b"\n"
 PIECE = 8 * 1024 * 1024  # bytes that go over in one call
 SILENT = 5  # seconds after which a person wants to know whether it still goes on
 STEP = re.compile(r"step [0-9]+ of [0-9]+")  # as the helper for programs prints it
+ABSENT = re.compile(r"can't open file '(/opt/tf-cluster/[^']+)': \[Errno 2\]")  # as Python says it
 NOT_FOUND = 127  # what a shell says of a program that is not there
 
 
@@ -79,6 +81,7 @@ class ActionModule(ActionBase):
                 "script": {"type": "path"},
                 "input": {"type": "raw"},
                 "save_to": {"type": "path"},
+                "announce": {"type": "str"},
                 "statuses": {"type": "list", "elements": "int", "default": [0]},
             }
         )
@@ -92,6 +95,8 @@ class ActionModule(ActionBase):
             data = json.dumps(options["input"]).encode()
         else:
             data = NOTHING
+        if options["announce"]:
+            Display().display(f"  {options['announce']}")
         silence = Silence()
         while True:
             answer = self.call(argv, data, options["statuses"])
@@ -112,9 +117,10 @@ class ActionModule(ActionBase):
     def call(self, argv, data, statuses):
         """Call the program once and return its answer."""
         done = self._low_level_execute_command(shlex.join(argv), sudoable=True, in_data=data)
-        if done["rc"] == NOT_FOUND:
+        missing = argv[0] if done["rc"] == NOT_FOUND else (ABSENT.search(done["stderr"]) or (None, None))[1]
+        if missing:
             raise AnsibleActionFail(
-                f"{argv[0]} is not there: has 'ansible-playbook site.yml' made this machine part of the cluster?"
+                f"{missing} is not there: has 'ansible-playbook site.yml' made this machine part of the cluster?"
             )
         if done["rc"] not in statuses:
             said = (done["stderr"] or done["stdout"]).strip().splitlines()
@@ -197,12 +203,25 @@ class Progress:
 
 def pack(paths, file):
     """Write files and folders into a tar file; the content of a folder that comes first, without its name."""
-    with tarfile.open(fileobj=file, mode="w") as tar:
+    with tarfile.open(fileobj=file, mode="w", dereference=True) as tar:
         for place, path in enumerate(paths):
             if not path.exists():
                 raise AnsibleActionFail(f"{path} does not exist on the controller")
-            name = "." if path.is_dir() and place == 0 else path.resolve().name
-            tar.add(path, name, filter=lambda member: None if "__pycache__" in member.name else member)
+            # The name that it was given, also where that is a link: by this name the program is started.
+            add(tar, path, "." if path.is_dir() and place == 0 else Path(os.path.abspath(path)).name)
+
+
+def add(tar, path, name, above=()):
+    """Add a file, or a folder with its content; what links lead to as if it lay here. ``above``: the folders that it lies in."""
+    real = path.resolve()
+    if real in above:
+        raise AnsibleActionFail(f"{path} is a link to a folder that it lies in: it can be sent without the link alone")
+    if path.name == "__pycache__" or not path.exists():
+        return  # a link that leads nowhere, as editors make them
+    tar.add(path, name, recursive=False)
+    if path.is_dir():
+        for inner in sorted(path.iterdir()):
+            add(tar, inner, f"{name}/{inner.name}", (*above, real))
 
 
 def checked(member):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import time
+import warnings
 from pathlib import Path
 
 DOCUMENTATION = """
@@ -45,8 +47,8 @@ def program_problems(program, data=()):
         for item in data
         if not Path(item).exists()
     ]
-    files = path.rglob("*.py") if path.is_dir() else [path]
-    return problems + [sentence for file in sorted(files) if (sentence := _syntax_problem(file))]
+    files = sorted(_sources(path)) if path.is_dir() else [path]
+    return problems + [sentence for file in files if (sentence := _syntax_problem(file))]
 
 
 def task_problems(task, cluster):
@@ -59,19 +61,32 @@ def task_problems(task, cluster):
     return []
 
 
+def _sources(folder):
+    """Yield the Python files of a program's folder, but not those of others that lie in it (.venv, .git)."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        yield from (Path(place, name) for name in files if name.endswith(".py") and Path(place, name).is_file())
+
+
 def _syntax_problem(path):
     try:
-        compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         return f"{path}{f', line {line}' if line else ''} is not Python: {getattr(error, 'msg', None) or error}."
+    except (MemoryError, RecursionError):
+        return f"{path} is nested too deeply for Python."
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}."
     return ""
 
 
 def run_name(program, output, name=""):
     """Return a run's id, folder and beginning: the id sorts by time, never comes twice and is safe in a path."""
     stem = (
-        re.sub(r"[^A-Za-z0-9_-]+", "-", str(name) or (Path(program).resolve().stem if program else "")).strip("-")[:40]
+        re.sub(r"[^A-Za-z0-9_-]+", "-", str(name) or (Path(os.path.abspath(program)).stem if program else "")).strip("-")[:40]
         or "program"
     )
     run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{stem}-{secrets.token_hex(2)}"

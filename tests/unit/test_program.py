@@ -99,6 +99,28 @@ def test_a_module_of_a_folder_is_looked_at_too(tmp_path):
     assert "lib.py, line 1 is not Python" in sentence
 
 
+def test_what_lies_in_a_folder_beside_the_program_is_not_looked_at(tmp_path):
+    for name in (".venv/lib/a.py", ".git/b.py", "lib/__pycache__/c.py", "main.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("" if name == "main.py" else "def", encoding="utf-8")
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "link.py").symlink_to("nowhere")
+    assert problems(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("text", ["-" * 100_000 + "1", "+".join(["1"] * 100_000), "(" * 100_000])
+def test_what_is_nested_too_deeply_gives_a_sentence(tmp_path, text):
+    (tmp_path / "a.py").write_text(f"x = {text}\n", encoding="utf-8")
+    [sentence] = problems(str(tmp_path / "a.py"))
+    assert "a.py" in sentence
+
+
+def test_a_run_is_called_after_the_link_that_was_given(tmp_path):
+    (tmp_path / "v3.py").write_text("", encoding="utf-8")
+    (tmp_path / "latest.py").symlink_to("v3.py")
+    assert "-latest-" in run_name(str(tmp_path / "latest.py"), tmp_path)["id"]
+
+
 @pytest.mark.parametrize(
     ("task", "words"),
     [

@@ -350,3 +350,65 @@ def test_latest_points_to_the_newest(run, tmp_path):
 
 def test_a_report_may_be_made_again(run):
     assert run.report() == run.report()
+
+
+def test_what_was_left_behind_is_told_and_is_no_failure(run):
+    run.write("run.json", json.dumps({"left_behind": [f"link-{number} (a link)" for number in range(7)]}))
+    answer = run.report()
+    assert answer["verdict"]["ok"] is True
+    assert len(answer["verdict"]["left_behind"]) == 7
+    [line] = [line for line in answer["lines"] if line.startswith("Left behind")]
+    assert line.endswith("link-4 (a link) and 2 more")
+    assert "link-6 (a link)" in run.text("report.html")
+
+
+def test_of_a_training_it_is_told_whose_it_was(run):
+    (run.folder / "tasks/worker-1").mkdir(parents=True)
+    part = {"part": {"outcome": "done"}, "left_behind": ["link (a link)"], "uncollected": "there is no room"}
+    run.write("tasks/worker-1/run.json", json.dumps(part))
+    verdict = run.report(training=TRAINING, part={"outcome": "done", "attempts": 1})["verdict"]
+    assert verdict["left_behind"] == ["worker:1: link (a link)"]
+    assert verdict["failures"] == ["worker:1: there is no room."]
+
+
+def test_what_could_not_be_collected_is_a_failure(run):
+    run.write("run.json", json.dumps({"uncollected": "What the program left could not be collected: no room"}))
+    assert run.report()["verdict"]["failures"] == ["What the program left could not be collected: no room."]
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud83d"}', '{"\\ud83d": 1}', '{"matrix": [["\\ud83d"]]}'])
+def test_half_a_surrogate_pair_in_a_result_does_no_harm(run, text):
+    run.write("result.json", text)
+    run.write("placement.json", text)
+    verdict = run.report(program="\ud83d.py")["verdict"]
+    assert verdict["ok"] is True
+    json.dumps(verdict["result"], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("name", ["result.json", "placement.json"])
+def test_json_that_is_too_large_is_a_file_alone(run, name):
+    run.write(name, json.dumps({"a": ["x" * 100] * 50_000}))
+    answer = run.report()
+    assert answer["verdict"]["ok"] is True
+    assert "result" not in answer["verdict"]
+    [note] = answer["verdict"]["notes"]
+    assert note.startswith(f"{name} has 5 MB")
+    assert note in answer["lines"]
+    assert note in run.text("report.html")
+    assert (run.folder / "report.html").stat().st_size < 30_000
+
+
+def test_a_trace_that_is_too_large_is_a_file_alone(run):
+    run.write("trace.json", "")
+    os.truncate(run.folder / "trace.json", 10**9)
+    assert "too large" in run.report(trace=True)["verdict"]["trace"]["missing"]
+
+
+def test_no_code_of_a_terminal_reaches_the_screen_or_the_page(run):
+    run.write("stdout.log", "\x1b]0;title\x07\x1b[31mred\x1b[0m\n10%\r20%\n")
+    run.write("logs/worker-0.log", "\x1b[31mred\x1b[0m\n")
+    run.write("result.json", json.dumps({"matrix": ["\x1b[2Jrow"]}))
+    lines = run.report("it failed")["lines"]
+    assert "    red" in lines
+    assert "    20%" in lines
+    assert "\x1b" not in "".join(lines) + run.text("report.html") + run.text("summary.txt")

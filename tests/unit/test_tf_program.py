@@ -95,6 +95,46 @@ def test_data_comes_to_lie_beside_the_program(tmp_path):
     assert packed(tmp_path / "p", tmp_path / "data", tmp_path / "b.csv") == [".", "./main.py", "b.csv", "data", "data/a.csv"]
 
 
+def content(path, name):
+    """Return the text of one file of the tar file that a path becomes."""
+    file = io.BytesIO()
+    tf_program.pack([path], file)
+    file.seek(0)
+    with tarfile.open(fileobj=file) as tar:
+        return tar.extractfile(name).read().decode()
+
+
+def test_what_links_lead_to_goes_as_if_it_lay_there(tmp_path):
+    for name in ("p/main.py", "p/lib.py", "outside/deep/a.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    (tmp_path / "p/inner.py").symlink_to("lib.py")
+    (tmp_path / "p/outer.csv").symlink_to(tmp_path / "outside/deep/a.csv")
+    (tmp_path / "p/data").symlink_to(tmp_path / "outside")
+    (tmp_path / "p/.#main.py").symlink_to("an editor's lock")
+    os.link(tmp_path / "p/lib.py", tmp_path / "p/second.py")
+    assert content(tmp_path / "p", "./inner.py") == "p/lib.py"
+    assert content(tmp_path / "p", "./outer.csv") == content(tmp_path / "p", "./data/deep/a.csv") == "outside/deep/a.csv"
+    assert content(tmp_path / "p", "./second.py") == "p/lib.py"
+    assert "./.#main.py" not in packed(tmp_path / "p")
+
+
+def test_a_link_to_a_folder_around_it_is_said(tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/main.py").write_text("", encoding="utf-8")
+    (tmp_path / "p/loop").symlink_to(tmp_path)
+    with pytest.raises(AnsibleActionFail, match=r"p/loop/p is a link to a folder that it lies in"):
+        packed(tmp_path / "p")
+
+
+def test_a_program_that_is_a_link_goes_by_the_links_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v3.py").write_text("third", encoding="utf-8")
+    (tmp_path / "latest.py").symlink_to("v3.py")
+    entry = load("plugins/filter/program.py").program_entry("latest.py")
+    assert content(tf_program.Path("latest.py"), entry) == "third"
+
+
 def test_a_program_that_is_not_there_gives_a_sentence(tmp_path):
     with pytest.raises(AnsibleActionFail, match="does not exist on the controller"):
         packed(tmp_path / "demo.py")
@@ -149,6 +189,11 @@ def test_a_failure_without_own_words_is_told_with_its_last_lines(calls, where):
 def test_a_machine_that_is_not_of_the_cluster_yet_is_told_how_it_becomes_so(calls):
     with pytest.raises(AnsibleActionFail, match=r"^/venv/bin/python is not there: .*site.yml"):
         calls(rc=127, stderr="bash: /venv/bin/python: No such file or directory\n")
+
+
+def test_a_program_that_python_does_not_find_is_told_alike(calls):
+    with pytest.raises(AnsibleActionFail, match=r"^/opt/tf-cluster/bin/task_state.py is not there: .*site.yml"):
+        calls(rc=2, stderr="python3: can't open file '/opt/tf-cluster/bin/task_state.py': [Errno 2] No such file or directory\n")
 
 
 @pytest.mark.parametrize("stdout", ["", "\n", "hello", '{"ok": tr', "[" * 100_000])
