@@ -391,7 +391,7 @@ def cancel(options: argparse.Namespace) -> dict:
         time.sleep(0.1)
         noted = run.read()
     if "ended" in noted or not runs.is_alive(noted["unit"], run):
-        return {} if options.after else {"lines": [f"run {run.id} does not run any more"]}
+        return {} if options.after else {"lines": [f"run {run.id} has ended already"]}
     run.note(cancelled=sentence)
     # "stop" waits until systemd has noted the end, ten seconds and a moment at most: then the program is killed.
     subprocess.run(["systemctl", "stop", noted["unit"]], capture_output=True, check=False)

@@ -296,7 +296,8 @@ def pack(run):
     assert answer["next"] == ["discard", run.id]
     assert answer["fetch"]["call"] == ["piece", run.id]
     while len(data) < answer["fetch"]["size"]:
-        data += base64.b64decode(collect_run.piece(SimpleNamespace(run=run.id, offset=len(data)))["data"])
+        given = SimpleNamespace(run=run.id, offset=len(data), made=answer["fetch"]["made"])
+        data += base64.b64decode(collect_run.piece(given)["data"])
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         return {member.name: tar.extractfile(member).read().decode() if member.isfile() else None for member in tar}
 
@@ -353,7 +354,7 @@ def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
 def test_a_run_that_has_ended_is_not_cancelled(run, monkeypatch):
     run.note(ended=time.time())
     monkeypatch.setattr(run_program.subprocess, "run", None)
-    assert "does not run any more" in run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))["lines"][0]
+    assert "has ended already" in run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))["lines"][0]
 
 
 def test_all_that_a_run_left_is_packed(run):
@@ -598,8 +599,11 @@ def test_the_packed_file_is_for_its_owner_alone_and_goes_when_it_was_fetched(run
     pack(run)
     [path] = runs.RUNS.glob(".*.tar")
     assert path.stat().st_mode & 0o777 == 0o600
+    made = path.stat().st_mtime_ns
+    assert collect_run.piece(SimpleNamespace(run=run.id, offset=0, made=made + 1)) == {"data": ""}  # another one's file
     assert collect_run.discard(SimpleNamespace(run=run.id)) == {}
     assert not path.exists()
+    assert collect_run.piece(SimpleNamespace(run=run.id, offset=0, made=made)) == {"data": ""}
 
 
 def test_a_program_is_staged_with_a_link_to_the_config(tmp_path, monkeypatch):
