@@ -5,7 +5,7 @@
     collect_run.py collect RUN --seconds 60 --results true --tasks worker-0
                                                             the run's folder as one tar file, the journals of tasks
     collect_run.py pack RUN                                 that tar file, where making it takes a while
-    collect_run.py piece RUN --offset 0                     a piece of that file
+    collect_run.py piece RUN --made 17 --offset 0           a piece of that file
     collect_run.py why worker-0                             what systemd says of a task
 
 Called by the action plugin tf_program, as root, like run_program.py.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import re
@@ -143,10 +144,13 @@ def without_room(run: Run, sentence: str) -> dict:
 
 
 def piece(options: argparse.Namespace) -> dict:
-    """Return a piece of the tar file, at most PIECE bytes in base64."""
-    with archive(Run(options.run)).open("rb") as file:
+    """Return a piece of the tar file, at most PIECE bytes in base64; nothing where it is not there any more, or another."""
+    with contextlib.suppress(FileNotFoundError), archive(Run(options.run)).open("rb") as file:
+        if os.fstat(file.fileno()).st_mtime_ns != options.made:
+            return {"data": ""}
         file.seek(options.offset)
         return {"data": base64.b64encode(file.read(PIECE)).decode()}
+    return {"data": ""}
 
 
 def discard(options: argparse.Namespace) -> dict:
@@ -185,6 +189,7 @@ def main() -> None:
             sub.add_argument("--tasks", nargs="*", default=[], help="tasks of this machine, as in worker-0")
         if call is piece:
             sub.add_argument("--offset", type=int, required=True)
+            sub.add_argument("--made", type=int, required=True, help="when the file was made, as pack said")
     sub = calls.add_parser("why")
     sub.add_argument("tasks", nargs="*")
     sub.set_defaults(call=why)

@@ -3,7 +3,7 @@
 
     ready.py --config /etc/tf-cluster/config.json --timeout 10
 
-Prints a table, with ``--json`` an object ``{"ok": bool, "tasks": [...]}``; each task has ``task``,
+Prints a table, with ``--json`` an object ``{"ok": bool, "cluster": config.json's, "tasks": [...]}``; each task has ``task``,
 ``address``, ``state``, ``reason``, ``version``, ``devices``, ``gpus`` (their UUIDs) and ``seconds``. Exit status: 0 if
 all answer, 1 if one does not, 2 if the configuration is wrong. Takes 0.3 s for a healthy cluster and never longer than
 the timeout and two seconds. The states:
@@ -83,7 +83,7 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict:
         f"{task['task']}: {task['reason']} ({', '.join(task['gpus'])})" for task in reports if task["gpus"] and options.prove
     ]
     good = all(task["state"] == "answers" for task in reports)
-    return {"ok": good, "version": library.version, "tasks": reports, "lines": lines}
+    return {"ok": good, "version": library.version, "cluster": spec, "tasks": reports, "lines": lines}
 
 
 class Task:

@@ -65,8 +65,8 @@ def stage(options: argparse.Namespace) -> dict:
     task_of(options.task, training["cluster"] if training else cluster_config.load(CONFIG))
     unpack(run)
     run.note(
-        run_id=run.id, program=options.program, arguments=options.argument, task=options.task, asked=time.time(), waiting=True,
-        unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait,
+        run_id=run.id, program=options.program, arguments=json.loads(options.arguments), task=options.task, asked=time.time(),
+        waiting=True, unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait,
         detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
         training=training,
     )  # fmt: skip
@@ -263,7 +263,8 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     words = [sys.executable, "-I", "-S", str(KEEPER), f"--most={round(noted['output_mb'] * 1_000_000)}"]
     words += [sys.executable, noted["program"], *noted["arguments"]]
     run.note(started=time.time(), command=words)
-    command += [sys.executable, PART, run.id] if training else words
+    # systemd puts the values of variables into a command; of a dollar that is meant as one, it takes two.
+    command += [sys.executable, PART, run.id] if training else [word.replace("$", "$$") for word in words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -390,7 +391,7 @@ def cancel(options: argparse.Namespace) -> dict:
         time.sleep(0.1)
         noted = run.read()
     if "ended" in noted or not runs.is_alive(noted["unit"], run):
-        return {} if options.after else {"lines": [f"run {run.id} does not run any more"]}
+        return {} if options.after else {"lines": [f"run {run.id} has ended already"]}
     run.note(cancelled=sentence)
     # "stop" waits until systemd has noted the end, ten seconds and a moment at most: then the program is killed.
     subprocess.run(["systemctl", "stop", noted["unit"]], capture_output=True, check=False)
@@ -411,7 +412,7 @@ def main() -> None:
             sub.add_argument("--task", default="host:0")
             sub.add_argument("--timeout", type=float, default=600, help="seconds that the program may take")
             sub.add_argument("--wait", type=float, default=600, help="seconds to wait for another run")
-            sub.add_argument("--argument", action="append", default=[])
+            sub.add_argument("--arguments", default="[]", help="the program's own, as JSON, for they may look like ours")
             sub.add_argument("--training", default="{}", help="what it is a part of, as JSON (plugins/filter/training.py)")
             sub.add_argument("--output-mb", type=float, default=100, help="megabytes of its output that are kept, and its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")

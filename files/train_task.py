@@ -212,6 +212,7 @@ class Member:
 
     def __init__(self, noted: dict) -> None:
         self.training, self.task, self.command = noted["training"], noted["task"], noted["command"]
+        self.begun, self.limit = time.monotonic(), noted["limit"]
         job, index = self.task.split(":")
         self.port = cluster_config.split_address(self.training["cluster"][job][int(index)])[1]
         self.process: subprocess.Popen | None = None
@@ -242,7 +243,8 @@ class Member:
                 self.end()
                 channel.send(stopped=message["stop"])
             if self.leaving.is_set():
-                self.outcome = "was ended from outside"
+                late = time.monotonic() - self.begun > self.limit - LOOK
+                self.outcome = f"was ended after {self.limit:g} s (run_timeout)" if late else "was ended from outside"
                 channel.send(leaves=self.outcome)
                 self.leaving.clear()
             if self.process and self.process.poll() is not None:

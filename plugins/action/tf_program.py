@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import glob
 import json
 import os
@@ -97,14 +98,17 @@ class ActionModule(ActionBase):
             data = NOTHING
         if options["announce"]:
             Display().display(f"  {options['announce']}")
-        silence = Silence()
+        silence, again = Silence(), True
         while True:
             answer = self.call(argv, data, options["statuses"])
             for line in answer.get("lines", []):
                 Display().display(f"  {line}")
             silence.show(answer.get("lines", []), answer.get("seconds") if "next" in answer else None)
-            if answer.get("fetch"):
-                self.fetch(program, answer["fetch"], Path(options["save_to"]))
+            if answer.get("fetch") and not self.fetch(program, answer["fetch"], Path(options["save_to"])):
+                if not again:
+                    raise AnsibleActionFail("somebody else collects the same run at this moment: try again later")
+                again = False
+                continue
             for name, text in answer.get("files", {}).items():
                 write_below(Path(options["save_to"]), name, text)
             gathered.update({name: value for name, value in answer.items() if name not in ("lines", "next", "fetch", "files")})
@@ -147,27 +151,37 @@ class ActionModule(ActionBase):
         return NOTHING
 
     def fetch(self, program, given, folder):
-        """Bring a tar file of the machine's here, piece by piece, and unpack it, nothing outside the folder."""
+        """Bring a tar file of the machine's here, piece by piece, and unpack it, nothing outside the folder.
+
+        Returns false where the machine does not have this file any more: somebody else has collected the run meanwhile.
+        """
         local = folder.parent / f".{folder.name}.{given['made']}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             progress = Progress("collected", given["size"])
-            with local.open("ab") as file:
-                while file.tell() < given["size"]:
-                    answer = self.call([*program, *given["call"], "--offset", str(file.tell())], NOTHING, [0])
+            with local.open("a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if not os.fstat(file.fileno()).st_nlink:
+                    return True  # the one that was waited for has unpacked it, and removed it
+                while file.seek(0, os.SEEK_END) < given["size"]:
+                    call = [*program, *given["call"], "--made", str(given["made"]), "--offset", str(file.tell())]
+                    answer = self.call(call, NOTHING, [0])
                     if not answer["data"]:
-                        raise AnsibleActionFail("the machine's file has become shorter: try again")
+                        return False
                     file.write(base64.b64decode(answer["data"]))
                     progress.show(file.tell())
-            with tarfile.open(local) as tar:
-                tar.extractall(folder, members=[checked(member) for member in tar])
+                file.seek(0)
+                with tarfile.open(fileobj=file) as tar:
+                    tar.extractall(folder, members=[checked(member) for member in tar])
+                # Before another gets the lock; also what is left of earlier files of the run.
+                for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
+                    part.unlink(missing_ok=True)
+                return True
         except OSError as error:
             raise AnsibleActionFail(
                 f"{error.filename or local} could not be written ({error.strerror}); what the run left stays on its machine, and "
                 f"'ansible-playbook playbooks/collect.yml -e run={folder.name}' goes on from here"
             ) from None
-        for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
-            part.unlink()
 
 
 class Silence:

@@ -29,11 +29,11 @@ class Collected:
         """Write one file of the run."""
         (self.folder / name).write_text(text, encoding="utf-8")
 
-    def report(self, failure="", program="demo.py", parsed=True, **more):
+    def report(self, failure="", program="demo.py", parsed=True, must=True, **more):
         """Run report.py and return its answer."""
         outcome = {"run_id": self.folder.name, "program": program, "started": 1767225600.0, "seconds": 2.5, "failure": failure}
-        outcome |= more
-        facts = {"outcome": outcome, "tasks": TASKS}
+        outcome |= {"ended": 1767225602.5} | more
+        facts = {"outcome": outcome, "tasks": TASKS, "must": must}
         done = call("roles/report/files/report.py", self.folder, input=json.dumps(facts))
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout) if parsed else done.stdout
@@ -113,6 +113,7 @@ def test_a_page_without_a_trace_is_small(run):
     ("text", "reason"),
     [
         (None, "it did not import TensorFlow"),
+        ("not JSON", "the trace.json that it left is its own"),
         ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": []}', "no step of a session"),
         ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": [{"ph": "X"}]}', "cannot be shown"),
         ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": [', "cannot be shown"),
@@ -173,6 +174,14 @@ def test_a_failed_run_says_why_and_shows_its_last_words(run):
     assert answer["lines"][-3:-1] == ["    step 1", "    step 2"]
     assert answer["lines"][-1].startswith("Failed after 2.5 s")
     assert "The program ended with exit status 3." in run.text("report.html")
+
+
+def test_a_run_that_need_not_be_good_is_no_failure_of_the_command(run):
+    answer = run.report("the run was cancelled by jo", must=False, cancelled="the run was cancelled by jo")
+    assert (answer["failure"], answer["verdict"]["ok"]) == ("", False)
+    assert answer["lines"][-1].startswith("Cancelled after 2.5 s")
+    (run.folder / "logs/worker-0.log").unlink()
+    assert "The log of worker:0 could not be collected" in run.report("the run was cancelled by jo", must=False)["failure"]
 
 
 def test_a_failed_run_keeps_its_result(run):

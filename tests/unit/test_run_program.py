@@ -296,7 +296,8 @@ def pack(run):
     assert answer["next"] == ["discard", run.id]
     assert answer["fetch"]["call"] == ["piece", run.id]
     while len(data) < answer["fetch"]["size"]:
-        data += base64.b64decode(collect_run.piece(SimpleNamespace(run=run.id, offset=len(data)))["data"])
+        given = SimpleNamespace(run=run.id, offset=len(data), made=answer["fetch"]["made"])
+        data += base64.b64decode(collect_run.piece(given)["data"])
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         return {member.name: tar.extractfile(member).read().decode() if member.isfile() else None for member in tar}
 
@@ -353,7 +354,7 @@ def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
 def test_a_run_that_has_ended_is_not_cancelled(run, monkeypatch):
     run.note(ended=time.time())
     monkeypatch.setattr(run_program.subprocess, "run", None)
-    assert "does not run any more" in run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))["lines"][0]
+    assert "has ended already" in run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))["lines"][0]
 
 
 def test_all_that_a_run_left_is_packed(run):
@@ -598,8 +599,11 @@ def test_the_packed_file_is_for_its_owner_alone_and_goes_when_it_was_fetched(run
     pack(run)
     [path] = runs.RUNS.glob(".*.tar")
     assert path.stat().st_mode & 0o777 == 0o600
+    made = path.stat().st_mtime_ns
+    assert collect_run.piece(SimpleNamespace(run=run.id, offset=0, made=made + 1)) == {"data": ""}  # another one's file
     assert collect_run.discard(SimpleNamespace(run=run.id)) == {}
     assert not path.exists()
+    assert collect_run.piece(SimpleNamespace(run=run.id, offset=0, made=made)) == {"data": ""}
 
 
 def test_a_program_is_staged_with_a_link_to_the_config(tmp_path, monkeypatch):
@@ -638,7 +642,7 @@ def started(run, monkeypatch, tmp_path):
 
         monkeypatch.setattr(run_program.subprocess, "run", pretend)
         options = SimpleNamespace(
-            run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, argument=["--steps", "5"], detach=detach,
+            run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, arguments='["--", "5 $HOME"]', detach=detach,
             output_mb=0.5, needs_result=False, trace=trace, training=json.dumps(training or {}), hold=False, told=-1,
         )  # fmt: skip
         assert run_program.stage(options) == {"next": ["start", run.id]}
@@ -678,7 +682,7 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     assert json.loads(given["TF_CONFIG"])["task"] == {"type": "host", "index": 0}
     assert given["PYTHONPATH"].split(":") == ["/opt/tf-cluster/startup", str(run.folder / "layer/packages")]
     assert given["no_grpc_proxy"] == "10.0.0.1,10.0.0.3,fd00::1"
-    assert command[-3:] == ["demo.py", "--steps", "5"]
+    assert command[-3:] == ["demo.py", "--", "5 $$HOME"]
     assert "--most=500000" in command
     assert "--unit=tf-run-host-0.service" in command
     assert "--property=RuntimeMaxSec=60.0" in command
@@ -710,7 +714,7 @@ def test_a_waiting_run_knows_what_was_asked(started, run, monkeypatch):
     monkeypatch.setattr(runs.signal, "signal", lambda *_words: None)
     monkeypatch.setattr(sys, "argv", ["run_program.py", *answer["next"]])
     run_program.main()
-    assert commands[0][-3:] == ["demo.py", "--steps", "5"]
+    assert commands[0][-3:] == ["demo.py", "--", "5 $$HOME"]
     assert "--property=RuntimeMaxSec=60.0" in commands[0]
 
 
@@ -766,7 +770,7 @@ def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
     started()
     (run.folder / "run.json").unlink()
     options = SimpleNamespace(
-        run=run.id, program="demo.py", task="host:0", timeout=60.0, wait=1.0, argument=[], detach=True, output_mb=0.5,
+        run=run.id, program="demo.py", task="host:0", timeout=60.0, wait=1.0, arguments="[]", detach=True, output_mb=0.5,
         needs_result=False, trace=False, training="{}", hold=True,
     )  # fmt: skip
     monkeypatch.setattr(run_program, "launch", lambda _run: pytest.fail("started"))

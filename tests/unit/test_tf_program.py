@@ -4,6 +4,9 @@ import base64
 import io
 import os
 import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ansible.errors import AnsibleActionFail
@@ -206,7 +209,7 @@ def test_what_is_not_json_is_called_so(calls, stdout):
 def fetch(tmp_path):
     """Return a function that fetches a tar file of some members from a machine into the folder "output/run"."""
 
-    def fetch(*members, breaks_after=10**9, made=1):
+    def fetch(*members, breaks_after=10**9, made=1, before_piece=lambda: None):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for member in members:
@@ -215,7 +218,8 @@ def fetch(tmp_path):
         action = object.__new__(tf_program.ActionModule)
 
         def call(argv, _data, _statuses):
-            assert argv[:3] == ["run.py", "piece", "r1"]
+            assert argv[:5] == ["run.py", "piece", "r1", "--made", str(made)]
+            before_piece()
             offsets.append(int(argv[-1]))
             if len(offsets) > breaks_after:
                 raise AnsibleActionFail("the connection broke")
@@ -241,6 +245,27 @@ def test_another_file_is_fetched_from_its_beginning(fetch, tmp_path):
         fetch(member("a"), breaks_after=3)
     assert fetch(member("a"), made=2)[0] == 0
     assert list((tmp_path / "output").glob(".*")) == []
+
+
+def test_two_that_fetch_one_file_at_once_fetch_it_once(fetch, tmp_path):
+    begun, offsets = threading.Event(), []
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(fetch, member("a"), before_piece=lambda: (begun.set(), time.sleep(0.05)))
+        begun.wait(5)
+        offsets = fetch(member("a"))
+    assert (offsets, len(first.result())) == ([], 11)
+    assert [path.name for path in (tmp_path / "output").rglob("*")] == ["run", "a"]
+
+
+def test_one_that_is_done_does_not_break_another(fetch, tmp_path):
+    assert fetch(member("a"), before_piece=lambda: fetch(member("b"), made=2))[-1] == 10_000
+    assert sorted(path.name for path in (tmp_path / "output").rglob("*")) == ["a", "b", "run"]
+
+
+def test_a_file_that_is_gone_is_asked_for_again(tmp_path):
+    action = object.__new__(tf_program.ActionModule)
+    action.call = lambda *_words: {"data": ""}
+    assert action.fetch(["run.py"], {"call": ["piece", "r1"], "size": 9, "made": 1}, tmp_path / "output/run") is False
 
 
 def test_what_a_machine_sends_is_unpacked_in_the_folder_alone(fetch, tmp_path):

@@ -26,7 +26,8 @@ ALONE = """
 import sys, time
 import train_task
 train_task.adopt_orphans()
-noted = {"training": {"cluster": {"worker": ["127.0.0.1:1"]}}, "task": "worker:0", "command": [sys.executable, sys.argv[1]]}
+noted = {"training": {"cluster": {"worker": ["127.0.0.1:1"]}}, "task": "worker:0", "limit": 9}
+noted["command"] = [sys.executable, sys.argv[1]]
 member = train_task.Member(noted)
 member.start(1)
 time.sleep(float(sys.argv[2]))
@@ -67,7 +68,7 @@ def free_port():
 class Training:
     """A training of this process's threads, a program each."""
 
-    def __init__(self, folder, *programs, restarts=0, join=5.0, ports=None):
+    def __init__(self, folder, *programs, restarts=0, join=5.0, ports=None, limit=600):
         ports = ports or [free_port() for _each in programs]
         self.plan = {
             "id": "r1", "chief": "worker:0", "control": f"127.0.0.1:{free_port()}", "restarts": restarts, "join": join,
@@ -80,7 +81,7 @@ class Training:
             path.write_text(
                 f"import os, pathlib, signal, sys, time\nhere = pathlib.Path({str(folder)!r})\n{text}", encoding="utf-8"
             )
-            noted = {"training": self.plan, "task": f"worker:{index}", "command": [sys.executable, str(path)]}
+            noted = {"training": self.plan, "task": f"worker:{index}", "command": [sys.executable, str(path)], "limit": limit}
             self.members.append(train_task.Member(noted))
 
     def coordinate(self):
@@ -171,6 +172,12 @@ def test_one_that_is_ended_from_outside_ends_all_and_nothing_starts_again(tmp_pa
     found = training.run()
     assert found[0]["failure"] == "the process of worker:1 on machine b was ended from outside"
     assert [each["outcome"] for each in found] == ["was ended with the others", "was ended from outside"]
+
+
+def test_a_training_that_takes_too_long_says_so(tmp_path):
+    training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)", limit=0.5)
+    threading.Timer(0.8, training.members[1].leaving.set).start()
+    assert training.run()[0]["failure"] == "the process of worker:1 on machine b was ended after 0.5 s (run_timeout)"
 
 
 def hello(training, **message):

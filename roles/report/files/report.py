@@ -3,9 +3,10 @@
 
     report.py output/<run id> < facts.json
 
-Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...]}``, what the run and the gate
-answered. Writes ``verdict.json``, ``report.html`` and ``summary.txt`` into the folder, points ``latest`` beside it to
-it, and answers with one JSON object: ``lines`` (the summary), ``verdict``, ``failure`` (a sentence if the run failed).
+Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...], "must": true}``, what the run and the gate
+answered, and whether it is a failure of the command if the run failed: one that was to be cancelled, or goes on, need not be
+good. Writes ``verdict.json``, ``report.html`` and ``summary.txt`` into the folder, points ``latest`` beside it to it, and
+answers with one JSON object: ``lines`` (the summary), ``verdict``, ``failure`` (a sentence if the command failed).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ sys.path.append(str(Path(__file__).parents[3] / "files"))
 from plain_text import plain_lines
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-LOST = "could not be collected"  # what is said of a task's part of a training
+LOST = "could not be collected"  # what is said of what did not come home
 # What a line of a log begins or says that a person looks for when something failed.
 ERROR = re.compile(r"^[EF]\d{4} |\b[A-Z]\w*(Error|Exception)\b|\b(error|fatal|failed|killed|traceback)\b", re.IGNORECASE)
 MOST_JSON = 4_000_000  # bytes of JSON of the program's that are read; its objects take ten times as many
@@ -45,14 +46,15 @@ def main() -> None:
     verdict = make_verdict(folder, facts)
     drawn = add_trace(folder, facts["outcome"], verdict)
     (folder / "verdict.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
-    lines = summary(folder, verdict)
+    lines = summary(folder, facts["outcome"], verdict)
     (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     write_page(folder, facts["outcome"], verdict, drawn)
     latest = folder.parent / "latest"
     fresh = folder.parent / f".latest.{os.getpid()}"
     fresh.symlink_to(folder.name)
     fresh.replace(latest)
-    failure = "" if verdict["ok"] else f"{' '.join(verdict['failures'])} Everything that it left is in {folder}."
+    failures = [sentence for sentence in verdict["failures"] if facts["must"] or LOST in sentence]
+    failure = f"{' '.join(failures)} Everything that it left is in {folder}." if failures else ""
     print(json.dumps({"lines": lines, "verdict": verdict, "failure": failure}))
 
 
@@ -152,8 +154,12 @@ def add_trace(folder: Path, outcome: dict, verdict: dict) -> dict | None:
         verdict["trace"] = {"missing": f"The trace cannot be shown: {error}."}
         return None
     if outcome.get("trace"):
-        reason = "it ran no step of a session, and TensorFlow keeps no step statistics of what runs eagerly"
-        verdict["trace"] = {"missing": f"The program left no trace: {reason if trace else 'it did not import TensorFlow'}."}
+        reason = "it did not import TensorFlow"
+        if trace:
+            reason = "it ran no step of a session, and TensorFlow keeps no step statistics of what runs eagerly"
+        elif path.exists():
+            reason = "the trace.json that it left is its own"
+        verdict["trace"] = {"missing": f"The program left no trace: {reason}."}
     return None
 
 
@@ -194,7 +200,7 @@ def placement(folder: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def summary(folder: Path, verdict: dict) -> list[str]:
+def summary(folder: Path, outcome: dict, verdict: dict) -> list[str]:
     """Return the lines that a run ends with."""
     lines = []
     result = verdict.get("result")
@@ -221,7 +227,8 @@ def summary(folder: Path, verdict: dict) -> list[str]:
         log = folder / "tasks" / task.replace(":", "-") / "stdout.log"
         if verdict["failures"] and log.exists() and part["outcome"].startswith(("ended with", "was killed")):
             lines += [f"The last lines of the output of {task}:", *(f"    {line}" for line in tail(log, 15))]
-    lines.append(f"{'Done' if verdict['ok'] else 'Failed'} after {verdict['seconds']} s; everything is in {folder}")
+    ended = "Done" if verdict["ok"] else "Cancelled" if outcome.get("cancelled") else "Failed"
+    lines.append(f"{ended if 'ended' in outcome else 'Not done'} after {verdict['seconds']} s; everything is in {folder}")
     return plain_lines("\n".join(lines))
 
 
