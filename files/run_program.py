@@ -37,6 +37,7 @@ from runs import Run
 STARTUP = Path("/opt/tf-cluster/startup")
 PART = str(Path(train_task.__file__).resolve())
 KEEPER = Path(__file__).resolve().with_name("keep_output.py")
+GATE = KEEPER.with_name("ready.py")
 CONFIG = Path("/etc/tf-cluster/config.json")
 TASKS = Path("/etc/tf-cluster/tasks")
 # What a run may do, and what systemd calls when it has ended: see the role server.
@@ -46,6 +47,7 @@ WRITABLE = ("program", "results", "checkpoints", "part.json")  # what of a run's
 LAYER = "packages-of-the-run.tar"  # what a program needs beside the locked packages
 CRASHES = ("SEGV", "ABRT", "BUS", "FPE", "ILL", "TRAP", "SYS")  # signals that mean it, as keep_output.py passes them on
 WAIT = 2.0  # seconds that one call waits for news
+ASKED = 4.0  # seconds that the tasks have to answer after a failure; systemd gives the last note ten
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
 CODES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # ECMA-48
 
@@ -63,7 +65,7 @@ def start(options: argparse.Namespace) -> dict:
             run_id=run.id, program=options.program, arguments=options.argument, task=options.task,
             unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait, asked=time.time(),
             detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
-            training=training,
+            training=training, lost=options.lost, servers=json.loads(options.servers),
         )  # fmt: skip
     tried, noted = launch(run), run.read()
     if tried.returncode == 0:
@@ -204,6 +206,7 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     command += ["--property=KillMode=mixed"] if training else []  # train_task.py ends the program, and tells the others
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     words = [sys.executable, "-I", "-S", str(KEEPER), f"--most={round(noted['output_mb'] * 1_000_000)}"]
+    words += [] if training else [f"--watch={noted['lost']}"]
     words += [sys.executable, noted["program"], *noted["arguments"]]
     run.note(started=time.time(), command=words)
     command += [sys.executable, PART, run.id] if training else words
@@ -223,17 +226,29 @@ def finish(options: argparse.Namespace) -> None:
         result = "success"  # the program had ended well; what it left behind would not end at SIGTERM
     if result == "signal" and status in CRASHES:
         result = "core-dump"
+    ended, seen = time.time(), seen_of(run)
     part, chief = part_of(run), (noted.get("training") or {}).get("chief", noted.get("task"))
     promised = noted.get("needs_result") and noted.get("task") == chief and not (run.folder / "results/result.json").is_file()
-    failure = noted.get("cancelled") or {
-        "success": "the program ended well but left no result.json, which it has to (run_needs_result)" if promised else "",
-        "exit-code": part.get("failure") or f"the program ended with exit status {status}",
-        "signal": f"the program was killed by {name}",
-        "core-dump": f"the program crashed with {name}",
-        "timeout": f"the program was still running after {noted.get('limit')} s and was ended (run_timeout)",
-        "oom-kill": "the machine ran out of memory and ended the program",
-    }.get(result, f"the program ended as systemd calls {result!r}")
-    run.note(ended=time.time(), failure=failure, exit_status=status, **({"part": part} if part else {}))
+    lost = (
+        f"a task of the cluster was silent for {noted.get('lost', 0):g} s, and the program was ended (run_lost)"
+        if seen["lost"]
+        else ""
+    )
+    failure = (
+        noted.get("cancelled")
+        or lost
+        or {
+            "success": "the program ended well but left no result.json, which it has to (run_needs_result)" if promised else "",
+            "exit-code": part.get("failure") or f"the program ended with exit status {status}",
+            "signal": f"the program was killed by {name}",
+            "core-dump": f"the program crashed with {name}",
+            "timeout": f"the program was still running after {noted.get('limit')} s and was ended (run_timeout)",
+            "oom-kill": "the machine ran out of memory and ended the program",
+        }.get(result, f"the program ended as systemd calls {result!r}")
+    )
+    more = {"part": part} if part else {}
+    more |= {"amiss": amiss(noted["servers"], seen["silent"])} if failure and noted.get("servers") else {}
+    run.note(ended=ended, failure=failure, exit_status=status, **more)
     sys.exit()  # no answer: its output would go into the run's
 
 
@@ -245,6 +260,37 @@ def part_of(run: Run) -> dict:
         return {"failure": str(part["failure"]), "outcome": str(part["outcome"]), "attempts": int(part["attempts"])}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
+
+
+def seen_of(run: Run) -> dict:
+    """Return what watch_tasks.py left: address -> seconds that its task was silent, and whether the run was ended for it."""
+    try:
+        with (run.folder / "part.json").open(encoding="utf-8") as file:
+            left = json.loads(file.read(MOST_SHOWN))
+        return {"silent": {str(entry): float(seconds) for entry, seconds in left["silent"].items()}, "lost": left["lost"] is True}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {"silent": {}, "lost": False}
+
+
+def amiss(servers: dict[str, str], silent: dict[str, float]) -> dict[str, str]:
+    """Ask the tasks how they are after a failure; return address -> what is amiss, as it follows the task's name.
+
+    ``servers`` is address -> what the gate knew its server by before the run (ready.py's incarnation).
+    """
+    command = [sys.executable, str(GATE), "--json", f"--config={CONFIG}", f"--timeout={ASKED}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * ASKED)
+        tasks = json.loads(done.stdout)["tasks"]
+    except (OSError, ValueError, KeyError, subprocess.TimeoutExpired):
+        return {}
+    found = {entry: f"did not answer for {seconds:.0f} s while the run went on" for entry, seconds in silent.items()}
+    for task in tasks:
+        entry = task["address"]
+        if task["state"] != "answers" and entry in servers:
+            found[entry] = f"does not answer: {task['state']}, {task['reason']}"
+        elif task["incarnation"] != servers.get(entry, task["incarnation"]):
+            found[entry] = "was restarted while the run went on: sessions from before fail for good, a new one works"
+    return found
 
 
 def main_seconds(unit: str) -> float:
@@ -330,6 +376,8 @@ def main() -> None:
             sub.add_argument("--wait", type=float, default=600, help="seconds to wait for another run")
             sub.add_argument("--argument", action="append", default=[])
             sub.add_argument("--training", default="{}", help="what it is a part of, as JSON (plugins/filter/training.py)")
+            sub.add_argument("--servers", default="{}", help="address -> incarnation, as the gate found the tasks, as JSON")
+            sub.add_argument("--lost", type=float, default=0, help="seconds of a task's silence that end the run; 0: never")
             sub.add_argument("--output-mb", type=float, default=100, help="megabytes of its output that are kept, and its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")
             sub.add_argument("--detach", action="store_true", help="do not name in next what follows the run")

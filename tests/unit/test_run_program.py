@@ -414,6 +414,7 @@ def started(run, monkeypatch, tmp_path):
         options = SimpleNamespace(
             run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, argument=["--steps", "5"], detach=detach,
             output_mb=0.5, needs_result=False, trace=trace, training=json.dumps(training or {}),
+            lost=30.0, servers='{"10.0.0.1:2222": "00a1"}',
         )  # fmt: skip
         return run_program.start(options), commands[0]
 

@@ -54,6 +54,12 @@ def make_verdict(folder: Path, facts: dict) -> dict:
     """Return the verdict; ``ok`` is true only if nothing failed."""
     outcome = facts["outcome"]
     failures = [outcome["failure"][0].upper() + outcome["failure"][1:] + "."] if outcome["failure"] else []
+    amiss = outcome.get("amiss") or {}
+    failures += [
+        f"{task['task']} on machine {task['machine']} ({task['address']}) {amiss[task['address']]}."
+        for task in facts["tasks"]
+        if task["address"] in amiss
+    ]
     result = None
     try:
         result = read_result(folder / "result.json")
