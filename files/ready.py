@@ -35,6 +35,7 @@ import gpu_proof
 import tf_capi
 
 DEADLINE_EXCEEDED, UNIMPLEMENTED = 4, 12
+ATTEMPT = 3.0  # seconds for one connection
 CARD = "/run/tf-cluster/{job}-{index}/task.json"
 
 
@@ -116,7 +117,9 @@ class Task:
         """Tell whether something listens; one that is being restarted is given until the deadline."""
         while True:
             try:
-                socket.create_connection(self.address, timeout=max(0.1, deadline - time.monotonic())).close()
+                # Of an attempt that a machine does not answer the kernel tries ever more rarely: a new one finds it sooner.
+                left = max(0.1, deadline - time.monotonic())
+                socket.create_connection(self.address, timeout=min(ATTEMPT, left)).close()
                 self.answer("hangs", "connected, but no answer came; 'systemctl status' of its unit says more")
                 return True
             except ConnectionRefusedError:

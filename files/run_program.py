@@ -48,6 +48,7 @@ LAYER = "packages-of-the-run.tar"  # what a program needs beside the locked pack
 CRASHES = ("SEGV", "ABRT", "BUS", "FPE", "ILL", "TRAP", "SYS")  # signals that mean it, as keep_output.py passes them on
 WAIT = 2.0  # seconds that one call waits for news
 ASKED = 4.0  # seconds that the tasks have to answer after a failure; systemd gives the last note ten
+RESERVE = 64 * 1024  # bytes that are kept free for the last note, on a disk that the program fills
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
 CODES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # ECMA-48
 
@@ -65,7 +66,7 @@ def start(options: argparse.Namespace) -> dict:
             run_id=run.id, program=options.program, arguments=options.argument, task=options.task,
             unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait, asked=time.time(),
             detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
-            training=training, lost=options.lost, servers=json.loads(options.servers),
+            training=training, lost=options.lost, servers=json.loads(options.servers), missing=options.missing,
         )  # fmt: skip
     tried, noted = launch(run), run.read()
     if tried.returncode == 0:
@@ -139,6 +140,7 @@ def stage(run: Run) -> None:
     if not config.exists():
         config.symlink_to(run.folder / "config.json")  # the seed's programs read it from where they are
     (run.folder / "part.json").touch()
+    run.reserve.write_bytes(bytes(RESERVE))
     own = [run.folder / name for name in WRITABLE]
     for path in [*own, *(run.folder / "program").rglob("*")]:
         os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
@@ -162,12 +164,20 @@ def spec_of_run(spec: dict, job: str, index: int) -> dict:
     return {**shown, job: shown[job][: index + 1]} if job in cluster_config.RUN_JOBS and job in shown else shown
 
 
+def spec_without(spec: dict, missing: list[str]) -> tuple[dict, dict[str, str]]:
+    """Return the cluster without the tasks at some addresses, and how the tasks are called then: name -> name in the cluster."""
+    kept = {job: [entry for entry in entries if entry not in missing] for job, entries in spec.items()}
+    names = {f"{job}:{place}": f"{job}:{spec[job].index(entry)}" for job in kept for place, entry in enumerate(kept[job])}
+    return {job: entries for job, entries in kept.items() if entries}, names
+
+
 def launch(run: Run) -> subprocess.CompletedProcess:
     """Start the run's unit; fails with "already" while another run has the task."""
     noted = run.read()
     training, whole = noted["training"], cluster_config.load(CONFIG)
     job, index = task_of(noted["task"], training["cluster"] if training else whole)
-    spec = spec_of_run(whole, job, index)
+    missing = noted.get("missing", [])
+    spec, names = spec_without(spec_of_run(whole, job, index), missing)
     (run.folder / "config.json").write_text(json.dumps(spec, indent=4) + "\n", encoding="utf-8")
     own = training["cluster"] if training else spec
     addresses = {cluster_config.split_address(entry)[0] for entries in (*whole.values(), *own.values()) for entry in entries}
@@ -188,6 +198,10 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     if noted.get("trace"):
         # TensorFlow warns of each traced step that a processor has no GPU's trace: errors alone are shown then.
         environment |= {"TF_CLUSTER_TRACE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    if missing:
+        left_out = [f"{job}:{place}" for job in whole for place, entry in enumerate(whole[job]) if entry in missing]
+        environment |= {"TF_CLUSTER_MISSING": ",".join(left_out)}
+        run.note(names=names, left_out=left_out)
     log = run.folder / "stdout.log"
     log.touch()
     properties = [
@@ -229,26 +243,19 @@ def finish(options: argparse.Namespace) -> None:
     ended, seen = time.time(), seen_of(run)
     part, chief = part_of(run), (noted.get("training") or {}).get("chief", noted.get("task"))
     promised = noted.get("needs_result") and noted.get("task") == chief and not (run.folder / "results/result.json").is_file()
-    lost = (
-        f"a task of the cluster was silent for {noted.get('lost', 0):g} s, and the program was ended (run_lost)"
-        if seen["lost"]
-        else ""
-    )
-    failure = (
-        noted.get("cancelled")
-        or lost
-        or {
-            "success": "the program ended well but left no result.json, which it has to (run_needs_result)" if promised else "",
-            "exit-code": part.get("failure") or f"the program ended with exit status {status}",
-            "signal": f"the program was killed by {name}",
-            "core-dump": f"the program crashed with {name}",
-            "timeout": f"the program was still running after {noted.get('limit')} s and was ended (run_timeout)",
-            "oom-kill": "the machine ran out of memory and ended the program",
-        }.get(result, f"the program ended as systemd calls {result!r}")
-    )
+    lost = f"a task was silent for {noted.get('lost', 0):g} s, and the program was ended for it (run_lost)"
+    failure = noted.get("cancelled") or (seen["lost"] and lost) or {
+        "success": "the program ended well but left no result.json, which it has to (run_needs_result)" if promised else "",
+        "exit-code": part.get("failure") or f"the program ended with exit status {status}",
+        "signal": f"the program was killed by {name}",
+        "core-dump": f"the program crashed with {name}",
+        "timeout": f"the program was still running after {noted.get('limit')} s and was ended (run_timeout)",
+        "oom-kill": "the machine ran out of memory and ended the program",
+    }.get(result, f"the program ended as systemd calls {result!r}")  # fmt: skip
     more = {"part": part} if part else {}
     more |= {"amiss": amiss(noted["servers"], seen["silent"])} if failure and noted.get("servers") else {}
     run.note(ended=ended, failure=failure, exit_status=status, **more)
+    run.reserve.unlink(missing_ok=True)
     sys.exit()  # no answer: its output would go into the run's
 
 
@@ -377,6 +384,7 @@ def main() -> None:
             sub.add_argument("--argument", action="append", default=[])
             sub.add_argument("--training", default="{}", help="what it is a part of, as JSON (plugins/filter/training.py)")
             sub.add_argument("--servers", default="{}", help="address -> incarnation, as the gate found the tasks, as JSON")
+            sub.add_argument("--missing", action="append", default=[], help="address of a task that the run goes on without")
             sub.add_argument("--lost", type=float, default=0, help="seconds of a task's silence that end the run; 0: never")
             sub.add_argument("--output-mb", type=float, default=100, help="megabytes of its output that are kept, and its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")

@@ -43,9 +43,18 @@ class Run:
         path = self.folder / "run.json"
         noted = {**(self.read() if path.exists() else {}), **facts}
         temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(noted, indent=1), encoding="utf-8")
+        try:
+            temporary.write_text(json.dumps(noted, indent=1), encoding="utf-8")
+        except OSError:
+            self.reserve.unlink()  # the disk is full: FileNotFoundError where this was needed before
+            temporary.write_text(json.dumps(noted, indent=1), encoding="utf-8")
         temporary.replace(path)
         return noted
+
+    @property
+    def reserve(self) -> Path:
+        """Return a file that takes the room that the last note needs on a full disk."""
+        return self.folder / "reserve"
 
 
 def is_alive(unit: str, run: Run) -> bool:
