@@ -40,6 +40,7 @@ from runs import Run
 STARTUP = Path("/opt/tf-cluster/startup")
 PART = str(Path(train_task.__file__).resolve())
 KEEPER = Path(__file__).resolve().with_name("keep_output.py")
+GATE = KEEPER.with_name("ready.py")
 CONFIG = Path("/etc/tf-cluster/config.json")
 TASKS = Path("/etc/tf-cluster/tasks")
 # What a run may do, and what systemd calls when it has ended: see the role server.
@@ -53,6 +54,7 @@ WAIT = 2.0  # seconds that one call waits for news
 TELL = 10.0  # seconds between two lines that say whom a run waits for
 INSTALL = 1800  # seconds that installing packages may take; of systemd's own limit, 90 s, large ones need more
 ALMOST_NOTHING = 1024 * 1024  # bytes of a disk that is full
+ASKED = 4.0  # seconds that the tasks have to answer after a failure; systemd gives the last note ten
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
 
 
@@ -68,7 +70,7 @@ def stage(options: argparse.Namespace) -> dict:
         run_id=run.id, program=options.program, arguments=json.loads(options.arguments), task=options.task, asked=time.time(),
         waiting=True, unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait,
         detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
-        training=training,
+        training=training, lost=options.lost, servers=json.loads(options.servers), missing=options.missing,
     )  # fmt: skip
     return {} if options.hold else {"next": ["start", run.id]}
 
@@ -217,12 +219,20 @@ def spec_of_run(spec: dict, job: str, index: int) -> dict:
     return {**shown, job: shown[job][: index + 1]} if job in cluster_config.RUN_JOBS and job in shown else shown
 
 
+def spec_without(spec: dict, missing: list[str]) -> tuple[dict, dict[str, str]]:
+    """Return the cluster without the tasks at some addresses, and how the tasks are called then: name -> name in the cluster."""
+    kept = {job: [entry for entry in entries if entry not in missing] for job, entries in spec.items()}
+    names = {f"{job}:{place}": f"{job}:{spec[job].index(entry)}" for job in kept for place, entry in enumerate(kept[job])}
+    return {job: entries for job, entries in kept.items() if entries}, names
+
+
 def launch(run: Run) -> subprocess.CompletedProcess:
     """Start the run's unit; fails with "already" while another run has the task."""
     noted = run.read()
     training, whole = noted["training"], cluster_config.load(CONFIG)
     job, index = task_of(noted["task"], training["cluster"] if training else whole)
-    spec = spec_of_run(whole, job, index)
+    missing = noted.get("missing", [])
+    spec, names = spec_without(spec_of_run(whole, job, index), missing)
     (run.folder / "config.json").write_text(json.dumps(spec, indent=4) + "\n", encoding="utf-8")
     own = training["cluster"] if training else spec
     addresses = {cluster_config.split_address(entry)[0] for entries in (*whole.values(), *own.values()) for entry in entries}
@@ -243,6 +253,10 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     if noted.get("trace"):
         # TensorFlow warns of each traced step that a processor has no GPU's trace: errors alone are shown then.
         environment |= {"TF_CLUSTER_TRACE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    if missing:
+        left_out = [f"{job}:{place}" for job in whole for place, entry in enumerate(whole[job]) if entry in missing]
+        environment |= {"TF_CLUSTER_MISSING": ",".join(left_out)}
+        run.note(names=names, left_out=left_out)
     log = run.folder / "stdout.log"
     properties = [
         f"Description=run {run.id}", f"User={USER}", f"WorkingDirectory={run.folder / 'program'}",
@@ -261,6 +275,7 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     command += ["--property=KillMode=mixed"] if training else []  # train_task.py ends the program, and tells the others
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     words = [sys.executable, "-I", "-S", str(KEEPER), f"--most={round(noted['output_mb'] * 1_000_000)}"]
+    words += [] if training else [f"--watch={noted['lost']}"]
     words += [sys.executable, noted["program"], *noted["arguments"]]
     run.note(started=time.time(), command=words)
     # systemd puts the values of variables into a command; of a dollar that is meant as one, it takes two.
@@ -281,23 +296,32 @@ def finish(options: argparse.Namespace) -> None:
         result = "success"  # the program had ended well; what it left behind would not end at SIGTERM
     if result == "signal" and status in CRASHES:
         result = "core-dump"
+    ended, seen = time.time(), seen_of(run)
     part, chief = part_of(run), (noted.get("training") or {}).get("chief", noted.get("task"))
     promised = noted.get("needs_result") and noted.get("task") == chief and not has_result(run)
     lacking = (run.folder / "layer").exists() and not main_began(noted["unit"])
-    failure = noted.get("cancelled") or {
-        "success": "the program ended well but left no result.json, which it has to (run_needs_result)" if promised else "",
-        "exit-code": part.get("failure") or f"the program ended with exit status {status}",
-        "signal": f"the program was killed by {name}",
-        "core-dump": f"the program crashed with {name}",
-        "timeout": f"the program was still running after {noted.get('limit')} s and was ended (run_timeout)",
-        "oom-kill": "the machine ran out of memory and ended the program",
-    }.get(result, f"the program ended as systemd calls {result!r}")
+    lost = f"a task was silent for {noted.get('lost', 0):g} s, and the program was ended for it (run_lost)"
+    failure = (
+        noted.get("cancelled")
+        or (seen["lost"] and lost)
+        or {
+            "success": "the program ended well but left no result.json, which it has to (run_needs_result)" if promised else "",
+            "exit-code": part.get("failure") or f"the program ended with exit status {status}",
+            "signal": f"the program was killed by {name}",
+            "core-dump": f"the program crashed with {name}",
+            "timeout": f"the program was still running after {noted.get('limit')} s and was ended (run_timeout)",
+            "oom-kill": "the machine ran out of memory and ended the program",
+        }.get(result, f"the program ended as systemd calls {result!r}")
+    )
     if lacking and not noted.get("cancelled"):
         late = f"was not done after {INSTALL} s" if result == "timeout" else "failed, as the run's output says"
         failure = f"the program was not started: installing its packages {late}"
     if failure and disk_is_full(run):
         failure += f"; the disk that holds {runs.RUNS} is full"
-    run.note(ended=time.time(), failure=failure, exit_status=status, **({"part": part} if part else {}))
+    more = {"part": part} if part else {}
+    asks = failure and noted.get("servers") and not noted.get("cancelled")
+    more |= {"amiss": amiss(noted["servers"], seen["silent"])} if asks else {}
+    run.note(ended=ended, failure=failure, exit_status=status, **more)
     sys.exit()  # no answer: its output would go into the run's
 
 
@@ -326,6 +350,38 @@ def disk_is_full(run: Run) -> bool:
 def main_began(unit: str) -> bool:
     """Tell whether the main process of a unit was ever there."""
     return int(runs.property_of(unit, "ExecMainStartTimestampMonotonic") or 0) > 0
+
+
+def seen_of(run: Run) -> dict:
+    """Return what watch_tasks.py left: address -> seconds that its task was silent, and whether the run was ended for it."""
+    try:
+        with (run.folder / "part.json").open(encoding="utf-8") as file:
+            left = json.loads(file.read(MOST_SHOWN))
+        return {"silent": {str(entry): float(seconds) for entry, seconds in left["silent"].items()}, "lost": left["lost"] is True}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {"silent": {}, "lost": False}
+
+
+def amiss(servers: dict[str, str], silent: dict[str, float]) -> dict[str, str]:
+    """Ask the tasks how they are after a failure; return address -> what is amiss, as it follows the task's name.
+
+    ``servers`` is address -> what the gate knew its server by before the run (ready.py's incarnation).
+    """
+    # As root, but in the run's environment: what PYTHONPATH names there is the program's.
+    command = [sys.executable, "-E", "-s", str(GATE), "--json", f"--config={CONFIG}", f"--timeout={ASKED}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * ASKED)
+        tasks = json.loads(done.stdout)["tasks"]
+    except (OSError, ValueError, KeyError, subprocess.TimeoutExpired):
+        return {}
+    found = {entry: f"did not answer for {seconds:.0f} s while the run went on" for entry, seconds in silent.items()}
+    for task in tasks:
+        entry = task["address"]
+        if task["state"] != "answers" and entry in servers:
+            found[entry] = f"does not answer: {task['state']}, {task['reason']}"
+        elif task["incarnation"] != servers.get(entry, task["incarnation"]):
+            found[entry] = "was restarted while the run went on: sessions from before fail for good, a new one works"
+    return found
 
 
 def main_seconds(unit: str) -> float:
@@ -414,6 +470,9 @@ def main() -> None:
             sub.add_argument("--wait", type=float, default=600, help="seconds to wait for another run")
             sub.add_argument("--arguments", default="[]", help="the program's own, as JSON, for they may look like ours")
             sub.add_argument("--training", default="{}", help="what it is a part of, as JSON (plugins/filter/training.py)")
+            sub.add_argument("--servers", default="{}", help="address -> incarnation, as the gate found the tasks, as JSON")
+            sub.add_argument("--missing", action="append", default=[], help="address of a task that the run goes on without")
+            sub.add_argument("--lost", type=float, default=0, help="seconds of a task's silence that end the run; 0: never")
             sub.add_argument("--output-mb", type=float, default=100, help="megabytes of its output that are kept, and its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")
             sub.add_argument("--detach", action="store_true", help="do not name in next what follows the run")

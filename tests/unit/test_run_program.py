@@ -632,7 +632,7 @@ def started(run, monkeypatch, tmp_path):
     monkeypatch.setattr(run_program, "unpack", lambda run: None)
     (run.folder / "run.json").unlink()
 
-    def started(stderr="", task="host:0", wait=600.0, detach=False, trace=False, training=None):
+    def started(stderr="", task="host:0", wait=600.0, detach=False, trace=False, training=None, missing=()):
         commands = []
 
         def pretend(command, **_more):
@@ -644,6 +644,7 @@ def started(run, monkeypatch, tmp_path):
         options = SimpleNamespace(
             run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, arguments='["--", "5 $HOME"]', detach=detach,
             output_mb=0.5, needs_result=False, trace=trace, training=json.dumps(training or {}), hold=False, told=-1,
+            lost=30.0, missing=list(missing), servers='{"10.0.0.1:2222": "00a1"}',
         )  # fmt: skip
         assert run_program.stage(options) == {"next": ["start", run.id]}
         return run_program.start(options), commands[0]
@@ -688,6 +689,69 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     assert "--property=RuntimeMaxSec=60.0" in command
     assert run.read()["limit"] == 60.0
     assert "TF_CLUSTER_TRACE" not in given
+
+
+def test_a_run_may_go_on_without_some_tasks(started, run):
+    _answer, command = started(missing=["10.0.0.1:2222"])
+    given = dict(word.removeprefix("--setenv=").split("=", 1) for word in command if word.startswith("--setenv="))
+    spec = {"worker": ["[fd00::1]:2222"], "host": ["10.0.0.3:2223"]}
+    assert json.loads((run.folder / "config.json").read_text(encoding="utf-8")) == spec
+    assert json.loads(given["TF_CONFIG"])["cluster"] == spec
+    assert given["TF_CLUSTER_MISSING"] == "worker:0"
+    assert run.read()["left_out"] == ["worker:0"]
+    assert run.read()["names"] == {"worker:0": "worker:1", "host:0": "host:0"}
+
+
+def test_a_job_of_which_no_task_is_left_is_not_in_the_spec():
+    spec, names = run_program.spec_without({"worker": ["a:1", "b:1"], "ps": ["c:1"]}, ["c:1"])
+    assert spec == {"worker": ["a:1", "b:1"]}
+    assert names == {"worker:0": "worker:0", "worker:1": "worker:1"}
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Return a function that lets the gate answer so after a failure."""
+
+    def gate(*tasks):
+        names = ("address", "state", "reason", "incarnation")
+        report = json.dumps({"tasks": [dict(zip(names, task, strict=True)) for task in tasks]})
+        done = subprocess.CompletedProcess([], 1, report, "")
+        monkeypatch.setattr(run_program.subprocess, "run", lambda *_words, **_more: done)
+
+    return gate
+
+
+def test_after_a_failure_the_tasks_that_are_amiss_are_noted(run, monkeypatch, gate):
+    servers = {"a:1": "01", "b:1": "02", "c:1": "03", "d:1": "04"}
+    run.note(servers=servers, lost=20)
+    gate(("a:1", "answers", "", "01"), ("b:1", "absent", "nothing listens", ""), ("c:1", "answers", "", "99"),
+         ("d:1", "answers", "", "04"), ("e:1", "absent", "it was left out", ""))  # fmt: skip
+    (run.folder / "part.json").write_text('{"silent": {"d:1": 12.4}, "lost": true}', encoding="utf-8")
+    for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
+        monkeypatch.setenv(name, value)
+    noted = finish(run)
+    assert noted["failure"] == "a task was silent for 20 s, and the program was ended for it (run_lost)"
+    assert noted["amiss"] == {
+        "b:1": "does not answer: absent, nothing listens",
+        "c:1": "was restarted while the run went on: sessions from before fail for good, a new one works",
+        "d:1": "did not answer for 12 s while the run went on",
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "[]", "{}", '{"silent": 1, "lost": true}', '{"silent": {"a": "x"}, "lost": 1}', "[" * 100_000]
+)
+def test_what_the_watch_did_not_leave_is_no_silence(run, text):
+    (run.folder / "part.json").write_text(text, encoding="utf-8")
+    assert run_program.seen_of(run) == {"silent": {}, "lost": False}
+
+
+def test_after_a_good_run_nobody_is_asked(run, monkeypatch):
+    run.note(servers={"a:1": "01"})
+    monkeypatch.setattr(run_program.subprocess, "run", None)
+    for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert "amiss" not in finish(run)
 
 
 def test_a_run_that_is_traced_is_told_so(started, run):
@@ -771,7 +835,7 @@ def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
     (run.folder / "run.json").unlink()
     options = SimpleNamespace(
         run=run.id, program="demo.py", task="host:0", timeout=60.0, wait=1.0, arguments="[]", detach=True, output_mb=0.5,
-        needs_result=False, trace=False, training="{}", hold=True,
+        needs_result=False, trace=False, training="{}", hold=True, lost=0.0, missing=[], servers="{}",
     )  # fmt: skip
     monkeypatch.setattr(run_program, "launch", lambda _run: pytest.fail("started"))
     assert run_program.stage(options) == {}

@@ -67,6 +67,12 @@ def make_verdict(folder: Path, facts: dict) -> dict:
         **{f"{task}: ": collected_note(place) for task, place in parts_of(folder, outcome).items()},
     }
     failures += [f"{task}{noted['uncollected']}." for task, noted in whose.items() if noted.get("uncollected")]
+    amiss = outcome.get("amiss") or {}
+    failures += [
+        f"{task['task']} on machine {task['machine']} ({task['address']}) {amiss[task['address']]}."
+        for task in facts["tasks"]
+        if task["address"] in amiss
+    ]
     result = None
     try:
         result = None if too_large(folder / "result.json") else read_result(folder / "result.json")
