@@ -35,7 +35,7 @@ def program_problems(program, data=()):
     path, data = Path(program or "."), [data] if isinstance(data, str) else data
     if not program:
         return ["The variable program is not set: name a Python file or a folder with main.py, as in -e program=my_program.py"]
-    if not path.exists():
+    if not _exists(path):
         return [f"The variable program is {program}, which does not exist on the controller."]
     entry = path / program_entry(program) if path.is_dir() else path
     if not entry.is_file():
@@ -43,7 +43,7 @@ def program_problems(program, data=()):
     problems = [
         f"The variable program_data has {item}, which does not exist on the controller."
         for item in data
-        if not Path(item).exists()
+        if not _exists(Path(item))
     ]
     files = path.rglob("*.py") if path.is_dir() else [path]
     return problems + [sentence for file in sorted(files) if (sentence := _syntax_problem(file))]
@@ -51,12 +51,20 @@ def program_problems(program, data=()):
 
 def task_problems(task, cluster):
     """Return what keeps a program from being a task of the cluster, a sentence each."""
-    if task not in cluster["tasks"]:
+    if not isinstance(task, str) or task not in cluster["tasks"]:
         return [f"The variable run_task is {task!r}, which is no task of the cluster: add its machine to the group of its job."]
     own = next(found for found in cluster["machines"][cluster["tasks"][task]] if f"{found['job']}:{found['index']}" == task)
     if own["standing"]:
         return [f"The variable run_task is {task!r}, which is a server of its own: name a task of the job host or chief."]
     return []
+
+
+def _exists(path):
+    """Tell whether there is such a file; a name that no file can have (too long, say) is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _syntax_problem(path):
@@ -68,12 +76,17 @@ def _syntax_problem(path):
     return ""
 
 
+def _stem(program):
+    """Return the name of a program without its ending; nothing where no file can have that name."""
+    try:
+        return Path(program).resolve().stem if program else ""
+    except (OSError, ValueError, RuntimeError):
+        return ""
+
+
 def run_name(program, output, name=""):
     """Return a run's id, folder and beginning: the id sorts by time, never comes twice and is safe in a path."""
-    stem = (
-        re.sub(r"[^A-Za-z0-9_-]+", "-", str(name) or (Path(program).resolve().stem if program else "")).strip("-")[:40]
-        or "program"
-    )
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", str(name) or _stem(program)).strip("-")[:40] or "program"
     run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{stem}-{secrets.token_hex(2)}"
     return {"id": run_id, "folder": str(Path(output).resolve() / run_id), "since": time.time() - 1}
 
