@@ -95,6 +95,27 @@ def verdict(folder):
     return json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
 
 
+class Faults:
+    """What became of each fault that was tried, for the table that ``make test-faults`` prints."""
+
+    def __init__(self):
+        self.rows = []
+
+    def note(self, fault, seconds, lost, how):
+        """Note a fault: ``seconds`` until it was noticed or mended, what was ``lost``, and ``how`` it ended."""
+        self.rows.append({"fault": fault, "seconds": round(seconds, 1), "lost": lost, "how": how})
+
+
+@pytest.fixture(scope="session")
+def faults():
+    """Return what faults are noted in; at the end they are added to .cache/faults.json."""
+    found, path = Faults(), ROOT / ".cache/faults.json"
+    yield found
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(rows + found.rows, indent=1), encoding="utf-8")
+
+
 @pytest.fixture(scope="session")
 def cluster():
     """Return the cluster."""
