@@ -36,7 +36,10 @@ def split_address(entry: str) -> tuple[str, int]:
     bare = re.fullmatch(r"\[([^\[\]]+)\]|([^\[\]:]+)", address)
     if not bare:
         raise ConfigError(f"{entry!r} has an IPv6 address without brackets: write '[{address.strip('[]')}]:{port}'")
-    return bare[1] or bare[2], int(port)
+    name = bare[1] or bare[2]
+    if not re.fullmatch(r"[A-Za-z0-9._%:-]+", name):
+        raise ConfigError(f"{entry!r} has {name!r} for an address: letters, digits, '.', '_' and '-' make a name")
+    return name, int(port)
 
 
 def load(path: str | Path) -> dict[str, list[str]]:
@@ -66,6 +69,8 @@ def check(spec: object, path: str | Path) -> None:
         raise ConfigError(f"{path} is not a cluster spec: {form}")
     seen: dict[str, str] = {}
     for job, tasks in spec.items():
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", job):  # TensorFlow's own rule
+            raise ConfigError(f"{path}: {job!r} cannot name a job: letters, digits and '_' can")
         if not isinstance(tasks, list) or not tasks:
             raise ConfigError(f"{path}: job {job!r} is not a list of tasks: {form}")
         for index, entry in enumerate(tasks):

@@ -12,6 +12,8 @@ after SIGTERM or SIGINT, 1 if the server could not start, 2 if the configuration
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -61,6 +63,15 @@ def server_def(spec: dict[str, list[str]], options: argparse.Namespace) -> bytes
     return message.SerializeToString()
 
 
+def inputs() -> str:
+    """Return the digest of the files that this task is started with (see plugins/filter/task_environments.py)."""
+    found = hashlib.sha256()
+    for path in os.environ.get("TF_TASK_FILES", "").split():
+        with contextlib.suppress(OSError):  # then it is another digest, and site.yml mends the file
+            found.update(Path(path).read_bytes())
+    return found.hexdigest()[:12]
+
+
 def notify(text: str) -> None:
     """Tell systemd, if it is there (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
@@ -82,7 +93,7 @@ def leave_card(spec: dict[str, list[str]], options: argparse.Namespace, version:
 
 def main() -> None:
     """Start the server, say so, and wait for the signal to end."""
-    begun = time.monotonic()
+    begun, started_with = time.monotonic(), inputs()
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before the library's threads, which inherit it
     options = arguments()
@@ -102,7 +113,7 @@ def main() -> None:
         cluster_config.fail(f"{options.job}:{options.task} could not start on {entry}: {error}", 1)
     leave_card(spec, options, library.version)
     name = f"{options.job}:{options.task} listens on {entry}, TensorFlow {library.version}"
-    notify(f"READY=1\nSTATUS={name}, inputs {os.environ.get('TF_TASK_INPUTS', 'unknown')}")
+    notify(f"READY=1\nSTATUS={name}, inputs {started_with}")
     print(f"{name}, after {time.monotonic() - begun:.2f} s", flush=True)
     received = signal.sigwait(signals)
     notify("STOPPING=1")

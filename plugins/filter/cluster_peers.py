@@ -22,6 +22,9 @@ _value:
 
 def cluster_peers(cluster, more=()):
     """Return the addresses by which the machines of a cluster are seen; ValueError for a name without any."""
+    more = [item.strip() for item in more.split(",") if item.strip()] if isinstance(more, str) else more or []
+    if not isinstance(more, (list, tuple)):
+        raise ValueError(f"The variable firewall_more_peers is {more!r}: make it a list of addresses.")
     given = [tasks[0]["address"].strip("[]") for tasks in cluster["machines"].values()]
     addresses = {found for text in [*given, *map(str, more)] for found in _addresses(text)}
     by_version = {4: [], 6: []}
@@ -37,10 +40,11 @@ def _addresses(text):
         pass
     try:
         found = {entry[4][0].partition("%")[0] for entry in socket.getaddrinfo(text, None, type=socket.SOCK_STREAM)}
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: it cannot even be asked for
+        reason = getattr(error, "strerror", None) or "it is none"
         raise ValueError(
-            f"The address {text} is a name that the controller cannot resolve ({error.strerror}), and the firewall needs "
-            "addresses: set tf_address to one."
+            f"The address {text!r} is a name that the controller cannot resolve ({reason}), and the firewall needs "
+            "addresses: set tf_address (or firewall_more_peers) to one."
         ) from None
     return [ipaddress.ip_address(address) for address in found]
 
@@ -65,8 +69,14 @@ def tunnel_keys(states, machines):
 
 def cluster_ports(tasks, offset=1000):
     """Return the ports of tasks and of their parts of a training (see the filter training), in order."""
+    try:
+        offset = int(offset)
+    except (TypeError, ValueError, OverflowError):
+        offset = 0
+    if not 1 <= offset <= 65535:
+        raise ValueError("The variable train_port_offset is not a number from 1 to 65535: make it one, or leave it out.")
     own = {task["port"] for task in tasks}
-    trained = {task["port"] + times * int(offset) for task in tasks if task["job"] in ("chief", "worker") for times in (1, 2)}
+    trained = {task["port"] + times * offset for task in tasks if task["job"] in ("chief", "worker") for times in (1, 2)}
     return sorted(port for port in own | trained if port <= 65535)
 
 

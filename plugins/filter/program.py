@@ -54,7 +54,7 @@ def program_problems(program, given=None):
     data = [data] if isinstance(data, str) else data
     if not program:
         return ["The variable program is not set: name a Python file or a folder with main.py, as in -e program=my_program.py"]
-    if not path.exists():
+    if not _exists(path):
         return [f"The variable program is {program}, which does not exist on the controller."]
     if not path.is_dir() and not path.is_file():
         return [f"The variable program is {program}, which is neither a file nor a folder."]
@@ -64,7 +64,7 @@ def program_problems(program, given=None):
     problems = [
         f"The variable program_data has {item}, which does not exist on the controller."
         for item in data
-        if not Path(item).exists()
+        if not _exists(Path(item))
     ]
     problems += _name_problems(path, data) + _given_problems(given)
     files = sorted(_sources(path)) if path.is_dir() else [path]
@@ -103,7 +103,7 @@ def _given_problems(given):
 
 def task_problems(task, cluster):
     """Return what keeps a program from being a task of the cluster, a sentence each."""
-    if task not in cluster["tasks"]:
+    if not isinstance(task, str) or task not in cluster["tasks"]:
         return [f"The variable run_task is {task!r}, which is no task of the cluster: add its machine to the group of its job."]
     own = next(found for found in cluster["machines"][cluster["tasks"][task]] if f"{found['job']}:{found['index']}" == task)
     if own["standing"]:
@@ -116,6 +116,14 @@ def _sources(folder):
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
         yield from (Path(place, name) for name in files if name.endswith(".py") and Path(place, name).is_file())
+
+
+def _exists(path):
+    """Tell whether there is such a file; a name that no file can have (too long, say) is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _syntax_problem(path):
@@ -133,12 +141,17 @@ def _syntax_problem(path):
     return ""
 
 
+def _stem(program):
+    """Return the name of a program without its ending; nothing where no file can have that name."""
+    try:
+        return Path(os.path.abspath(program)).stem if program else ""
+    except (OSError, ValueError, RuntimeError):
+        return ""
+
+
 def run_name(program, output, name=""):
     """Return a run's id, folder and beginning: the id sorts by time, never comes twice and is safe in a path."""
-    stem = (
-        re.sub(r"[^A-Za-z0-9_-]+", "-", str(name) or (Path(os.path.abspath(program)).stem if program else "")).strip("-")[:40]
-        or "program"
-    )
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", str(name) or _stem(program)).strip("-")[:40] or "program"
     run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{stem}-{secrets.token_hex(2)}"
     return {"id": run_id, "folder": str(Path(output).resolve() / run_id), "since": time.time() - 1}
 

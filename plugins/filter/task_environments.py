@@ -10,12 +10,14 @@ name: task_environments
 short_description: Work out the environment file of each task
 options:
   _input: {description: Tasks of a machine as worked out by the filter cluster_spec, type: list, required: true}
-  inputs: {description: Text of all that the tasks have in common; a change of it restarts them, type: str, required: true}
+  files: {description: Files that all tasks are started with (C(path) and C(content)), type: list, required: true}
+  packages: {description: A text that stands for the packages that they run with, type: str}
 """
 
 RETURN = """
 _value:
-  description: A list of C(name), C(inputs) (changes when anything that the task is started with changes) and C(file).
+  description: A list of C(name), C(files), and C(inputs), the digest of the files that the task is started with. The server
+    takes the same of those that it finds (files/create_server.py), so what was started with others is told from what was not.
   type: list
 """
 
@@ -25,12 +27,12 @@ SHARED_DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 NODES_UNIT = "tf-gpu-nodes.service"
 
 
-def task_environments(tasks, inputs):
+def task_environments(tasks, files, packages=""):
     """Return, for each task, its name, the digest of its inputs and its files."""
-    return [_environment(task, inputs) for task in tasks]
+    return [_environment(task, files, packages) for task in tasks]
 
 
-def _environment(task, common):
+def _environment(task, common, packages):
     options = {name: value for name, value in task["options"].items() if name != "gpus"}
     lines = [f"TF_TASK_JOB={task['job']}", f"TF_TASK_INDEX={task['index']}"]
     lines += [f'TF_TASK_{name.upper()}="{_text(value)}"' for name, value in sorted(options.items())]
@@ -38,15 +40,13 @@ def _environment(task, common):
     lines.append(f"TF_TASK_GPUS={len(task['options'].get('gpus', []))}")
     lines += ["CUDA_DEVICE_ORDER=PCI_BUS_ID", f'CUDA_VISIBLE_DEVICES="{",".join(gpu["uuid"] for gpu in task["gpus"])}"']
     devices = _device_files(task)
-    inputs = hashlib.sha256("\n".join([*lines, common, *(file["content"] for file in devices[:1])]).encode()).hexdigest()[:12]
-    content = "\n".join(
-        ["# Written by Ansible. What this task's server is started with.", *lines, f"TF_TASK_INPUTS={inputs}", ""]
-    )
-    return {
-        "name": task["name"],
-        "inputs": inputs,
-        "files": [{"path": f"{FOLDER}/{task['name']}.env", "content": content}, *devices],
-    }
+    path = f"{FOLDER}/{task['name']}.env"
+    # The devices of its server's unit, not those of a training's.
+    paths = [path, *(file["path"] for file in [*common, *devices[:1]])]
+    lines += [f'TF_TASK_PACKAGES="{_text(packages)}"', f'TF_TASK_FILES="{" ".join(paths)}"']
+    own = {"path": path, "content": "\n".join(["# Written by Ansible. What this task's server is started with.", *lines, ""])}
+    inputs = hashlib.sha256("".join(file["content"] for file in [own, *common, *devices[:1]]).encode()).hexdigest()[:12]
+    return {"name": task["name"], "inputs": inputs, "files": [own, *devices]}
 
 
 def _device_files(task):

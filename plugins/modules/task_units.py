@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
@@ -11,7 +13,7 @@ short_description: Start, restart and stop the units of a machine's tasks
 description:
   - Enables and starts the unit instances of O(tasks), all at once, and disables and stops the others.
   - A task that runs is restarted only if it was started with other inputs than it should have. The server tells
-    systemd its inputs when it is ready, so this holds also after an interrupted play.
+    systemd its inputs when it is ready, so this holds also after an interrupted play. A masked unit is unmasked.
   - Supports check mode.
 options:
   template:
@@ -26,6 +28,11 @@ options:
     description: Instance of the unit (C(worker-0)) -> a text that stands for the task's inputs; it changes when they do.
     type: dict
     required: true
+  drop_ins:
+    description: Names of the project's own drop-ins. Where a task does not start, others that change its unit are named.
+    type: list
+    elements: str
+    default: [confined.conf, firewall.conf, gpus.conf]
   reload:
     description: Whether a unit file has changed.
     type: bool
@@ -96,7 +103,9 @@ class Systemd:
         """Return the properties of the units."""
         if not units:
             return {}
-        out = self.run("show", "--property=Id,ActiveState,UnitFileState,StatusText,NeedDaemonReload", *units)[1]
+        out = self.run(
+            "show", "--property=Id,ActiveState,UnitFileState,StatusText,NeedDaemonReload,FragmentPath,DropInPaths", *units
+        )[1]
         return parse_show(out)
 
     def instances(self, template):
@@ -115,6 +124,7 @@ def main():
             "template": {"type": "str", "default": "tf-server@.service"},
             "target": {"type": "str", "default": "tf-cluster.target"},
             "tasks": {"type": "dict", "required": True},
+            "drop_ins": {"type": "list", "elements": "str", "default": ["confined.conf", "firewall.conf", "gpus.conf"]},
             "reload": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -130,7 +140,10 @@ def main():
     if wanted and is_target.get("ActiveState") != "active":
         start.append(target)
     reload = module.params["reload"] or any(unit.get("NeedDaemonReload") == "yes" for unit in [*found.values(), is_target])
+    masked = [unit for unit in wanted if found.get(unit, {}).get("UnitFileState", "").startswith("masked")]
     if not module.check_mode:
+        if masked:
+            systemd.run("unmask", *masked)
         if reload:
             systemd.run("daemon-reload")
         if stop:
@@ -141,14 +154,14 @@ def main():
         if restart:
             systemd.run("stop", *restart)  # all of them first: one may get the port that another had
         if (start or restart) and systemd.run("start", *start, *restart, check=False)[0]:
-            module.fail_json(msg=complaint(module, systemd, wanted))
+            module.fail_json(msg=complaint(module, systemd, wanted, template, module.params["drop_ins"]))
     module.exit_json(
         changed=bool(enable or start or restart or stop), started=start, restarted=restart, stopped=stop, enabled=enable
     )
 
 
-def complaint(module, systemd, wanted):
-    """Say which tasks did not start, each with the last words of its journal."""
+def complaint(module, systemd, wanted, template, drop_ins):
+    """Say which tasks did not start, each with the last words of its journal, and whose files change its unit."""
     sentences = []
     for unit, properties in systemd.show(list(wanted)).items():
         if properties.get("ActiveState") != "active":
@@ -156,6 +169,10 @@ def complaint(module, systemd, wanted):
             lines = module.run_command(journal)[1].splitlines()
             own = [line for line in lines if line.startswith("create_server.py: ")] or lines
             sentences.append(f"{unit} did not start: {own[-1] if own else 'its journal is empty'}")
+            paths = [properties.get("FragmentPath", ""), *properties.get("DropInPaths", "").split()]
+            others = [path for path in paths if path and os.path.basename(path) not in (template, *drop_ins)]
+            if others:
+                sentences.append(f"It is changed by {' and '.join(others)}, not this project's: mend or remove that.")
     return " ".join(sentences) or "systemd could not start the tasks"
 
 

@@ -38,7 +38,7 @@ def test_a_second_task_comes_and_goes(cluster, changed_inventory):
 
 def test_a_task_that_was_started_with_other_inputs_is_restarted(cluster):
     """As after a site.yml that was interrupted between writing and restarting."""
-    cluster.shell("test-worker-0", "sed -i s/INPUTS=.*/INPUTS=old/ /etc/tf-cluster/tasks/worker-0.env")
+    cluster.shell("test-worker-0", "sed -i s/PACKAGES=.*/PACKAGES=old/ /etc/tf-cluster/tasks/worker-0.env")
     cluster.shell("test-worker-0", "systemctl restart tf-server@worker-0")
     before = cluster.pids()
     assert cluster.playbook("site.yml").returncode == 0

@@ -25,7 +25,7 @@ def test_a_name_counts_with_its_addresses():
 
 
 def test_a_name_that_nobody_knows_is_an_error():
-    with pytest.raises(ValueError, match=r"no-such-machine\.invalid is a name .* set tf_address"):
+    with pytest.raises(ValueError, match=r"no-such-machine\.invalid' is a name .* set tf_address"):
         filters.cluster_peers(cluster("no-such-machine.invalid"))
 
 

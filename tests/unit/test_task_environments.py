@@ -17,9 +17,9 @@ def tasks(*options):
     ]
 
 
-def environments(*options, common="spec"):
+def environments(*options, common="spec", packages="3f2a"):
     """Return the environments of worker tasks with these options."""
-    return filters.task_environments(tasks(*options), common)
+    return filters.task_environments(tasks(*options), [{"path": "/etc/tf-cluster/config.json", "content": common}], packages)
 
 
 def variables(environment):
@@ -40,7 +40,8 @@ def test_a_task_is_told_its_name_and_its_options():
         "TF_TASK_GPUS": "0",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": "",
-        "TF_TASK_INPUTS": environment["inputs"],
+        "TF_TASK_PACKAGES": "3f2a",
+        "TF_TASK_FILES": "/etc/tf-cluster/tasks/worker-0.env /etc/tf-cluster/config.json",
     }
 
 
@@ -76,6 +77,26 @@ def test_a_change_of_what_they_have_in_common_changes_all():
     assert not {task["inputs"] for task in before} & {task["inputs"] for task in after}
 
 
+def test_other_packages_change_all():
+    before, after = environments({}, {}), environments({}, {}, packages="99c1")
+    assert not {task["inputs"] for task in before} & {task["inputs"] for task in after}
+
+
+def test_the_server_takes_the_same_digest_of_the_files_that_it_finds(tmp_path, monkeypatch):
+    [environment] = environments({"note": "é"}, common='{"worker": ["é:2222"]}\n')
+    [own] = environment["files"]
+    paths = [tmp_path / "own", tmp_path / "config.json"]
+    for path, content in zip(paths, (own["content"], '{"worker": ["é:2222"]}\n')):
+        path.write_text(content, encoding="utf-8")
+    monkeypatch.setenv("TF_TASK_FILES", " ".join(map(str, paths)))
+    server = load("files/create_server.py")
+    assert server.inputs() == environment["inputs"]
+    paths[1].write_text("edited", encoding="utf-8")
+    assert server.inputs() != environment["inputs"]
+    paths[1].unlink()
+    assert server.inputs() != environment["inputs"]
+
+
 def test_a_task_more_changes_no_other():
     assert environments({}, {}, {})[:2] == environments({}, {})
 
@@ -87,14 +108,14 @@ def test_the_order_of_the_options_does_not_matter():
 
 def test_the_options_of_a_task_are_left_as_they_were():
     given = tasks({"note": "1"})
-    filters.task_environments(given, "")
+    filters.task_environments(given, [])
     assert given == tasks({"note": "1"})
 
 
 def with_gpus(gpus, **changes):
     """Return the environment of a task with these GPUs."""
     [task] = tasks({})
-    return filters.task_environments([{**task, **changes, "gpus": gpus}], "spec")[0]
+    return filters.task_environments([{**task, **changes, "gpus": gpus}], [])[0]
 
 
 def test_a_task_gets_its_gpus_by_uuid_and_their_devices_alone():

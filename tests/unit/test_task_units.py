@@ -153,5 +153,23 @@ def test_a_task_that_did_not_start_is_named_with_the_servers_own_words():
     failed = "Id=tf-server@worker-0.service\nActiveState=failed\n\nId=tf-server@worker-1.service\nActiveState=active\n"
     said = "create_server.py: port 2222 is taken by nginx\nMain process exited, code=exited, status=1/FAILURE\n"
     module = Recorder({"show": (0, failed, ""), "--unit": (0, said, "")})
-    sentence = task_units.complaint(module, task_units.Systemd(module), {UNIT: "", OTHER: ""})
-    assert sentence == f"{UNIT} did not start: create_server.py: port 2222 is taken by nginx"
+    assert complaint(module) == f"{UNIT} did not start: create_server.py: port 2222 is taken by nginx"
+
+
+def complaint(module):
+    """Return what is said of two tasks that were to start."""
+    wanted = {UNIT: "", OTHER: ""}
+    return task_units.complaint(module, task_units.Systemd(module), wanted, "tf-server@.service", ["confined.conf"])
+
+
+def test_a_file_of_somebody_elses_that_changes_the_unit_is_named():
+    ours = (
+        "FragmentPath=/etc/systemd/system/tf-server@.service\nDropInPaths=/etc/systemd/system/tf-server@.service.d/confined.conf"
+    )
+    theirs = f"/etc/systemd/system/{UNIT}.d/override.conf"
+    for paths, words in (
+        (ours, ""),
+        (f"{ours} {theirs}", f" It is changed by {theirs}, not this project's: mend or remove that."),
+    ):
+        module = Recorder({"show": (0, f"Id={UNIT}\nActiveState=failed\n{paths}\n", ""), "--unit": (0, "failed", "")})
+        assert complaint(module) == f"{UNIT} did not start: failed{words}"

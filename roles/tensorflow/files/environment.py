@@ -1,0 +1,129 @@
+"""The environment that TensorFlow lies in: tell whether it is whole, or make it anew. Runs on the machine, as root.
+
+    python3 - look '{"venv": "/opt/tf-cluster/venv", "made_of": "..."}'
+    python3 - make '{..., "tar": PATH, "python": PATH, "sync": ["./uv", ...], "settings": {...}, "timeout": 1800}'
+
+``made-of`` in the environment holds what it was made of, and a digest of its files as they were then. An environment is made
+beside the one that is there and takes its place in one step: whoever interrupts leaves the old one or the new one, never half of
+one, and what is left beside it goes with the next call. A lock lets one call at a time do that. Answers with one JSON object:
+``id`` (another one after each making), ``whole``, ``made``, and ``failure``, a sentence.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+LOCK = "/run/tf-cluster-install.lock"
+# The note itself, the role server's file, and a lock of uv's.
+NOT_COUNTED = ("made-of", "tf-cluster.pth", ".lock")
+
+
+def main() -> None:
+    """Answer."""
+    plan = json.loads(sys.argv[2])
+    try:
+        print(json.dumps(look(plan) if sys.argv[1] == "look" else make(plan)))
+    except (OSError, tarfile.TarError) as error:
+        print(json.dumps({"failure": f"The packages could not be installed in {plan['venv']}: {error}"}))
+
+
+def look(plan: dict) -> dict:
+    """Tell whether the environment is made of what it should be, each file of it as it was then."""
+    try:
+        noted = (Path(plan["venv"]) / "made-of").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        noted = ""
+    made_of, _line, found = noted.rpartition("\n")
+    return {"whole": made_of == plan["made_of"] and found == digest(plan["venv"]), "id": found}
+
+
+def digest(folder: str) -> str:
+    """Return a digest of the paths, sizes and times of all files below a folder; reading them all would take seconds."""
+    lines = []
+    for place, _folders, names in os.walk(folder):
+        for name in names:
+            if name not in NOT_COUNTED and ".opt-" not in name:  # what root's python -O would leave
+                path = os.path.join(place, name)
+                found = os.lstat(path)
+                lines.append(f"{os.path.relpath(place, folder)}/{name} {found.st_size} {int(found.st_mtime)}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def make(plan: dict) -> dict:
+    """Make the environment, unless another call did while this one waited for it."""
+    deadline = time.monotonic() + plan["timeout"]
+    with open(LOCK, "w", encoding="utf-8") as lock:
+        if not taken(lock, deadline):
+            return {"failure": f"Another site.yml has been installing packages here for {plan['timeout']} s: see what it does."}
+        found = look(plan)
+        done = {**found, "made": False} if found["whole"] else install(plan, deadline)
+        for sent in Path(plan["tar"]).parent.glob("*.tar"):  # those of interrupted calls as well
+            sent.unlink(missing_ok=True)
+        return done
+
+
+def taken(lock, deadline: float) -> bool:
+    """Take the lock, by the deadline; it falls with the process, however that ends."""
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.5)
+
+
+def install(plan: dict, deadline: float) -> dict:
+    """Unpack, install beside, and put it in place."""
+    os.umask(0o022)  # for all to read, whatever root's own files are like here
+    venv, work = Path(plan["venv"]), Path(plan["tar"]).parent / "work"
+    remove(work)
+    work.mkdir()
+    with tarfile.open(plan["tar"]) as packed:
+        packed.extractall(work)
+    os.remove(plan["tar"])  # at once, for the room that it takes
+    fresh = work / "venv"
+    # uv's cache lies beside the environment while it installs, so that files are linked, not copied.
+    settings = {**os.environ, **plan["settings"], "VIRTUAL_ENV": str(fresh), "UV_CACHE_DIR": str(work / "cache")}
+    for command in (
+        ["./uv", "venv", "--quiet", "--relocatable", "--no-python-downloads", "--python", plan["python"], str(fresh)],
+        plan["sync"],
+    ):
+        try:
+            done = subprocess.run(
+                command, cwd=work, env=settings, capture_output=True, text=True, check=False,
+                timeout=max(1, deadline - time.monotonic()), stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return {"failure": f"'{' '.join(command[:3])}' did not end within {plan['timeout']} s (tensorflow_timeout)."}
+        if done.returncode:
+            return {"failure": f"'{' '.join(command[:3])}' failed: {' '.join(done.stderr.split())[-1500:]}"}
+    made = digest(str(fresh))
+    (fresh / "made-of").write_text(f"{plan['made_of']}\n{made}", encoding="utf-8")
+    os.sync()  # a machine that loses its power keeps files of length 0 otherwise
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(venv, work / "old")
+    os.rename(fresh, venv)
+    remove(work)
+    return {"whole": True, "made": True, "id": made}
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, or a file in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

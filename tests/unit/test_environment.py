@@ -1,0 +1,138 @@
+"""environment.py: whether the environment is whole is noticed, and one is made beside the other or not at all."""
+
+import fcntl
+import json
+import os
+import sys
+import tarfile
+
+import pytest
+from project import call, load
+
+MADE_OF = "locked Python 3.11"
+# Stands for uv: makes an environment with two files, or does what its list of packages says.
+UV = """#!/bin/sh
+case "$1" in
+venv) for last; do true; done; mkdir -p "$last/lib"; ln -s /usr/bin/python3 "$last/python" ;;
+pip) . ./requirements.txt; echo 1 > "$VIRTUAL_ENV/lib/a.py"; echo 22 > "$VIRTUAL_ENV/lib/b.py" ;;
+esac
+"""
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    """Return a plan whose packages lie ready."""
+    monkeypatch.setattr(environment, "LOCK", str(tmp_path / "lock"))
+    (tmp_path / "opt/packages").mkdir(parents=True)
+    plan = {
+        "venv": str(tmp_path / "opt/venv"), "made_of": MADE_OF, "tar": str(tmp_path / "opt/packages/wheels.tar"),
+        "python": "python3", "sync": ["./uv", "pip", "sync"], "settings": {}, "timeout": 5,
+    }  # fmt: skip
+    send(plan)
+    return plan
+
+
+environment = load("roles/tensorflow/files/environment.py")
+
+
+def send(plan, requirements=""):
+    """Put the packages where they are sent to."""
+    with tarfile.open(plan["tar"], "w") as tar:
+        for name, text in (("uv", UV), ("requirements.txt", requirements)):
+            path = os.path.join(os.path.dirname(plan["tar"]), "..", name)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(path, 0o755)
+            tar.add(path, name)
+
+
+def left(plan):
+    """Return what lies in the folder for packages."""
+    return os.listdir(os.path.dirname(plan["tar"]))
+
+
+def test_an_environment_is_made_and_found_whole(plan):
+    assert environment.look(plan) == {"whole": False, "id": ""}
+    made = environment.make(plan)
+    assert made == {"whole": True, "made": True, "id": environment.digest(plan["venv"])}
+    assert environment.look(plan) == {"whole": True, "id": made["id"]}
+    assert left(plan) == []
+
+
+def test_one_that_is_whole_is_not_made_again(plan):
+    """As when two calls wanted it at once: the second finds what it waited for."""
+    environment.make(plan)
+    send(plan)
+    assert environment.make(plan)["made"] is False
+    assert left(plan) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda venv: (venv / "lib/a.py").unlink(),
+        lambda venv: (venv / "lib/b.py").write_bytes(b""),
+        lambda venv: (venv / "lib/c.py").write_bytes(b"more"),
+        lambda venv: os.utime(venv / "lib/a.py", (1, 1)),
+        lambda venv: (venv / "made-of").unlink(),
+        lambda venv: (venv / "made-of").write_bytes(b"\xff"),
+        lambda venv: (venv / "python").unlink(),
+        lambda venv: venv.rename(venv.parent / "away"),
+        lambda venv: (venv.rename(venv.parent / "away"), venv.write_text("a file")),
+    ],
+)
+def test_damage_is_noticed_and_mended(plan, tmp_path, damage):
+    environment.make(plan)
+    damage(tmp_path / "opt/venv")
+    assert environment.look(plan)["whole"] is False
+    send(plan)
+    assert environment.make(plan)["made"] is True
+    assert environment.look(plan)["whole"] is True
+
+
+@pytest.mark.parametrize("name", ["lib/tf-cluster.pth", "lib/a.cpython-311.opt-1.pyc", ".lock"])
+def test_what_others_leave_is_no_damage(plan, tmp_path, name):
+    environment.make(plan)
+    (tmp_path / "opt/venv" / name).write_text("/opt/tf-cluster/lib\n", encoding="utf-8")
+    assert environment.look(plan)["whole"] is True
+
+
+def test_other_packages_are_noticed(plan):
+    environment.make(plan)
+    assert environment.look({**plan, "made_of": "another list"})["whole"] is False
+
+
+def test_each_making_has_an_id_of_its_own(plan, tmp_path):
+    first = environment.make(plan)["id"]
+    (tmp_path / "opt/venv/lib/a.py").unlink()
+    send(plan, "sleep 1.1")
+    assert environment.make(plan)["id"] != first
+
+
+@pytest.mark.parametrize(
+    ("requirements", "words"), [("echo no such package >&2; exit 2", "no such package"), ("sleep 9", "did not end within 1 s")]
+)
+def test_a_failure_is_a_sentence_and_leaves_the_old_environment(plan, requirements, words):
+    environment.make(plan)
+    send(plan, requirements)
+    assert words in environment.make({**plan, "made_of": "another list", "timeout": 1})["failure"]
+    assert environment.look(plan)["whole"] is True
+    send(plan)
+    assert environment.make({**plan, "made_of": "another list"})["made"] is True
+    assert left(plan) == []
+
+
+def test_a_call_that_waits_too_long_for_another_says_so(plan):
+    with open(environment.LOCK, "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "Another site.yml" in environment.make({**plan, "timeout": 0})["failure"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a tar file"])
+def test_packages_that_did_not_arrive_are_a_sentence(plan, content):
+    os.unlink(plan["tar"])
+    if content is not None:
+        with open(plan["tar"], "wb") as file:
+            file.write(content)
+    done = call("roles/tensorflow/files/environment.py", "make", json.dumps(plan), python=(sys.executable,))
+    assert "could not be installed" in json.loads(done.stdout)["failure"]

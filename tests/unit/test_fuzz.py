@@ -1,0 +1,258 @@
+"""What comes from outside, at random: a clear error or a right answer, never a traceback, never a file outside its folder.
+
+The same examples each time (derandomize): what fails here fails everywhere.
+"""
+
+import io
+import ipaddress
+import json
+import os
+import re
+import socket
+import sys
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from project import call, load
+
+cluster_config = load("files/cluster_config.py")
+cluster_spec = load("plugins/filter/cluster_spec.py")
+cluster_peers = load("plugins/filter/cluster_peers.py")
+program = load("plugins/filter/program.py")
+report = load("roles/report/files/report.py")
+runs = load("files/runs.py")
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=150)
+settings.load_profile("fixed")
+
+# Any text, with what is troublesome in paths, shells, JSON and logs more often than by chance.
+TROUBLE = [
+    "",
+    " ",
+    "..",
+    "../",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "a\nb",
+    "a\0b",
+    "'",
+    '"',
+    "$(id)",
+    "; id",
+    "-rf",
+    "~",
+    "%s",
+    "{{ 7 }}",
+]
+TROUBLE += ["안녕하세요", "x" * 300, "한" * 300, "\u202e", "\ud800", "<script>", "\x1b[31m"]
+texts = st.one_of(st.sampled_from(TROUBLE), st.text(max_size=20), st.text(alphabet="a./-_ \n'\"가", max_size=12))
+leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts)
+values = st.recursive(
+    leaves, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)), max_leaves=8
+)
+ports = st.one_of(st.integers(-1, 70000), st.sampled_from([0, 1, 2222, 65535, 65536]))
+addresses = st.one_of(texts, st.sampled_from(["10.0.0.5", "10.0.0.6", "gpu-1", "[::1]", "fd00::7", "[fd00::7]", "localhost"]))
+entries = st.one_of(st.builds("{}:{}".format, addresses, ports), values)
+names = st.one_of(st.sampled_from(["worker", "host", "ps", "chief"]), texts)
+near_specs = st.dictionaries(names, st.lists(st.builds("{}:{}".format, addresses, st.integers(1, 65535)), min_size=1, max_size=3))
+specs = st.one_of(near_specs, st.dictionaries(names, st.one_of(st.lists(entries, max_size=3), values), max_size=3))
+# What may stand in a file that is to hold JSON: JSON of any kind, with its end cut off, or no JSON at all.
+documents = st.one_of(
+    st.one_of(specs, values).map(lambda value: json.dumps(value).encode()),
+    st.one_of(specs, values).map(lambda value: json.dumps(value).encode()[:-1]),
+    st.binary(max_size=40),
+    st.sampled_from([b"", b"[" * 100_000, b'{"a":' * 100_000, b"1e999", b"NaN", b"1" * 5000, b"\xef\xbb\xbf{}", b'"\\ud800"']),
+)
+
+
+def a_sentence(text):
+    """Tell whether this is what a person can be told: one line, and nothing of Python's own."""
+    return bool(text.strip()) and "\n" not in text.strip() and "Traceback" not in text
+
+
+def outcome(error, function, *words):
+    """Return what a function returns, or the sentence of its own error; any other comes through."""
+    try:
+        return function(*words), ""
+    except error as said:
+        return None, str(said)
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """Return a folder for the examples of a test."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@given(content=documents)
+def test_a_config(folder, content):
+    (folder / "config.json").write_bytes(content)
+    spec, sentence = outcome(cluster_config.ConfigError, cluster_config.load, folder / "config.json")
+    if sentence:
+        assert a_sentence(sentence)
+        assert "config.json" in sentence
+    else:
+        places = [cluster_config.split_address(entry) for tasks in spec.values() for entry in tasks]
+        assert places
+        assert all(1 <= port <= 65535 and re.fullmatch(r"[!-~]+", address) for address, port in places)
+        assert all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", job) for job in spec)
+        assert len(cluster_config.digest(spec)) == 12
+
+
+@settings(max_examples=25)
+@given(content=documents, job=names, task=st.integers(-2, 3))
+def test_the_start_of_a_server(folder, content, job, task):
+    """As a process, on a Python without TensorFlow: it ends with a sentence."""
+    (folder / "config.json").write_bytes(content)
+    words = ["--config", folder / "config.json", f"--task={task}", "--job=" + job.replace("\0", "").replace("\ud800", "")]
+    done = call("files/create_server.py", *words, python=(sys.executable, "-S"), env={"PATH": os.environ["PATH"]})
+    assert done.returncode in (1, 2)
+    assert a_sentence(done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
+
+
+machine_variables = st.fixed_dictionaries(
+    {},
+    optional={
+        "tf_address": st.one_of(addresses, values),
+        "ansible_host": st.one_of(addresses, values),
+        "tf_jobs": st.one_of(st.lists(names, max_size=4), values),
+        "tf_tasks": st.one_of(
+            values,
+            st.dictionaries(
+                names,
+                st.one_of(
+                    st.integers(-1, 5),
+                    st.just("per_gpu"),
+                    st.lists(st.dictionaries(st.one_of(texts, st.sampled_from(["index", "port", "gpus"])), values, max_size=3)),
+                ),
+                max_size=3,
+            ),
+        ),
+        "tf_task_options": st.one_of(values, st.dictionaries(st.sampled_from([*cluster_spec.OPTIONS, "other"]), values)),
+        "cuda_found": st.sampled_from([{"gpus": [], "pci": []}, {"gpus": [{}], "pci": [{}, {}]}, None, "x"]),
+    },
+)
+
+
+sane_variables = st.fixed_dictionaries(
+    {},
+    optional={
+        "tf_address": addresses,
+        "tf_tasks": st.dictionaries(
+            st.sampled_from(["worker", "host"]),
+            st.one_of(st.integers(1, 4), st.lists(st.fixed_dictionaries({"port": ports}), min_size=1, max_size=2)),
+        ),
+        "tf_task_options": st.fixed_dictionaries({}, optional={"gpu_memory_fraction": st.floats(), "gpus": leaves}),
+    },
+)
+machine_names = st.one_of(st.sampled_from(["m1", "m2", "m3"]), texts)
+
+
+@settings(max_examples=400)
+@given(
+    machines=st.dictionaries(machine_names, st.one_of(machine_variables, sane_variables), min_size=1, max_size=3),
+    groups=st.dictionaries(names, st.lists(st.integers(0, 2), max_size=3, unique=True), max_size=3),
+    provisional=st.booleans(),
+)
+def test_an_inventory(machines, groups, provisional):
+    order = list(machines)
+    groups = {"worker": [0, 1], "host": [len(order) - 1], **groups}
+    members = {group: [order[place] for place in places if place < len(order)] for group, places in groups.items()}
+    found = cluster_spec.cluster_spec({"all": order, **members}, machines, provisional)
+    if found["problems"]:
+        assert all(sentence.strip() for sentence in found["problems"])
+        assert list(found) == ["problems"]
+    else:
+        cluster_config.check(found["spec"], "config.json")
+        assert sorted(found["tasks"]) == sorted(f"{job}:{i}" for job, tasks in found["spec"].items() for i in range(len(tasks)))
+        assert set(found["machines"]) == set(found["tasks"].values())
+
+
+@given(
+    given_addresses=st.lists(addresses, min_size=1, max_size=3),
+    more=st.one_of(st.lists(addresses, max_size=3), values),
+    offset=st.one_of(ports, values),
+)
+def test_the_firewalls_peers(given_addresses, more, offset):
+    tasks = [[{"address": address, "port": 2222, "job": "worker"}] for address in given_addresses]
+
+    def resolver(text, *_more, **_words):
+        text.encode("idna")  # as Python's own does first
+        raise socket.gaierror(-2, "Name or service not known")
+
+    with mock.patch("socket.getaddrinfo", resolver):
+        found, sentence = outcome(ValueError, cluster_peers.cluster_peers, {"machines": dict(enumerate(tasks))}, more)
+    if sentence:
+        assert sentence.startswith(("The address ", "The variable firewall_more_peers"))
+        assert a_sentence(sentence)
+    else:
+        assert {ipaddress.ip_address(address).version for address in found["ipv4"]} <= {4}
+        assert {ipaddress.ip_address(address).version for address in found["ipv6"]} <= {6}
+    found, sentence = outcome(ValueError, cluster_peers.cluster_ports, tasks[0], offset)
+    if sentence:
+        assert "train_port_offset" in sentence
+        assert a_sentence(sentence)
+    else:
+        assert all(1 <= port <= 65535 for port in found)
+        assert 2222 in found
+
+
+@given(path=texts, name=st.one_of(values, texts))
+def test_the_name_of_a_run(folder, path, name):
+    found = program.run_name(path, folder, name)
+    assert Path(found["folder"]).parent == folder.resolve()
+    assert runs.Run(found["id"]).folder.parent == runs.RUNS
+
+
+@given(path=texts, data=st.one_of(st.lists(texts, max_size=2), texts))
+def test_a_program_that_is_named(path, data):
+    for sentence in program.program_problems(path, {"program_data": data}):
+        assert "The variable program" in sentence or "is not Python" in sentence
+
+
+@given(task=values)
+def test_a_task_that_a_program_is_to_be(task):
+    cluster = {"tasks": {"host:0": "m"}, "machines": {"m": [{"job": "host", "index": 0, "standing": False}]}}
+    assert (program.task_problems(task, cluster) == []) is (task == "host:0")
+
+
+@given(run_id=texts)
+def test_the_id_of_a_run(run_id):
+    said = io.StringIO()
+    with redirect_stderr(said):
+        run, status = outcome(SystemExit, runs.Run, run_id)
+    if status:
+        assert status == "2"
+        assert a_sentence(said.getvalue())
+    else:
+        assert run.folder.parent == runs.RUNS
+
+
+OUTCOME = {"run_id": "r", "program": "p.py", "started": 0, "seconds": 1.0, "failure": "", "task": "host:0", "machine": "m"}
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(result=documents, placement=documents)
+def test_a_result(folder, result, placement):
+    output = folder / "output" / "r"
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "result.json").write_bytes(result)
+    (output / "placement.json").write_bytes(placement)
+    facts = io.StringIO(json.dumps({"outcome": OUTCOME, "tasks": [], "must": True}))
+    answered = io.StringIO()
+    called = mock.patch.object(sys, "argv", ["report.py", str(output)])
+    with mock.patch.object(sys, "stdin", facts), called, redirect_stdout(answered):
+        report.main()
+    answer = json.loads(answered.getvalue())
+    verdict = json.loads((output / "verdict.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert verdict == answer["verdict"]
+    assert verdict["ok"] is (answer["failure"] == "")
+    assert all(a_sentence(sentence) for sentence in verdict["failures"])
+    assert sorted(os.listdir(output)) == ["placement.json", "report.html", "result.json", "summary.txt", "verdict.json"]
+    assert sorted(os.listdir(output.parent)) == ["latest", "r"]
