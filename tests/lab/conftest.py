@@ -19,14 +19,24 @@ class Cluster:
     scenario = SCENARIO
     inventory = (f"--inventory={ROOT}/inventory/lab/lab.yml", f"--inventory={SCENARIO}/inventory")
 
-    def command(self, *words, seconds=300):
-        """Run one of Ansible's commands on the cluster and return what it did."""
+    def started(self, *words):
+        """Start one of Ansible's commands on the cluster and return its process."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "MOLECULE_"))}
         environment["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
-        return subprocess.run(
-            [words[0], *self.inventory, *map(str, words[1:])],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL,
+        return subprocess.Popen(
+            [words[0], *self.inventory, *map(str, words[1:])], cwd=ROOT, env=environment, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
+
+    def command(self, *words, seconds=300):
+        """Run one of Ansible's commands on the cluster and return what it did."""
+        with self.started(*words) as process:
+            try:
+                printed = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, *printed)
 
     def playbook(self, *words, **more):
         """Run a playbook."""
