@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=10, help="seconds a task has to answer")
     parser.add_argument("--prove", type=float, default=0, help="seconds that a task's GPUs have to compute something; 0: nothing")
     parser.add_argument("--needs", nargs="*", default=[], help="devices, as in /job:worker/task:1/device:GPU:0")
+    parser.add_argument(
+        "--first", type=float, default=0, help="seconds after which to say who is waited for; 0: at the end alone"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     cluster_config.leave_proxies()
@@ -73,7 +76,7 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict:
     for device in options.needs:
         if not device.startswith(tuple(known)):
             raise cluster_config.ConfigError(f"the program needs {device}, and the cluster has no such task")
-    deadline = time.monotonic() + options.timeout
+    deadline = time.monotonic() + (min(options.first, options.timeout) or options.timeout)
     for task in tasks:
         task.thread = threading.Thread(target=task.ask, args=(deadline,), daemon=True)
         task.thread.start()
@@ -84,6 +87,10 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict:
         f"{task['task']}: {task['reason']} ({', '.join(task['gpus'])})" for task in reports if task["gpus"] and options.prove
     ]
     good = all(task["state"] == "answers" for task in reports)
+    if not good and 0 < options.first < options.timeout:  # whoever calls is to go on with what is left of the time
+        late = ", ".join(f"{task['task']} ({task['state']})" for task in reports if task["state"] != "answers")
+        left = [f"--timeout={options.timeout - options.first:g}", "--first=0"]
+        return {"ok": False, "lines": [f"waits for {late[:200]}"], "next": [*sys.argv[1:], *left]}
     return {"ok": good, "version": library.version, "cluster": spec, "tasks": reports, "lines": lines}
 
 

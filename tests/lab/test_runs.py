@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import resource
+import shutil
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -167,6 +170,9 @@ def test_a_run_can_be_left_alone_and_followed_later(cluster, detached):
     again = cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={run}")
     assert again.returncode == 0, said(again)
     assert {path.stem for path in (folder_of(again) / "logs").iterdir()} == {"worker-0", "worker-1"}
+    merged = cluster.playbook("playbooks/logs.yml", f"--extra-vars=run={run}")
+    assert merged.returncode == 0, said(merged)
+    assert (folder_of(again) / "logs/all.txt").exists()
 
 
 def test_a_run_can_be_cancelled(cluster, detached):
@@ -178,6 +184,64 @@ def test_a_run_can_be_cancelled(cluster, detached):
     assert again.returncode == 0, said(again)
     assert f"run {run} has ended already" in said(again)
     assert (folder_of(done) / "kept.txt").read_text(encoding="utf-8") == "kept"
+
+
+def test_a_collection_that_was_interrupted_goes_on_where_it_stopped(cluster, detached):
+    """Also where two go on with it at once; and what is large goes through the controller's memory piece by piece."""
+    run = detached("import os; open(os.environ['TF_RUN_DIR'] + '/large.bin', 'wb').write(os.urandom(1 << 20) * 300)")
+    words = ("ansible-playbook", "playbooks/collect.yml", f"--extra-vars=run={run}")
+    time.sleep(3)
+    first, deadline, part = cluster.begin(*words), time.monotonic() + 60, []
+    while time.monotonic() < deadline and not (part and part[0].stat().st_size > 30_000_000):
+        part = list((ROOT / "output").glob(f".{run}.*.part"))
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    there = part[0].stat()
+    with part[0].open("rb") as same, ThreadPoolExecutor() as pool:
+        both = list(pool.map(lambda _each: cluster.command(*words), range(2)))
+        assert os.fstat(same.fileno()).st_size > 300 << 20  # the same file was gone on with, and then removed
+    assert [done.returncode for done in both] == [0, 0], said(both[0]) + said(both[1])
+    assert 30_000_000 < there.st_size < 300 << 20
+    assert not part[0].exists()
+    assert (folder_of(both[0]) / "large.bin").stat().st_size == 300 << 20
+    # The largest of all that this process has waited for, in kilobytes; see getrusage(2).
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 300_000
+    shutil.rmtree(folder_of(both[0]))
+
+
+def test_a_run_that_waits_can_be_followed_and_cancelled(cluster, detached):
+    first, waiting = detached("import time; time.sleep(300)"), None
+    waiter = cluster.begin("ansible-playbook", "run_demo.yml")
+    for line in waiter.stdout:
+        waiting = waiting or re.search(r"attach.yml -e run=(\S+)", line)
+        if "waits for the task" in line:
+            break
+    follower = cluster.begin("ansible-playbook", "playbooks/attach.yml", f"--extra-vars=run={waiting[1]}")
+    assert any("waits for the task host:0" in line for line in follower.stdout)
+    for run in (waiting[1], first):
+        done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
+        assert done.returncode == 0, said(done)
+    for process in (waiter, follower):
+        assert "was cancelled by" in process.communicate(timeout=60)[0]
+        assert process.returncode != 0
+
+
+def test_a_run_whose_machine_is_away_is_said_to_be(cluster):
+    cluster.podman("pause", cluster.host)
+    try:
+        done = cluster.playbook("playbooks/attach.yml", "--extra-vars=run=some-run")
+    finally:
+        cluster.podman("unpause", cluster.host)
+    assert done.returncode != 0
+    assert f"The run some-run is on no machine that can be reached, and {cluster.host} cannot be" in said(done), said(done)
+
+
+def test_no_run_starts_where_the_inventory_has_changed_since(cluster, tmp_path):
+    (tmp_path / "more.yml").write_text("ps: {hosts: {test-worker-0: }}\n", encoding="utf-8")
+    done = cluster.playbook("run_demo.yml", f"--inventory={tmp_path / 'more.yml'}")
+    assert done.returncode != 0
+    assert "is another than the inventory's" in said(done), said(done)
 
 
 @pytest.mark.parametrize(("run", "words"), [("no-such-run", "there is no run no-such-run"), ("../x", "name a run by its id")])
@@ -274,6 +338,16 @@ def test_no_run_starts_while_a_task_does_not_answer(cluster, broken, line, mend,
     assert row in said(done), said(done)
     assert "worker:0 test-worker-0 10.89.78.10:2222 answers" in said(done)
     assert "tf-server@worker-1.service is" in said(done)
+
+
+def test_a_task_that_is_stopped_turns_the_status_red(cluster, broken):
+    broken("systemctl stop tf-server@worker-1", "systemctl start tf-server@worker-1")
+    done = cluster.playbook("playbooks/status.yml")
+    assert done.returncode != 0
+    assert "waits for worker:1 (absent)" in said(done)
+    status = json.loads((ROOT / "output/status.json").read_text(encoding="utf-8"))
+    states = {task["task"]: (task["unit"], task["state"]) for task in status["tasks"]}
+    assert (status["ok"], states["worker:1"]) == (False, ("inactive", "absent"))
 
 
 def test_a_machine_that_is_away_is_told_from_a_task_that_is(cluster):
