@@ -358,6 +358,66 @@ def test_the_disk_of_the_host_machine_full(cluster, faults, run, mended):
     faults.note("disk of the host machine full", took, "nothing written before", "failed; collected when there was room")
 
 
+# A program in the seed's style: it uses what config.json lists.
+PLAIN = """
+import json
+import tensorflow.compat.v1 as tf
+tf.disable_eager_execution()
+cluster = json.load(open("config.json"))
+server = tf.train.Server(tf.train.ClusterSpec(cluster), job_name="host", task_index=0)
+parts = []
+for index in range(len(cluster["worker"])):
+    with tf.device(f"/job:worker/task:{index}"):
+        parts.append(tf.reduce_sum(tf.ones([10])))
+with tf.Session(server.target) as session:
+    print(len(parts), sum(session.run(parts)), cluster)
+"""
+HELPED = """
+import tensorflow as tf, tf_cluster
+tf.compat.v1.disable_eager_execution()
+with tf.device(tf_cluster.on("worker", 0)):
+    total = tf.reduce_sum(tf.ones([10]))
+with tf_cluster.session(deadline=20) as session:
+    print(session.run(total))
+print(tf_cluster.on("worker", 1))
+"""
+EAGER = """
+import tensorflow as tf, tf_cluster
+for device in tf_cluster.connect(20):
+    with tf.device(device):
+        print(tf.ones([2]).device)
+"""
+
+
+def test_a_run_goes_on_with_the_tasks_that_answer(cluster, faults, run, mended, tmp_path):
+    """The first worker is missing, so that the second one has another name in the run than it knows itself by."""
+    mended += [lambda: cluster.podman("start", FIRST), lambda: cluster.wait_for(FIRST)]
+    cluster.podman("kill", FIRST)
+    begun = time.monotonic()
+    few = ("--extra-vars=allow_missing=1", "--extra-vars=ready_timeout=4")
+    done = cluster.playbook("run_demo.yml", *few)
+    took = time.monotonic() - begun
+    assert done.returncode == 0, said(done)
+    assert "GOES ON WITHOUT worker:0 (allow_missing)" in said(done)
+    assert "worker:0 on faults-worker-1 computed ab, c, d, log" in said(done)
+    found = verdict(folder_of(done))
+    assert (found["missing"], found["names"]["worker:0"]) == (["worker:0"], "worker:1")
+    assert found["result"]["matrix"][1] == pytest.approx([54.003944, 69.09987], abs=1e-4)
+    for text, good, words in [
+        (PLAIN, True, "1 10.0 {'worker': ['10.89.86.11:2222'], 'host': ['10.89.86.20:2223']}"),
+        (HELPED, False, "the cluster has no task worker:1; it has host:0, worker:0 (worker:0 of the cluster did not answer"),
+        (EAGER, True, "/job:worker/replica:0/task:0/device:CPU:0"),
+    ]:
+        path = tmp_path / "program.py"
+        path.write_text(text, encoding="utf-8")
+        done, folder = cluster.run(path, *few)
+        assert (done.returncode == 0) is good, said(done)
+        assert words in (folder / "stdout.log").read_text(encoding="utf-8")
+    refused = cluster.playbook("run_demo.yml", "--extra-vars=ready_timeout=2")
+    assert "Not every task of the cluster answers." in said(refused)
+    faults.note("a machine missing, -e allow_missing=1", took, "nothing", "right result from the tasks that answer")
+
+
 def test_after_all_of_it_the_cluster_is_brought_back(cluster, faults):
     begun = time.monotonic()
     done = cluster.playbook("site.yml")

@@ -280,6 +280,24 @@ def test_a_part_of_a_training_that_could_not_be_collected_is_a_failure(run):
     assert found["failures"] == ["What worker:1 left could not be collected: is machine m2 still there?"]
 
 
+def test_a_failed_run_names_the_tasks_that_are_amiss(run):
+    amiss = {"10.0.0.2:2222": "does not answer: absent, nothing listens", "10.0.0.9:2222": "is no task of the cluster"}
+    verdict = run.report("the program ended with exit status 1", amiss=amiss)["verdict"]
+    assert verdict["failures"] == [
+        "The program ended with exit status 1.",
+        "worker:1 on machine m2 (10.0.0.2:2222) does not answer: absent, nothing listens.",
+    ]
+
+
+def test_of_a_task_that_was_left_out_no_log_is_missed(run):
+    (run.folder / "logs/worker-0.log").unlink()
+    run.write("placement.json", '{"c": "/job:worker/replica:0/task:0/device:CPU:0"}')
+    answer = run.report(missing=["10.0.0.1:2222"], left_out=["worker:0"], names={"worker:0": "worker:1"})
+    assert answer["verdict"]["ok"] is True
+    assert answer["verdict"]["missing"] == ["worker:0"]
+    assert "worker:0 on m2 computed c" in answer["lines"]
+
+
 def test_a_run_without_output_does_no_harm(run):
     (run.folder / "stdout.log").unlink()
     assert run.report("the run was lost")["verdict"]["ok"] is False

@@ -83,7 +83,8 @@ def make_verdict(folder: Path, facts: dict) -> dict:
     failures += [
         f"The log of {task['task']} could not be collected: is machine {task['machine']} still there?"
         for task in facts["tasks"]
-        if not (folder / "logs" / f"{task['task'].replace(':', '-')}.log").exists()
+        if task["address"] not in outcome.get("missing", [])
+        and not (folder / "logs" / f"{task['task'].replace(':', '-')}.log").exists()
     ]
     told = ("machine", "address", "state", "version", "gpus")
     tasks = {task["task"]: {name: task.get(name) for name in told} for task in facts["tasks"]}
@@ -100,6 +101,8 @@ def make_verdict(folder: Path, facts: dict) -> dict:
     notes = [sentence for name in ("result.json", "placement.json") if (sentence := too_large(folder / name))]
     left = [f"{task}{name}" for task, noted in whose.items() for name in noted.get("left_behind", [])]
     verdict |= {name: lines for name, lines in (("notes", notes), ("left_behind", left)) if lines}
+    if outcome.get("left_out"):
+        verdict["missing"], verdict["names"] = outcome["left_out"], outcome["names"]
     if outcome.get("training"):
         verdict["training"] = training_outcome(folder, outcome)
         for task, part in verdict["training"]["tasks"].items():
@@ -153,7 +156,7 @@ def add_trace(folder: Path, outcome: dict, verdict: dict) -> dict | None:
     try:
         trace = trace_figure.read(path)
         if trace and trace.bars:
-            drawn = drawing(trace, machines_of(outcome, verdict))
+            drawn = drawing(trace, machines_of(outcome, verdict), verdict.get("names", {}))
             verdict["trace"] = trace_figure.totals(trace)
             return drawn
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # a program may have written into it
@@ -177,6 +180,11 @@ def machines_of(outcome: dict, verdict: dict) -> dict[str, dict]:
     if outcome.get("task") and outcome.get("machine"):
         machines.setdefault(outcome["machine"], {})[outcome["task"]] = {"state": "ran the program"}
     return machines
+
+
+def known_as(verdict: dict, task: str) -> str:
+    """Return what the cluster calls a task of the run, which numbers anew where it goes on without some."""
+    return verdict.get("names", {}).get(task, task)
 
 
 def read_result(path: Path) -> object:
@@ -217,7 +225,7 @@ def summary(folder: Path, outcome: dict, verdict: dict) -> list[str]:
         parts = dict(part.split(":", 1) for part in str(device).strip("/").split("/") if ":" in part)
         by_task.setdefault(f"{parts.get('job', '?')}:{parts.get('task', '?')}", []).append(str(operation))
     for task, operations in sorted(by_task.items()):
-        machine = verdict["tasks"].get(task, {}).get("machine", "the host")
+        machine = verdict["tasks"].get(known_as(verdict, task), {}).get("machine", "the host")
         lines.append(f"{task} on {machine} computed {', '.join(sorted(operations))}")
     if "trace" in verdict:
         lines.append(verdict["trace"].get("missing") or traced(verdict["trace"]))
@@ -300,8 +308,11 @@ def write_page(folder: Path, outcome: dict, verdict: dict, drawn: dict | None) -
     (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def drawing(trace: trace_figure.Trace, machines: dict) -> dict:
-    """Return what the page needs to draw the trace; the scripts with their hashes, for no others may run."""
+def drawing(trace: trace_figure.Trace, machines: dict, names: dict) -> dict:
+    """Return what the page needs to draw the trace; the scripts with their hashes, for no others may run.
+
+    ``names``: what the run calls a task -> what the cluster does, where they differ.
+    """
     from plotly.offline import get_plotlyjs
 
     def script(text: str) -> dict:
@@ -311,6 +322,7 @@ def drawing(trace: trace_figure.Trace, machines: dict) -> dict:
         return text.replace("<", "\\u003c")  # nothing in it can end the script that it stands in
 
     machine_of = {task: machine for machine, tasks in machines.items() for task in tasks}
+    machine_of |= {task: machine_of.get(known, "") for task, known in names.items()}
     views = trace_figure.views(trace)
     return {
         "scripts": [script(get_plotlyjs()), script((TEMPLATES / "trace.js").read_text(encoding="utf-8"))],
