@@ -167,7 +167,7 @@ def test_a_port_in_use_is_said(cluster, train, program, machine, port, words):
 
 def test_a_run_in_the_way_is_said(cluster, train, program):
     name = workers(cluster)[1]
-    cluster.shell(name, "systemd-run --quiet --unit=tf-run-worker-1 --description='run other' sleep 300; echo done")
+    cluster.shell(name, "systemd-run --quiet --collect --unit=tf-run-worker-1 --description='run other' sleep 300; echo done")
     try:
         done, folder = train(program("time.sleep(600)"), train_join=8)
     finally:
