@@ -12,7 +12,7 @@ export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
-.PHONY: help demo test lint unit molecule test-cuda test-gpu test-browser lab-check lab-down environment lock clean
+.PHONY: help demo test lint unit molecule test-faults test-cuda test-gpu test-browser lab-check lab-down environment lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -34,6 +34,11 @@ unit: environment ## Only the unit tests
 
 molecule: lab-check environment ## Only the Molecule scenarios; SCENARIO=default for one
 	tests/molecule $(SCENARIO)
+
+test-faults: lab-check environment ## Break what can break on a lab, and print what became of it (docs/faults.md)
+	rm -f .cache/faults.json
+	tests/molecule faults
+	python tests/lab/faults_table.py
 
 test-cuda: lab-check environment ## The driver's and CUDA's real packages on a machine without a GPU (5 GB)
 	tests/molecule cuda

@@ -4,7 +4,8 @@
     collect_run.py outcome RUN                              how it ended, or that it goes on
     collect_run.py collect RUN --seconds 60 --results true --tasks worker-0
                                                             the run's folder as one tar file, the journals of tasks
-    collect_run.py piece RUN --offset 0                     a piece of that file
+    collect_run.py pack RUN                                 that tar file, where making it takes a while
+    collect_run.py piece RUN --made 17 --offset 0           a piece of that file
     collect_run.py why worker-0                             what systemd says of a task
 
 Called by the action plugin tf_program, as root, like run_program.py.
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
+import json
 import os
 import re
 import subprocess
@@ -21,32 +24,47 @@ import tarfile
 import time
 from pathlib import Path
 
+import pack_run
 import runs
 from runs import Run
 
 PIECE = 4 * 1024 * 1024  # bytes that one call gives
+SLOW = 100 * 1000 * 1000  # bytes of which it is said that they are packed
+LAST = 64 * 1024  # bytes of output that come home from a full disk
+MOST_NAMED = 50  # names of what was left behind that are noted
 RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs"}
 
 
 def collect(options: argparse.Namespace) -> dict:
     """Return what this machine has of a run: the journals of its tasks, and the run's folder where it is here."""
-    since = time.time() - options.seconds
-    answer = {"files": {f"logs/{name}.log": journal(name, since) for name in options.tasks}}
-    return {**answer, **pack(Run(options.run))} if options.results == "true" else answer
+    now = time.time()
+    since, until = now - options.seconds, now - options.until if options.until else 0
+    answer = {"files": {f"logs/{name}.log": journal(name, since, until) for name in options.tasks}}
+    if options.results != "true":
+        return answer
+    size = sum(found.size or 0 for found in contents(Run(options.run), [])[1])
+    if size < SLOW:
+        packed = pack(options)
+        return {**packed, "files": {**answer["files"], **packed.get("files", {})}}
+    return {**answer, "lines": [f"packs {size // 1_000_000} MB on the machine"], "next": ["pack", options.run]}
 
 
 def outcome(options: argparse.Namespace) -> dict:
-    """Return what is noted of a run, and for how many seconds it has been there."""
-    noted = Run(options.run).read()
+    """Return what is noted of a run, for how many seconds it has been there, and how long ago it ended (0: it goes on)."""
+    noted, now = Run(options.run).read(), time.time()
     if "ended" not in noted:
-        noted["failure"] = "the run goes on"
-    seconds = round(noted.get("ended", time.time()) - noted.get("started", noted["asked"]), 2)
-    return {"outcome": {**noted, "seconds": seconds}, "age": time.time() - noted["asked"]}
+        noted["failure"] = f"the run waits for the task {noted['task']}" if noted.get("waiting") else "the run goes on"
+    return {
+        "outcome": runs.timed(noted),
+        "age": now - noted["asked"],
+        "ended": now - noted["ended"] if "ended" in noted else 0,
+    }
 
 
-def journal(name: str, since: float) -> str:
-    """Return the end of the journal of a task."""
+def journal(name: str, since: float, until: float) -> str:
+    """Return the end of the journal of a task, up to the moment ``until`` (0: up to now)."""
     command = ["journalctl", f"--unit=tf-server@{name}", f"--since=@{since:.0f}", "--output=short-iso-precise"]
+    command += [f"--until=@{until:.0f}"] if until else []
     text = subprocess.run([*command, "--lines=5000", "--no-pager"], capture_output=True, check=False).stdout
     return text.decode(errors="replace")[-1_000_000:]
 
@@ -56,34 +74,83 @@ def archive(run: Run) -> Path:
     return runs.RUNS / f".{run.id}.tar"
 
 
-def pack(run: Run) -> dict:
+def contents(run: Run, left: list[str]) -> tuple[dict, list[pack_run.Found]]:
+    """Return what is noted of a run and what of its program's files is packed; add to ``left`` what cannot be."""
+    noted = run.read()
+    training = noted.get("training")
+    reserved = RESERVED | {"tasks"} if training else RESERVED
+    found = []
+    for each in pack_run.find(run.folder / "results", "", left):
+        name = f"program-{each.name}" if each.name.partition("/")[0] in reserved else each.name
+        found.append(each._replace(name=name))
+    if not training or noted["task"] == training["chief"]:  # the others' program is the one that the chief has
+        found.append(pack_run.Found("program", run.folder / "program", None))
+        found += pack_run.find(run.folder / "program", "program", [], frozenset({"__pycache__"}))
+    return noted, found
+
+
+def pack(options: argparse.Namespace) -> dict:
     """Put all that the run left into one tar file, and say how large it is.
 
     Of a run that has ended the file is made once, and is there until it was fetched: a collection that was interrupted goes
-    on with the same file.
+    on with the same file. Where the disk has no room for it, what is needed most comes as it is.
     """
-    path, noted = archive(run), run.read()
-    if not path.exists() or "ended" not in noted or path.stat().st_mtime < noted["ended"]:
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        with tarfile.open(unfinished, "w") as tar:
-            os.fchmod(tar.fileobj.fileno(), 0o600)
-            training = noted.get("training")
-            reserved = RESERVED | {"tasks"} if training else RESERVED
-            same = training and noted["task"] != training["chief"]  # its program is the one that the chief has
-            for name in ("run.json", "stdout.log", *([] if same else ["program"])):
-                tar.add(run.folder / name, name, filter=runs.plain)
-            for found in sorted((run.folder / "results").iterdir()):
-                tar.add(found, f"program-{found.name}" if found.name in reserved else found.name, filter=runs.plain)
-        unfinished.replace(path)
-    found = path.stat()
+    run = Run(options.run)
+    with run.locked("pack"):  # two at once would need the space twice
+        path = archive(run)
+        unfinished = path.with_name(f"{path.name}.new")  # an older one, of a machine that was switched off, is overwritten
+        noted = run.read()
+        try:
+            if not path.exists() or "ended" not in noted or path.stat().st_mtime < noted["ended"]:
+                write(run, unfinished)
+                unfinished.replace(path)
+        except pack_run.NoRoomError as error:
+            return without_room(run, f"What the program left could not be collected: {error}")
+        finally:
+            unfinished.unlink(missing_ok=True)
+        found = path.stat()
     return {"fetch": {"call": ["piece", run.id], "size": found.st_size, "made": found.st_mtime_ns}, "next": ["discard", run.id]}
 
 
+def write(run: Run, path: Path) -> None:
+    """Write the tar file, with the run's notes of what was left behind. Raises NoRoomError before it fills the disk."""
+    left: list[str] = []
+    noted, found = contents(run, left)
+    log, room = run.folder / "stdout.log", pack_run.free(path.parent)
+    needed = sum(pack_run.taken(each.size) for each in found) + pack_run.taken(log.stat().st_size)
+    if needed > room:
+        have = f"{max(0, room) / 1e6:.0f} MB"
+        raise pack_run.NoRoomError(
+            f"packing it needs {needed / 1e6:.0f} MB in {path.parent} of its machine, which has {have} free"
+        )
+    with tarfile.open(path, "w") as tar:
+        os.fchmod(tar.fileobj.fileno(), 0o600)
+        packer = pack_run.Packer(tar, room, left)
+        with log.open("rb") as file:
+            packer.add_open("stdout.log", file)
+        for each in found:
+            packer.add(each)
+        told = left[:MOST_NAMED] + ([f"{len(left) - MOST_NAMED} more"] if len(left) > MOST_NAMED else [])
+        packer.add_text("run.json", json.dumps({**noted, "left_behind": told}, indent=1))
+
+
+def without_room(run: Run, sentence: str) -> dict:
+    """Return the run's notes and the end of its output as they are, for nothing more can be written here."""
+    with (run.folder / "stdout.log").open("rb") as log:
+        log.seek(max(0, log.seek(0, 2) - LAST))
+        text = log.read().decode(errors="replace")
+    noted = json.dumps({**run.read(), "uncollected": sentence}, indent=1)
+    return {"lines": [sentence], "files": {"run.json": noted, "stdout.log": text}}
+
+
 def piece(options: argparse.Namespace) -> dict:
-    """Return a piece of the tar file, at most PIECE bytes in base64."""
-    with archive(Run(options.run)).open("rb") as file:
+    """Return a piece of the tar file, at most PIECE bytes in base64; nothing where it is not there any more, or another."""
+    with contextlib.suppress(FileNotFoundError), archive(Run(options.run)).open("rb") as file:
+        if os.fstat(file.fileno()).st_mtime_ns != options.made:
+            return {"data": ""}
         file.seek(options.offset)
         return {"data": base64.b64encode(file.read(PIECE)).decode()}
+    return {"data": ""}
 
 
 def discard(options: argparse.Namespace) -> dict:
@@ -111,16 +178,18 @@ def main() -> None:
     """Answer one call."""
     parser = argparse.ArgumentParser(description="Give what a machine has of a run.")
     calls = parser.add_subparsers(required=True)
-    for call in (outcome, collect, piece, discard):
+    for call in (outcome, collect, pack, piece, discard):
         sub = calls.add_parser(call.__name__)
         sub.add_argument("run")
         sub.set_defaults(call=call)
         if call is collect:
             sub.add_argument("--seconds", type=float, required=True, help="how long ago the run began")
+            sub.add_argument("--until", type=float, default=0, help="how long ago it ended; 0: it goes on")
             sub.add_argument("--results", choices=["true", "false"], required=True, help="whether the run's folder is here")
             sub.add_argument("--tasks", nargs="*", default=[], help="tasks of this machine, as in worker-0")
         if call is piece:
             sub.add_argument("--offset", type=int, required=True)
+            sub.add_argument("--made", type=int, required=True, help="when the file was made, as pack said")
     sub = calls.add_parser("why")
     sub.add_argument("tasks", nargs="*")
     sub.set_defaults(call=why)

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Call a program, and pass on what it prints, but no more than a limit: a disk is not to be filled by a loop that prints.
 
-    keep_output.py --most BYTES PROGRAM ARGUMENT ...
+    keep_output.py --most BYTES [--watch SECONDS] PROGRAM ARGUMENT ...
 
 Of longer output the first BYTES are passed on as they come, then a sentence, and when the program ends the last 64 KiB: an
 error is told there. It ends as the program ends, with its exit status or by its signal, and does not wait for what the program
 leaves behind. SIGTERM is the program's own affair (systemd sends it to all processes of the unit); what was kept back is passed
 on then, because SIGKILL may follow. Standard library only, and started without the environment's packages.
+
+With ``--watch`` the cluster's tasks are watched (watch_tasks.py) from the fourth second on, so that short runs pay nothing for
+it; its lines do not count for the limit. When a task was silent for SECONDS (0: however long) the program is ended.
 """
 
 from __future__ import annotations
@@ -19,7 +22,14 @@ import select
 import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
+WATCHER = Path(__file__).resolve().with_name("watch_tasks.py")
+AFTER = 4.0  # seconds after which the watch begins
+LOST = 99  # its exit status when the program is to be ended
+KILL = 10.0  # seconds that the program has then
 LAST = 64 * 1024  # bytes of the end of output that was too long
 PIECE = 1024 * 1024
 
@@ -29,17 +39,26 @@ class Output:
 
     def __init__(self, most: int) -> None:
         self.most, self.passed, self.left_out, self.kept = most, 0, 0, b""
+        self.open_line = False  # whether the program has begun a line and not ended it
 
     def take(self, data: bytes) -> None:
         """Pass on what fits, and keep the end of the rest."""
         now, rest = data[: self.most - self.passed], data[self.most - self.passed :]
         write(now)
         self.passed += len(now)
+        self.open_line = not now.endswith(b"\n") if now else self.open_line
         if rest and not self.left_out and not self.kept:
             write(sentence(f"the output is longer than {self.most / 1e6:g} MB: its end alone will follow (run_output_mb)"))
+            self.open_line = False
         self.kept += rest
         if len(self.kept) > 2 * LAST:
             self.cut()
+
+    def say(self, lines: bytes) -> None:
+        """Pass on lines that are not the program's."""
+        if lines:
+            write(b"\n" * self.open_line + lines)
+            self.open_line = False
 
     def cut(self) -> None:
         """Forget all but the end of what is kept."""
@@ -52,6 +71,49 @@ class Output:
         if self.kept:
             write(sentence(f"{self.left_out} bytes of output are left out here (run_output_mb)") + self.kept)
             self.kept = b""
+
+
+class Watch:
+    """The watch over the cluster's tasks, which begins when the program is not done soon."""
+
+    def __init__(self, program: subprocess.Popen, lost: float | None) -> None:
+        self.program, self.lost = program, lost
+        self.due = None if lost is None else time.monotonic() + AFTER
+        self.process: subprocess.Popen | None = None
+
+    def wait(self) -> float | None:
+        """Return for how many seconds there is nothing to be done here."""
+        return None if self.due is None else max(0.0, self.due - time.monotonic())
+
+    def begin(self) -> list[int]:
+        """Begin if it is time to, and return what it is heard by."""
+        if self.due is None or time.monotonic() < self.due:
+            return []
+        self.due = None
+        config = os.environ.get("TF_CLUSTER_CONFIG", "config.json")
+        words = [f"--config={config}", f"--part={Path(config).with_name('part.json')}", f"--lost={self.lost}"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-E", "-s", WATCHER, *words],  # what PYTHONPATH names is the program's
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        return [self.process.stdout.fileno()]
+
+    def stop(self) -> None:
+        """End it with the program: systemd may take seconds to see that what the main process leaves is gone."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+    def end(self) -> bytes:
+        """Return what is to be said when the watch has ended; where a task was lost, end the program."""
+        status = self.process.wait()
+        if status == LOST:
+            self.program.terminate()
+            timer = threading.Timer(KILL, self.program.kill)
+            timer.daemon = True
+            timer.start()
+            return b"[cluster] the program is ended (run_lost)\n"
+        return f"[cluster] nobody watches the tasks any more (exit status {status})\n".encode() if status > 0 else b""
 
 
 def sentence(text: str) -> bytes:
@@ -72,6 +134,7 @@ def main() -> None:
     """Call the program and end as it does."""
     parser = argparse.ArgumentParser(description="Call a program and pass on what it prints, up to a limit.")
     parser.add_argument("--most", type=int, required=True, help="bytes that are passed on as they come")
+    parser.add_argument("--watch", type=float, help="seconds of a task's silence after which the program is ended; 0: never")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -81,7 +144,9 @@ def main() -> None:
     read_end, write_end = os.pipe()
     program = subprocess.Popen(options.command, stdout=write_end, stderr=write_end)
     os.close(write_end)
-    pass_on(program, read_end, woken, Output(options.most))
+    watch = Watch(program, options.watch)
+    pass_on(program, read_end, woken, Output(options.most), watch)
+    watch.stop()
     if program.returncode < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the program has left its own
         if -program.returncode not in (signal.SIGKILL, signal.SIGSTOP):
@@ -90,21 +155,26 @@ def main() -> None:
     sys.exit(program.returncode)
 
 
-def pass_on(program: subprocess.Popen, pipe: int, woken: int, output: Output) -> None:
+def pass_on(program: subprocess.Popen, pipe: int, woken: int, output: Output, watch: Watch) -> None:
     """Pass on what comes out of the pipe until the program has ended, and what is in the pipe then."""
     fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_NONBLOCK)
-    open_ends = [pipe, woken]
+    open_ends, heard = [pipe, woken], []
     while True:
         ended = program.poll() is not None  # before reading, so that the last words are not missed
-        ready = select.select(open_ends, [], [], 0 if ended else None)[0]
+        ready = select.select(open_ends + heard, [], [], 0 if ended else watch.wait())[0]
         if woken in ready and signal.SIGTERM in os.read(woken, 1024):
             output.show_end()
         data = os.read(pipe, PIECE) if pipe in ready else b""
         output.take(data)
         if pipe in ready and not data:
             open_ends.remove(pipe)  # the program has closed its output and may go on
+        if heard and heard[0] in ready:
+            lines = os.read(heard[0], PIECE)
+            heard = heard if lines else []
+            output.say(lines or watch.end())
         if ended:  # a pipe holds less than one piece; what was left behind may go on printing
             break
+        heard = watch.begin() or heard
     output.show_end()
 
 

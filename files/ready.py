@@ -3,10 +3,10 @@
 
     ready.py --config /etc/tf-cluster/config.json --timeout 10
 
-Prints a table, with ``--json`` an object ``{"ok": bool, "tasks": [...]}``; each task has ``task``,
-``address``, ``state``, ``reason``, ``version``, ``devices``, ``gpus`` (their UUIDs) and ``seconds``. Exit status: 0 if
-all answer, 1 if one does not, 2 if the configuration is wrong. Takes 0.3 s for a healthy cluster and never longer than
-the timeout and two seconds. The states:
+Prints a table, with ``--json`` an object ``{"ok": bool, "cluster": config.json's, "tasks": [...]}``; each task has
+``task``, ``address``, ``state``, ``reason``, ``version``, ``devices``, ``gpus`` (their UUIDs), ``incarnation`` (another
+one each time that its server starts) and ``seconds``. Exit status: 0 if all answer, 1 if one does not, 2 if the
+configuration is wrong. Takes 0.3 s for a healthy cluster and never longer than the timeout and two seconds. The states:
 
     answers      TensorFlow, of the right name, version and cluster spec
     absent       nothing listens on the port
@@ -35,6 +35,7 @@ import gpu_proof
 import tf_capi
 
 DEADLINE_EXCEEDED, UNIMPLEMENTED = 4, 12
+ATTEMPT = 3.0  # seconds for one connection
 CARD = "/run/tf-cluster/{job}-{index}/task.json"
 
 
@@ -45,6 +46,9 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=10, help="seconds a task has to answer")
     parser.add_argument("--prove", type=float, default=0, help="seconds that a task's GPUs have to compute something; 0: nothing")
     parser.add_argument("--needs", nargs="*", default=[], help="devices, as in /job:worker/task:1/device:GPU:0")
+    parser.add_argument(
+        "--first", type=float, default=0, help="seconds after which to say who is waited for; 0: at the end alone"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     cluster_config.leave_proxies()
@@ -72,7 +76,7 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict:
     for device in options.needs:
         if not device.startswith(tuple(known)):
             raise cluster_config.ConfigError(f"the program needs {device}, and the cluster has no such task")
-    deadline = time.monotonic() + options.timeout
+    deadline = time.monotonic() + (min(options.first, options.timeout) or options.timeout)
     for task in tasks:
         task.thread = threading.Thread(target=task.ask, args=(deadline,), daemon=True)
         task.thread.start()
@@ -83,7 +87,11 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict:
         f"{task['task']}: {task['reason']} ({', '.join(task['gpus'])})" for task in reports if task["gpus"] and options.prove
     ]
     good = all(task["state"] == "answers" for task in reports)
-    return {"ok": good, "version": library.version, "tasks": reports, "lines": lines}
+    if not good and 0 < options.first < options.timeout:  # whoever calls is to go on with what is left of the time
+        late = ", ".join(f"{task['task']} ({task['state']})" for task in reports if task["state"] != "answers")
+        left = [f"--timeout={options.timeout - options.first:g}", "--first=0"]
+        return {"ok": False, "lines": [f"waits for {late[:200]}"], "next": [*sys.argv[1:], *left]}
+    return {"ok": good, "version": library.version, "cluster": spec, "tasks": reports, "lines": lines}
 
 
 class Task:
@@ -94,7 +102,7 @@ class Task:
         self.address = cluster_config.split_address(entry)
         self.report = {
             "task": f"{job}:{index}", "address": entry, "state": "unreachable", "version": None, "devices": [], "gpus": [],
-            "reason": f"the name {self.address[0]} could not be resolved in time", "seconds": None,
+            "incarnation": "", "reason": f"the name {self.address[0]} could not be resolved in time", "seconds": None,
         }  # fmt: skip
         self.thread: threading.Thread
 
@@ -116,7 +124,9 @@ class Task:
         """Tell whether something listens; one that is being restarted is given until the deadline."""
         while True:
             try:
-                socket.create_connection(self.address, timeout=max(0.1, deadline - time.monotonic())).close()
+                # Of an attempt that a machine does not answer the kernel tries ever more rarely: a new one finds it sooner.
+                left = max(0.1, deadline - time.monotonic())
+                socket.create_connection(self.address, timeout=min(ATTEMPT, left)).close()
                 self.answer("hangs", "connected, but no answer came; 'systemctl status' of its unit says more")
                 return True
             except ConnectionRefusedError:
@@ -134,24 +144,39 @@ class Task:
 
     def ask_tensorflow(self, deadline: float) -> None:
         """Ask for the devices and for the card that the server leaves, by operations that it runs itself."""
-        left = max(0.2, deadline - time.monotonic())
-        device = f"/job:{self.job}/replica:0/task:{self.index}"
-        # A filter that no task matches leaves the server's own devices: it waits for no other task, and a
-        # server of another name gives that name away.
-        config = tf_capi.message("config_pb2", "ConfigProto")(
-            device_filters=["/job:nobody"], operation_timeout_in_ms=int(left * 1000)
-        )
-        target = f"grpc://{self.report['address']}"
         try:
-            session = self.library.session(target, config.SerializeToString(), self.card_graph(f"{device}/device:CPU:0"))
-            devices = [name for name in session.devices() if "XLA" not in name]
+            session = self.session(max(0.2, deadline - time.monotonic()))
         except tf_capi.TensorFlowError as error:
             self.explain(error, deadline)
             return
-        if not any(name.startswith(f"{device}/") for name in devices):
+        try:
+            self.ask_in(session, deadline)
+        finally:
+            session.close()
+
+    def session(self, seconds: float) -> tf_capi.Session:
+        """Open a session on the task, each step of which may take ``seconds``, over the graph of its card."""
+        # A filter that no task matches leaves the server's own devices: it waits for no other task, and a
+        # server of another name gives that name away.
+        config = tf_capi.message("config_pb2", "ConfigProto")(
+            device_filters=["/job:nobody"], operation_timeout_in_ms=int(seconds * 1000)
+        )
+        graph = self.card_graph(f"/job:{self.job}/replica:0/task:{self.index}/device:CPU:0")
+        return self.library.session(f"grpc://{self.report['address']}", config.SerializeToString(), graph)
+
+    def ask_in(self, session: tf_capi.Session, deadline: float) -> None:
+        """Fill in what a session on the task tells."""
+        try:
+            found = session.devices()
+        except tf_capi.TensorFlowError as error:
+            self.explain(error, deadline)
+            return
+        devices = [name for name in found if "XLA" not in name]
+        own = [name for name in devices if name.startswith(f"/job:{self.job}/replica:0/task:{self.index}/")]
+        if not own:
             self.answer("other task", f"a TensorFlow server that calls itself {', '.join(devices) or 'nothing'}")
             return
-        self.answer("answers", devices=devices)
+        self.answer("answers", devices=devices, incarnation=found[own[0]])
         try:
             card = json.loads(session.fetch_bytes("card"))
         except tf_capi.TensorFlowError:

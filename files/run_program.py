@@ -2,19 +2,21 @@
 """Run a program of the user's on the host machine, under systemd.
 
     run_program.py receive RUN --offset 0 < piece              a piece of a tar file that is too large for one call
-    run_program.py start RUN --program demo.py < program.tar   puts it in place and starts it
+    run_program.py stage RUN --program demo.py < program.tar   puts it in place; --hold: and does not go on to start
+    run_program.py start RUN                                   starts it, when its task is free
     run_program.py follow RUN --offset 0                       its output since then, and how it ended
     run_program.py cancel RUN --by NAME                        ends it
 
 A run may be one task's part of a training (--training); then train_task.py runs the program together with the others.
 
-Called by the action plugin tf_program, as root; each call answers with one JSON object on standard output, ends within
-seconds, and names in ``next`` what is to be called to go on. What a run is, runs.py says.
+Called by the action plugin tf_program, as root; each call answers with one JSON object on standard output, within a few
+seconds (cancel: while the program has to end), and names in ``next`` what is to be called to go on. What a run is, runs.py says.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -32,46 +34,81 @@ from pathlib import Path
 import cluster_config
 import runs
 import train_task
+from plain_text import plain_lines
 from runs import Run
 
 STARTUP = Path("/opt/tf-cluster/startup")
 PART = str(Path(train_task.__file__).resolve())
 KEEPER = Path(__file__).resolve().with_name("keep_output.py")
+GATE = KEEPER.with_name("ready.py")
 CONFIG = Path("/etc/tf-cluster/config.json")
 TASKS = Path("/etc/tf-cluster/tasks")
 # What a run may do, and what systemd calls when it has ended: see the role server.
 CONFINED = Path("/etc/systemd/system/tf-run-.service.d/confined.conf")
 USER = "tensorflow"
 WRITABLE = ("program", "results", "checkpoints", "part.json")  # what of a run's folder belongs to its program
+FORGOTTEN = 3 * 24 * 3600  # seconds after which nobody comes back for what was half sent or not fetched
 LAYER = "packages-of-the-run.tar"  # what a program needs beside the locked packages
 CRASHES = ("SEGV", "ABRT", "BUS", "FPE", "ILL", "TRAP", "SYS")  # signals that mean it, as keep_output.py passes them on
 WAIT = 2.0  # seconds that one call waits for news
+TELL = 10.0  # seconds between two lines that say whom a run waits for
+INSTALL = 1800  # seconds that installing packages may take; of systemd's own limit, 90 s, large ones need more
+ALMOST_NOTHING = 1024 * 1024  # bytes of a disk that is full
+ASKED = 4.0  # seconds that the tasks have to answer after a failure; systemd gives the last note ten
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
-CODES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # ECMA-48
 
 
-def start(options: argparse.Namespace) -> dict:
-    """Put the program in place (from a tar file on standard input) and start it, when its task is free."""
+def stage(options: argparse.Namespace) -> dict:
+    """Put the program in place, from a tar file on standard input."""
     run = Run(options.run)
     if not CONFINED.exists():
         cluster_config.fail(f"{CONFINED} is missing, and a run has to be confined: 'ansible-playbook site.yml' writes it", 1)
-    if not (run.folder / "run.json").exists():
-        training = json.loads(options.training)
-        task_of(options.task, training["cluster"] if training else cluster_config.load(CONFIG))
-        stage(run)
-        run.note(
-            run_id=run.id, program=options.program, arguments=options.argument, task=options.task,
-            unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait, asked=time.time(),
-            detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
-            training=training,
-        )  # fmt: skip
-    tried, noted = launch(run), run.read()
-    if tried.returncode == 0:
-        return {} if noted["detached"] else {"next": ["follow", run.id, "--offset", "0"]}
+    training = json.loads(options.training)
+    task_of(options.task, training["cluster"] if training else cluster_config.load(CONFIG))
+    unpack(run)
+    run.note(
+        run_id=run.id, program=options.program, arguments=json.loads(options.arguments), task=options.task, asked=time.time(),
+        waiting=True, unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait,
+        detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
+        training=training, lost=options.lost, servers=json.loads(options.servers), missing=options.missing,
+    )  # fmt: skip
+    return {} if options.hold else {"next": ["start", run.id]}
+
+
+def start(options: argparse.Namespace) -> dict:
+    """Start a run that was put in place, when its task is free."""
+    run = Run(options.run)
+    answer = attempt(run, options.told)
+    noted = run.read()
+    if answer.get("waited") is not None:
+        answer["next"] = ["start", run.id, "--told", str(answer.pop("waited"))]
+    elif not noted["detached"]:
+        answer["next"] = ["follow", run.id]
+    elif noted.get("cancelled"):
+        cluster_config.fail(noted["failure"], 1)
+    return answer
+
+
+def attempt(run: Run, told: float) -> dict:
+    """Start a run that waits, if its task is free by now; otherwise return ``waited``, when it was last said that it waits.
+
+    Whoever follows a run that waits may do this besides the one who asked for it: it is started once.
+    """
+    with run.locked("launch"):
+        noted = run.read()
+        if not noted.get("waiting") or "ended" in noted:
+            return {}
+        if "queued" not in noted:
+            noted = run.note(queued=time.time())
+        tried, other = launch(run), "another run"
+        if tried.returncode:
+            other = runs.property_of(noted["unit"], "Description") or other
+        if tried.returncode == 0 or other == f"run {run.id}":
+            run.note(waiting=False)
+            return {"lines": ["installs the packages of the run"]} if (run.folder / "layer").exists() else {}
     if "already" not in tried.stderr:
         return give_up(run, f"systemd could not start the run: {tried.stderr.strip()}")
-    waited = time.time() - noted["asked"]
-    other = runs.property_of(noted["unit"], "Description") or "another run"
+    waited = time.time() - noted["queued"]
     if waited > noted["wait"]:
         return give_up(
             run,
@@ -79,7 +116,9 @@ def start(options: argparse.Namespace) -> dict:
             forget=True,
         )
     time.sleep(min(WAIT, max(0.1, noted["wait"] - waited)))
-    return {"lines": [f"waits for the task {noted['task']}: {other} has it ({waited:.0f} s)"], "next": ["start", run.id]}
+    if told >= 0 and waited - told < TELL:
+        return {"waited": told}
+    return {"lines": [f"waits for the task {noted['task']}: {other} has it ({waited:.0f} s)"], "waited": waited}
 
 
 def give_up(run: Run, sentence: str, forget: bool = False) -> dict:
@@ -114,16 +153,34 @@ def receive(options: argparse.Namespace) -> dict:
     return {}
 
 
-def stage(run: Run) -> None:
-    """Make the run's folders; only what the program writes to belongs to its user."""
-    os.umask(0o022)  # the program's user has to get there, whatever the caller's own files are like
+def unpack(run: Run) -> None:
+    """Make the run's folders, all or nothing; only what the program writes to belongs to its user."""
     runs.RUNS.mkdir(parents=True, exist_ok=True)
+    sweep()
     run.folder.mkdir(mode=0o755)
-    owner = pwd.getpwnam(USER)
     sent = inbox(run)
-    with sent.open("rb") if sent.exists() else io.BytesIO(sys.stdin.buffer.read()) as file, tarfile.open(fileobj=file) as tar:
-        tar.extractall(run.folder / "program", members=[member for member in tar if runs.plain(member)])
-    sent.unlink(missing_ok=True)
+    try:
+        with sent.open("rb") if sent.exists() else io.BytesIO(sys.stdin.buffer.read()) as file, tarfile.open(fileobj=file) as tar:
+            tar.extractall(run.folder / "program", members=[member for member in tar if runs.plain(member)])
+        furnish(run)
+    except BaseException:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+    finally:
+        sent.unlink(missing_ok=True)
+
+
+def sweep() -> None:
+    """Remove what interrupted calls left long ago: files half sent, and packed ones that nobody fetched."""
+    for path in runs.RUNS.glob(".*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and time.time() - path.stat().st_mtime > FORGOTTEN:
+                path.unlink()
+
+
+def furnish(run: Run) -> None:
+    """Put beside a program what belongs to its run."""
+    owner = pwd.getpwnam(USER)
     layer = run.folder / "program" / LAYER
     if layer.exists():
         with tarfile.open(layer) as tar:
@@ -136,7 +193,9 @@ def stage(run: Run) -> None:
     config = run.folder / "program/config.json"
     if not config.exists():
         config.symlink_to(run.folder / "config.json")  # the seed's programs read it from where they are
-    (run.folder / "part.json").touch()
+    for name in ("part.json", "stdout.log"):
+        (run.folder / name).touch()
+    run.reserve()
     own = [run.folder / name for name in WRITABLE]
     for path in [*own, *(run.folder / "program").rglob("*")]:
         os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
@@ -160,12 +219,20 @@ def spec_of_run(spec: dict, job: str, index: int) -> dict:
     return {**shown, job: shown[job][: index + 1]} if job in cluster_config.RUN_JOBS and job in shown else shown
 
 
+def spec_without(spec: dict, missing: list[str]) -> tuple[dict, dict[str, str]]:
+    """Return the cluster without the tasks at some addresses, and how the tasks are called then: name -> name in the cluster."""
+    kept = {job: [entry for entry in entries if entry not in missing] for job, entries in spec.items()}
+    names = {f"{job}:{place}": f"{job}:{spec[job].index(entry)}" for job in kept for place, entry in enumerate(kept[job])}
+    return {job: entries for job, entries in kept.items() if entries}, names
+
+
 def launch(run: Run) -> subprocess.CompletedProcess:
     """Start the run's unit; fails with "already" while another run has the task."""
     noted = run.read()
     training, whole = noted["training"], cluster_config.load(CONFIG)
     job, index = task_of(noted["task"], training["cluster"] if training else whole)
-    spec = spec_of_run(whole, job, index)
+    missing = noted.get("missing", [])
+    spec, names = spec_without(spec_of_run(whole, job, index), missing)
     (run.folder / "config.json").write_text(json.dumps(spec, indent=4) + "\n", encoding="utf-8")
     own = training["cluster"] if training else spec
     addresses = {cluster_config.split_address(entry)[0] for entries in (*whole.values(), *own.values()) for entry in entries}
@@ -186,8 +253,11 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     if noted.get("trace"):
         # TensorFlow warns of each traced step that a processor has no GPU's trace: errors alone are shown then.
         environment |= {"TF_CLUSTER_TRACE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    if missing:
+        left_out = [f"{job}:{place}" for job in whole for place, entry in enumerate(whole[job]) if entry in missing]
+        environment |= {"TF_CLUSTER_MISSING": ",".join(left_out)}
+        run.note(names=names, left_out=left_out)
     log = run.folder / "stdout.log"
-    log.touch()
     properties = [
         f"Description=run {run.id}", f"User={USER}", f"WorkingDirectory={run.folder / 'program'}",
         f"StandardOutput=append:{log}", f"StandardError=append:{log}", f"RuntimeMaxSec={noted['limit']}",
@@ -198,15 +268,18 @@ def launch(run: Run) -> subprocess.CompletedProcess:
         install = [f"{Path(sys.executable).parent}/uv", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-cache"]
         install += ["--python", sys.executable, "--target", f"{layer}/packages", "--find-links", f"{layer}/wheels"]
         properties.append(f"ExecStartPre={shlex.join([*install, '-r', f'{layer}/requirements.txt'])}")
-        properties.append(f"ReadWritePaths={layer}/packages")
+        properties += [f"ReadWritePaths={layer}/packages", f"TimeoutStartSec={INSTALL}"]
     command = ["systemd-run", "--quiet", "--collect", f"--unit={noted['unit']}", "--service-type=exec", "--slice=tf-run.slice"]
     command += [f"--property={text}" for text in properties]
+    command += ["--no-block"] if layer.exists() else []  # whoever follows the run waits for the packages
     command += ["--property=KillMode=mixed"] if training else []  # train_task.py ends the program, and tells the others
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     words = [sys.executable, "-I", "-S", str(KEEPER), f"--most={round(noted['output_mb'] * 1_000_000)}"]
+    words += [] if training else [f"--watch={noted['lost']}"]
     words += [sys.executable, noted["program"], *noted["arguments"]]
     run.note(started=time.time(), command=words)
-    command += [sys.executable, PART, run.id] if training else words
+    # systemd puts the values of variables into a command; of a dollar that is meant as one, it takes two.
+    command += [sys.executable, PART, run.id] if training else [word.replace("$", "$$") for word in words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -223,17 +296,32 @@ def finish(options: argparse.Namespace) -> None:
         result = "success"  # the program had ended well; what it left behind would not end at SIGTERM
     if result == "signal" and status in CRASHES:
         result = "core-dump"
+    ended, seen = time.time(), seen_of(run)
     part, chief = part_of(run), (noted.get("training") or {}).get("chief", noted.get("task"))
-    promised = noted.get("needs_result") and noted.get("task") == chief and not (run.folder / "results/result.json").is_file()
-    failure = noted.get("cancelled") or {
-        "success": "the program ended well but left no result.json, which it has to (run_needs_result)" if promised else "",
-        "exit-code": part.get("failure") or f"the program ended with exit status {status}",
-        "signal": f"the program was killed by {name}",
-        "core-dump": f"the program crashed with {name}",
-        "timeout": f"the program was still running after {noted.get('limit')} s and was ended (run_timeout)",
-        "oom-kill": "the machine ran out of memory and ended the program",
-    }.get(result, f"the program ended as systemd calls {result!r}")
-    run.note(ended=time.time(), failure=failure, exit_status=status, **({"part": part} if part else {}))
+    promised = noted.get("needs_result") and noted.get("task") == chief and not has_result(run)
+    lacking = (run.folder / "layer").exists() and not main_began(noted["unit"])
+    lost = f"a task was silent for {noted.get('lost', 0):g} s, and the program was ended for it (run_lost)"
+    failure = (
+        noted.get("cancelled")
+        or (seen["lost"] and lost)
+        or {
+            "success": "the program ended well but left no result.json, which it has to (run_needs_result)" if promised else "",
+            "exit-code": part.get("failure") or f"the program ended with exit status {status}",
+            "signal": f"the program was killed by {name}",
+            "core-dump": f"the program crashed with {name}",
+            "timeout": f"the program was still running after {noted.get('limit')} s and was ended (run_timeout)",
+            "oom-kill": "the machine ran out of memory and ended the program",
+        }.get(result, f"the program ended as systemd calls {result!r}")
+    )
+    if lacking and not noted.get("cancelled"):
+        late = f"was not done after {INSTALL} s" if result == "timeout" else "failed, as the run's output says"
+        failure = f"the program was not started: installing its packages {late}"
+    if failure and disk_is_full(run):
+        failure += f"; the disk that holds {runs.RUNS} is full"
+    more = {"part": part} if part else {}
+    asks = failure and noted.get("servers") and not noted.get("cancelled")
+    more |= {"amiss": amiss(noted["servers"], seen["silent"])} if asks else {}
+    run.note(ended=ended, failure=failure, exit_status=status, **more)
     sys.exit()  # no answer: its output would go into the run's
 
 
@@ -247,6 +335,55 @@ def part_of(run: Run) -> dict:
         return {}
 
 
+def has_result(run: Run) -> bool:
+    """Tell whether the run has a result.json that will be collected: a link will not."""
+    path = run.folder / "results/result.json"
+    return path.is_file() and not path.is_symlink()
+
+
+def disk_is_full(run: Run) -> bool:
+    """Tell whether the program could write next to nothing any more."""
+    disk = os.statvfs(run.folder)
+    return disk.f_bavail * disk.f_frsize < ALMOST_NOTHING
+
+
+def main_began(unit: str) -> bool:
+    """Tell whether the main process of a unit was ever there."""
+    return int(runs.property_of(unit, "ExecMainStartTimestampMonotonic") or 0) > 0
+
+
+def seen_of(run: Run) -> dict:
+    """Return what watch_tasks.py left: address -> seconds that its task was silent, and whether the run was ended for it."""
+    try:
+        with (run.folder / "part.json").open(encoding="utf-8") as file:
+            left = json.loads(file.read(MOST_SHOWN))
+        return {"silent": {str(entry): float(seconds) for entry, seconds in left["silent"].items()}, "lost": left["lost"] is True}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {"silent": {}, "lost": False}
+
+
+def amiss(servers: dict[str, str], silent: dict[str, float]) -> dict[str, str]:
+    """Ask the tasks how they are after a failure; return address -> what is amiss, as it follows the task's name.
+
+    ``servers`` is address -> what the gate knew its server by before the run (ready.py's incarnation).
+    """
+    # As root, but in the run's environment: what PYTHONPATH names there is the program's.
+    command = [sys.executable, "-E", "-s", str(GATE), "--json", f"--config={CONFIG}", f"--timeout={ASKED}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * ASKED)
+        tasks = json.loads(done.stdout)["tasks"]
+    except (OSError, ValueError, KeyError, subprocess.TimeoutExpired):
+        return {}
+    found = {entry: f"did not answer for {seconds:.0f} s while the run went on" for entry, seconds in silent.items()}
+    for task in tasks:
+        entry = task["address"]
+        if task["state"] != "answers" and entry in servers:
+            found[entry] = f"does not answer: {task['state']}, {task['reason']}"
+        elif task["incarnation"] != servers.get(entry, task["incarnation"]):
+            found[entry] = "was restarted while the run went on: sessions from before fail for good, a new one works"
+    return found
+
+
 def main_seconds(unit: str) -> float:
     """Return for how many seconds the main process of a unit was there, once it has ended."""
     begin, end = (int(runs.property_of(unit, f"ExecMain{name}TimestampMonotonic") or 0) for name in ("Start", "Exit"))
@@ -254,8 +391,12 @@ def main_seconds(unit: str) -> float:
 
 
 def follow(options: argparse.Namespace) -> dict:
-    """Return new output, waiting a little for some; and how the run ended, once it did."""
+    """Return new output, waiting a little for some; and how the run ended, once it did. Start it, where it still waits."""
     run = Run(options.run)
+    if run.read().get("waiting"):
+        waits = attempt(run, options.told)
+        if "waited" in waits:
+            return {**waits, "next": ["follow", run.id, "--told", str(waits.pop("waited"))]}
     deadline = time.monotonic() + WAIT
     while True:
         noted = run.read()  # before the log, so that the last words are not missed
@@ -270,11 +411,10 @@ def follow(options: argparse.Namespace) -> dict:
         if "ended" not in noted:
             noted = run.note(ended=time.time(), failure="the run was lost: its machine or its systemd was restarted")
     if "ended" in noted and offset >= size:
-        seconds = round(noted["ended"] - noted["started"], 2)
-        answer["outcome"] = {**noted, "seconds": seconds}
+        answer["outcome"] = runs.timed(noted)
     else:
         answer["next"] = ["follow", run.id, "--offset", str(offset)]
-        answer["seconds"] = round(time.time() - noted["started"], 1)
+        answer["seconds"] = runs.timed(noted)["seconds"]
     return answer
 
 
@@ -293,23 +433,22 @@ def read_from(path: Path, offset: int, whole: bool) -> tuple[str, int]:
     return (f"... {skipped} bytes are in stdout.log alone ...\n{text}" if skipped else text), end
 
 
-def plain_lines(text: str) -> list[str]:
-    """Return output as lines for a log: without terminal control codes, and of a progress bar only how far it came."""
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.removesuffix("\n").split("\n")] if text else []
-    return [CODES.sub("", line) for line in lines]
-
-
 def cancel(options: argparse.Namespace) -> dict:
     """End a run that goes on; what it left stays and can be collected."""
     run = Run(options.run)
-    noted = run.read()
+    sentence = f"the run was cancelled by {options.by}"
+    with run.locked("launch"):  # it is not started between our look and our note
+        noted = run.read()
+        if noted.get("waiting") and "ended" not in noted and not runs.is_alive(noted["unit"], run):
+            run.note(cancelled=sentence, ended=time.time(), failure=sentence)
+            return {"lines": [f"run {run.id}, which waited for its task, was cancelled"]}
     deadline = time.monotonic() + options.after
     while "ended" not in noted and runs.is_alive(noted["unit"], run) and time.monotonic() < deadline:
         time.sleep(0.1)
         noted = run.read()
     if "ended" in noted or not runs.is_alive(noted["unit"], run):
-        return {} if options.after else {"lines": [f"run {run.id} does not run any more"]}
-    run.note(cancelled=f"the run was cancelled by {options.by}")
+        return {} if options.after else {"lines": [f"run {run.id} has ended already"]}
+    run.note(cancelled=sentence)
     # "stop" waits until systemd has noted the end, ten seconds and a moment at most: then the program is killed.
     subprocess.run(["systemctl", "stop", noted["unit"]], capture_output=True, check=False)
     return {"lines": [f"run {run.id} was cancelled"]}
@@ -317,25 +456,32 @@ def cancel(options: argparse.Namespace) -> dict:
 
 def main() -> None:
     """Answer one call."""
+    os.umask(0o022)  # the program's user has to get there, whatever the caller's own files are like
     parser = argparse.ArgumentParser(description="Run a program on the host machine.")
     calls = parser.add_subparsers(required=True)
-    for call in (receive, start, follow, finish, cancel):
+    for call in (receive, stage, start, follow, finish, cancel):
         sub = calls.add_parser(call.__name__)
         sub.add_argument("run")
         sub.set_defaults(call=call)
-        if call is start:
-            sub.add_argument("--program", help="the file to run, within the tar file")
+        if call is stage:
+            sub.add_argument("--program", required=True, help="the file to run, within the tar file")
             sub.add_argument("--task", default="host:0")
             sub.add_argument("--timeout", type=float, default=600, help="seconds that the program may take")
             sub.add_argument("--wait", type=float, default=600, help="seconds to wait for another run")
-            sub.add_argument("--argument", action="append", default=[])
+            sub.add_argument("--arguments", default="[]", help="the program's own, as JSON, for they may look like ours")
             sub.add_argument("--training", default="{}", help="what it is a part of, as JSON (plugins/filter/training.py)")
+            sub.add_argument("--servers", default="{}", help="address -> incarnation, as the gate found the tasks, as JSON")
+            sub.add_argument("--missing", action="append", default=[], help="address of a task that the run goes on without")
+            sub.add_argument("--lost", type=float, default=0, help="seconds of a task's silence that end the run; 0: never")
             sub.add_argument("--output-mb", type=float, default=100, help="megabytes of its output that are kept, and its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")
             sub.add_argument("--detach", action="store_true", help="do not name in next what follows the run")
+            sub.add_argument("--hold", action="store_true", help="do not name in next what starts it")
             sub.add_argument("--trace", action="store_true", help="record TensorFlow's step statistics of all tasks")
         if call in (receive, follow):
             sub.add_argument("--offset", type=int, default=0)
+        if call in (start, follow):
+            sub.add_argument("--told", type=float, default=-1, help="seconds of waiting when it was last said")
         if call is cancel:
             sub.add_argument("--by", default="somebody")
             sub.add_argument("--after", type=float, default=0, help="seconds that it has to end by itself")

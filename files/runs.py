@@ -4,22 +4,31 @@ A run is a folder: ``run.json`` (what was asked and how it ended), ``stdout.log`
 ``program/`` (its working directory), ``results/`` (``TF_RUN_DIR``) and ``checkpoints/`` (``TF_CHECKPOINT_DIR``, which is not
 collected). Of a training each task's part is a run, with an id of its own but for the chief's.
 
+A run that waits for its task, because another run has it, is noted as ``waiting``.
+
 A run is executed in a transient unit that is named after the task that it takes, so systemd allows one at a time, limits its
 time and notes how it ended, whoever still watches.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import cluster_config
 
 RUNS = Path("/var/lib/tf-cluster/runs")
+RESERVE = 64 * 1024  # bytes that are kept for a run's last note: its program may fill the disk
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Run:
@@ -38,14 +47,41 @@ class Run:
             cluster_config.fail(f"there is no run {self.id} on this machine ({self.folder})", 2)
             raise
 
+    @contextlib.contextmanager
+    def locked(self, what: str):
+        """Keep out whoever locks the same of the run; by a file that is root's alone, or a program could hold the lock."""
+        with open(os.open(self.folder / f"{what}.lock", os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def reserve(self) -> None:
+        """Take the space that a last note needs, while there is some."""
+        (self.folder / "reserve").write_bytes(os.urandom(RESERVE))  # nothing that a file system could make smaller
+
     def note(self, **facts) -> dict:
         """Add to what is noted of the run, the file replaced as a whole."""
-        path = self.folder / "run.json"
-        noted = {**(self.read() if path.exists() else {}), **facts}
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(noted, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        with self.locked("note"):
+            noted = {**(self.read() if (self.folder / "run.json").exists() else {}), **facts}
+            try:
+                self._write(noted)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                (self.folder / "reserve").unlink(missing_ok=True)
+                self._write(noted)
         return noted
+
+    def _write(self, noted: dict) -> None:
+        fresh = self.folder / "run.new"
+        fresh.write_text(json.dumps(noted, indent=1), encoding="utf-8")
+        fresh.chmod(0o644)  # train_task.py reads it, as the program's user
+        fresh.replace(self.folder / "run.json")
+
+
+def timed(noted: dict) -> dict:
+    """Return what is noted of a run with ``started`` (when it was asked for, where it never started) and ``seconds``."""
+    begun = noted.get("started") or noted["asked"]
+    return {**noted, "started": begun, "seconds": round(noted.get("ended", time.time()) - begun, 2)}
 
 
 def is_alive(unit: str, run: Run) -> bool:
@@ -73,5 +109,6 @@ def answer(parser) -> None:
         print(json.dumps(options.call(options)))
     except cluster_config.ConfigError as error:
         cluster_config.fail(str(error), 2)
-    except OSError as error:
-        cluster_config.fail(f"{error.filename}: {error.strerror}", 1)
+    except (OSError, tarfile.TarError) as error:
+        named = isinstance(error, OSError) and error.filename and error.strerror
+        cluster_config.fail(f"{error.filename}: {error.strerror}" if named else str(error) or repr(error), 1)

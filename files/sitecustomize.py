@@ -5,8 +5,8 @@ are made, each time it runs later, and again at the end. So it pauses during the
 was there after it (``gc.freeze``); what the program makes itself is collected as ever. A program that imports TensorFlow
 and ends takes 1.1 s instead of 1.9 s; a program need not know of it.
 
-In a run that was asked for a trace, tf_trace.py beside this file is loaded after TensorFlow. ``PYTHONPATH`` in the unit of a
-run names their folder, see site(1) of Python's documentation; nothing else is in it.
+After TensorFlow, tf_trace.py is loaded in a run that was asked for a trace, and tf_missing.py in one that goes on without some
+tasks. ``PYTHONPATH`` in the unit of a run names their folder, see site(1) of Python's documentation; nothing else is in it.
 """
 
 import gc
@@ -44,8 +44,13 @@ def _without_collection(load):
             if paused:
                 gc.freeze()
                 gc.enable()
-        if module.__name__ == "tensorflow" and os.environ.get("TF_CLUSTER_TRACE"):
-            _trace()
+        if module.__name__ == "tensorflow":
+            if os.environ.get("TF_CLUSTER_MISSING"):
+                import tf_missing
+
+                tf_missing.install()
+            if os.environ.get("TF_CLUSTER_TRACE"):
+                _trace()
 
     return exec_module
 

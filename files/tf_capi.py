@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -54,7 +55,10 @@ _POINTERS = (
     "TF_NewImportGraphDefOptions", "TF_GraphOperationByName", "TF_TensorData", "TF_NewBufferFromString",
 )  # fmt: skip
 _TEXTS = ["TF_Message", "TF_Version", "TF_DeviceListName"]
-_NUMBERS = {"TF_GetCode": ctypes.c_int, "TF_DeviceListCount": ctypes.c_int, "TF_TensorByteSize": ctypes.c_size_t}
+_NUMBERS = {
+    "TF_GetCode": ctypes.c_int, "TF_DeviceListCount": ctypes.c_int, "TF_TensorByteSize": ctypes.c_size_t,
+    "TF_DeviceListIncarnation": ctypes.c_uint64,
+}  # fmt: skip
 
 
 class Library:
@@ -116,14 +120,22 @@ class Session:
         self.handle = library.call("TF_NewSession", self.graph, options)
         tf.TF_DeleteSessionOptions(options)
 
-    def devices(self) -> list[str]:
-        """Return the full names of the devices that the session sees."""
+    def devices(self) -> dict[str, str]:
+        """Return the devices that the session sees: full name -> incarnation, another one each time its server starts."""
         found = self.library.call("TF_SessionListDevices", self.handle)
-        names = []
+        devices = {}
         for index in range(self.library.tf.TF_DeviceListCount(found)):
-            names.append(self.library.call("TF_DeviceListName", found, ctypes.c_int(index)).decode())
+            name = self.library.call("TF_DeviceListName", found, ctypes.c_int(index)).decode()
+            devices[name] = f"{self.library.call('TF_DeviceListIncarnation', found, ctypes.c_int(index)):016x}"
         self.library.tf.TF_DeleteDeviceList(found)
-        return names
+        return devices
+
+    def close(self) -> None:
+        """End the session on its server too, which otherwise keeps it for minutes; a server that is gone has nothing to keep."""
+        for call in ("TF_CloseSession", "TF_DeleteSession"):
+            with contextlib.suppress(TensorFlowError):
+                self.library.call(call, self.handle)
+        self.library.tf.TF_DeleteGraph(self.graph)
 
     def fetch_bytes(self, operation: str) -> bytes:
         """Run the graph as far as ``operation`` and return the raw bytes of its first output."""

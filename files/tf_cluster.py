@@ -87,7 +87,9 @@ def on(job: str, index: int = 0, gpu: int | None = None, cpu: int | None = None)
     spec = cluster()
     if not 0 <= index < len(spec.get(job, [])):
         there = ", ".join(f"{name}:{number}" for name, entries in sorted(spec.items()) for number in range(len(entries)))
-        raise ClusterError(f"the cluster has no task {job}:{index}; it has {there}")
+        left_out = os.environ.get("TF_CLUSTER_MISSING")
+        without = f" ({left_out} of the cluster did not answer and is left out of this run)" if left_out else ""
+        raise ClusterError(f"the cluster has no task {job}:{index}; it has {there}{without}")
     device = "" if gpu is None and cpu is None else f"/device:CPU:{cpu}" if gpu is None else f"/device:GPU:{gpu}"
     return f"/job:{job}/task:{index}{device}"
 
@@ -255,7 +257,7 @@ def _answers(name: tuple[str, int], entry: str) -> bool:
 
     v1 = tf.compat.v1
     # The task's own session, which has a real limit; it knows of no other task.
-    config = v1.ConfigProto(operation_timeout_in_ms=3000, device_filters=[f"/job:{name[0]}/task:{name[1]}"])
+    config = v1.ConfigProto(operation_timeout_in_ms=3000, device_filters=["/job:nobody"])
     try:
         with tf.Graph().as_default(), v1.Session(f"grpc://{entry}", config=config) as asked:
             return asked.run(tf.constant(1)) == 1

@@ -14,6 +14,7 @@ over it: whoever reaches the training's TensorFlow ports may do more.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import queue
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import cluster_config
 import runs
@@ -32,6 +34,7 @@ BEAT = 5.0  # seconds between two signs of life
 SILENCE = 30.0  # seconds without one after which the other side is given up
 TERM, KILL = 5.0, 10.0  # seconds that a program has after SIGTERM; that all have to be gone
 LOOK = 0.1  # seconds between two looks at the program
+SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 LONGEST = 64 * 1024  # bytes of a message
 
 
@@ -209,6 +212,7 @@ class Member:
 
     def __init__(self, noted: dict) -> None:
         self.training, self.task, self.command = noted["training"], noted["task"], noted["command"]
+        self.begun, self.limit = time.monotonic(), noted["limit"]
         job, index = self.task.split(":")
         self.port = cluster_config.split_address(self.training["cluster"][job][int(index)])[1]
         self.process: subprocess.Popen | None = None
@@ -239,7 +243,8 @@ class Member:
                 self.end()
                 channel.send(stopped=message["stop"])
             if self.leaving.is_set():
-                self.outcome = "was ended from outside"
+                late = time.monotonic() - self.begun > self.limit - LOOK
+                self.outcome = f"was ended after {self.limit:g} s (run_timeout)" if late else "was ended from outside"
                 channel.send(leaves=self.outcome)
                 self.leaving.clear()
             if self.process and self.process.poll() is not None:
@@ -263,15 +268,41 @@ class Member:
         self.process = subprocess.Popen(self.command, start_new_session=True)
 
     def end(self) -> None:
-        """End the program and what it started, if it still runs."""
+        """End the program and what it started, if it still runs, also what has a session of its own by now."""
         if not self.process:
             return
         for number, seconds in ((signal.SIGTERM, TERM), (signal.SIGKILL, None)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
+            end_all(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(seconds)
+        deadline = time.monotonic() + TERM
+        while end_all(signal.SIGKILL) and time.monotonic() < deadline:  # they may have started others meanwhile
+            time.sleep(LOOK)
         self.process = None
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what the program leaves behind, so that it is found; see prctl(2)."""
+    ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_all(number: int) -> bool:
+    """Send a signal to all that this process has started, and what that has; tell whether there was any."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
+            children.setdefault(int(parent), []).append(0 if state == "Z" else int(path.parent.name))
+    found, place = [*children.get(os.getpid(), [])], 0
+    while place < len(found):
+        found += children.get(found[place], []) if found[place] else []
+        place += 1
+    for pid in filter(None, found):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return any(found)
 
 
 def join(training: dict, task: str, leaving: threading.Event, refused: str = "") -> Channel:
@@ -308,6 +339,7 @@ def main() -> None:
     run = runs.Run(sys.argv[1])
     noted = run.read()
     training, member, coordinator = noted["training"], Member(noted), None
+    adopt_orphans()
     signal.signal(signal.SIGTERM, lambda _number, _frame: member.leaving.set())
     cluster_config.leave_proxies()
     try:

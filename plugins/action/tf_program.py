@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import glob
 import json
 import os
@@ -32,13 +33,14 @@ options:
   send:
     description:
       - Files and folders of the controller, as a tar file on the program's standard input; a folder that comes first as its
-        content. Where it is large, it goes before, piece by piece, to the call O(send_call).
+        content. Links in it are followed. Where it is large, it goes before, piece by piece, to the call O(send_call).
     type: list
     elements: path
   send_call: {description: The call that takes pieces of a large tar file, type: list, elements: str}
   script: {description: A file of the controller; goes to the program's standard input as it is, type: path}
   input: {description: Data; goes to the program's standard input as JSON, type: raw}
   save_to: {description: Folder of the controller for what comes back, type: path}
+  announce: {description: A line that is shown first, for a call that is silent for long, type: str}
   statuses: {description: Exit statuses that come with an answer, type: list, elements: int, default: [0]}
 author: [Distributed TensorFlow by Ansible]
 """
@@ -59,6 +61,7 @@ NOTHING = b"\n"
 PIECE = 8 * 1024 * 1024  # bytes that go over in one call
 SILENT = 5  # seconds after which a person wants to know whether it still goes on
 STEP = re.compile(r"step [0-9]+ of [0-9]+")  # as the helper for programs prints it
+ABSENT = re.compile(r"can't open file '(/opt/tf-cluster/[^']+)': \[Errno 2\]")  # as Python says it
 NOT_FOUND = 127  # what a shell says of a program that is not there
 
 
@@ -79,6 +82,7 @@ class ActionModule(ActionBase):
                 "script": {"type": "path"},
                 "input": {"type": "raw"},
                 "save_to": {"type": "path"},
+                "announce": {"type": "str"},
                 "statuses": {"type": "list", "elements": "int", "default": [0]},
             }
         )
@@ -92,14 +96,19 @@ class ActionModule(ActionBase):
             data = json.dumps(options["input"]).encode()
         else:
             data = NOTHING
-        silence = Silence()
+        if options["announce"]:
+            Display().display(f"  {options['announce']}")
+        silence, again = Silence(), True
         while True:
             answer = self.call(argv, data, options["statuses"])
             for line in answer.get("lines", []):
                 Display().display(f"  {line}")
             silence.show(answer.get("lines", []), answer.get("seconds") if "next" in answer else None)
-            if answer.get("fetch"):
-                self.fetch(program, answer["fetch"], Path(options["save_to"]))
+            if answer.get("fetch") and not self.fetch(program, answer["fetch"], Path(options["save_to"])):
+                if not again:
+                    raise AnsibleActionFail("somebody else collects the same run at this moment: try again later")
+                again = False
+                continue
             for name, text in answer.get("files", {}).items():
                 write_below(Path(options["save_to"]), name, text)
             gathered.update({name: value for name, value in answer.items() if name not in ("lines", "next", "fetch", "files")})
@@ -112,9 +121,10 @@ class ActionModule(ActionBase):
     def call(self, argv, data, statuses):
         """Call the program once and return its answer."""
         done = self._low_level_execute_command(shlex.join(argv), sudoable=True, in_data=data)
-        if done["rc"] == NOT_FOUND:
+        missing = argv[0] if done["rc"] == NOT_FOUND else (ABSENT.search(done["stderr"]) or (None, None))[1]
+        if missing:
             raise AnsibleActionFail(
-                f"{argv[0]} is not there: has 'ansible-playbook site.yml' made this machine part of the cluster?"
+                f"{missing} is not there: has 'ansible-playbook site.yml' made this machine part of the cluster?"
             )
         if done["rc"] not in statuses:
             said = (done["stderr"] or done["stdout"]).strip().splitlines()
@@ -141,27 +151,37 @@ class ActionModule(ActionBase):
         return NOTHING
 
     def fetch(self, program, given, folder):
-        """Bring a tar file of the machine's here, piece by piece, and unpack it, nothing outside the folder."""
+        """Bring a tar file of the machine's here, piece by piece, and unpack it, nothing outside the folder.
+
+        Returns false where the machine does not have this file any more: somebody else has collected the run meanwhile.
+        """
         local = folder.parent / f".{folder.name}.{given['made']}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             progress = Progress("collected", given["size"])
-            with local.open("ab") as file:
-                while file.tell() < given["size"]:
-                    answer = self.call([*program, *given["call"], "--offset", str(file.tell())], NOTHING, [0])
+            with local.open("a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if not os.fstat(file.fileno()).st_nlink:
+                    return True  # the one that was waited for has unpacked it, and removed it
+                while file.seek(0, os.SEEK_END) < given["size"]:
+                    call = [*program, *given["call"], "--made", str(given["made"]), "--offset", str(file.tell())]
+                    answer = self.call(call, NOTHING, [0])
                     if not answer["data"]:
-                        raise AnsibleActionFail("the machine's file has become shorter: try again")
+                        return False
                     file.write(base64.b64decode(answer["data"]))
                     progress.show(file.tell())
-            with tarfile.open(local) as tar:
-                tar.extractall(folder, members=[checked(member) for member in tar])
+                file.seek(0)
+                with tarfile.open(fileobj=file) as tar:
+                    tar.extractall(folder, members=[checked(member) for member in tar])
+                # Before another gets the lock; also what is left of earlier files of the run.
+                for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
+                    part.unlink(missing_ok=True)
+                return True
         except OSError as error:
             raise AnsibleActionFail(
                 f"{error.filename or local} could not be written ({error.strerror}); what the run left stays on its machine, and "
                 f"'ansible-playbook playbooks/collect.yml -e run={folder.name}' goes on from here"
             ) from None
-        for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
-            part.unlink()
 
 
 class Silence:
@@ -197,12 +217,25 @@ class Progress:
 
 def pack(paths, file):
     """Write files and folders into a tar file; the content of a folder that comes first, without its name."""
-    with tarfile.open(fileobj=file, mode="w") as tar:
+    with tarfile.open(fileobj=file, mode="w", dereference=True) as tar:
         for place, path in enumerate(paths):
             if not path.exists():
                 raise AnsibleActionFail(f"{path} does not exist on the controller")
-            name = "." if path.is_dir() and place == 0 else path.resolve().name
-            tar.add(path, name, filter=lambda member: None if "__pycache__" in member.name else member)
+            # The name that it was given, also where that is a link: by this name the program is started.
+            add(tar, path, "." if path.is_dir() and place == 0 else Path(os.path.abspath(path)).name)
+
+
+def add(tar, path, name, above=()):
+    """Add a file, or a folder with its content; what links lead to as if it lay here. ``above``: the folders that it lies in."""
+    real = path.resolve()
+    if real in above:
+        raise AnsibleActionFail(f"{path} is a link to a folder that it lies in: it can be sent without the link alone")
+    if path.name == "__pycache__" or not path.exists():
+        return  # a link that leads nowhere, as editors make them
+    tar.add(path, name, recursive=False)
+    if path.is_dir():
+        for inner in sorted(path.iterdir()):
+            add(tar, inner, f"{name}/{inner.name}", (*above, real))
 
 
 def checked(member):

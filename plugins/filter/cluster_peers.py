@@ -49,6 +49,24 @@ def _addresses(text):
     return [ipaddress.ip_address(address) for address in found]
 
 
+def tunnel_machines(cluster):
+    """Return the machines as ends of the tunnel: name, address in the tunnel without brackets, reached_by."""
+    return [
+        {"name": name, "address": tasks[0]["address"].strip("[]"), "reached_by": tasks[0]["reached_by"]}
+        for name, tasks in cluster["machines"].items()
+    ]
+
+
+def tunnel_keys(states, machines):
+    """Return address -> public key: what each machine says of itself, and before that what the others know of it.
+
+    So a machine that is away keeps its place. ``states`` is machine -> what files/tunnel_state.py says there.
+    """
+    known = {address: key for state in states.values() for address, key in state["peers"].items()}
+    own = {machine["address"]: states[machine["name"]]["key"] for machine in machines if machine["name"] in states}
+    return {**known, **own}
+
+
 def cluster_ports(tasks, offset=1000):
     """Return the ports of tasks and of their parts of a training (see the filter training), in order."""
     try:
@@ -67,4 +85,9 @@ class FilterModule:
 
     def filters(self):
         """Return the filters by name."""
-        return {"cluster_peers": cluster_peers, "cluster_ports": cluster_ports}
+        return {
+            "cluster_peers": cluster_peers,
+            "cluster_ports": cluster_ports,
+            "tunnel_machines": tunnel_machines,
+            "tunnel_keys": tunnel_keys,
+        }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import ipaddress
 import itertools
 import re
@@ -32,7 +33,9 @@ _value:
   description:
     - C(problems) is a list of sentences. Where there are any, there is nothing else.
     - C(spec) is job -> list of C(address:port), what config.json holds.
-    - C(machines) is machine -> list of its tasks (C(job), C(index), C(name), C(address), C(port), C(standing), C(options)).
+    - C(machines) is machine -> list of its tasks (C(job), C(index), C(name), C(address), C(port), C(standing), C(options), and
+      C(reached_by), the machine's own address, where the traffic goes through a tunnel and C(address) is that of the tunnel).
+    - C(tunnel) is the network of the tunnel, null where there is none.
     - C(tasks) is task -> machine; C(host) names the machine that carries the task C(host:0).
   type: dict
 """
@@ -46,7 +49,10 @@ MOST_TASKS = 4096  # of one job on one machine
 PER_GPU = "per_gpu"  # what tf_tasks says of a job that is to have a task for each GPU
 # What an entry of tf_tasks may say besides: from where to where.
 PLACES = {"index": (0, 99999), "port": (1, 65535)}
-MACHINE_VARIABLES = ("tf_address", "tf_jobs", "tf_tasks", "tf_task_options")
+MACHINE_VARIABLES = (
+    "tf_address", "tf_encryption", "tf_jobs", "tf_tasks", "tf_task_options", "tf_tunnel_address", "tf_tunnel_network",
+)  # fmt: skip
+TUNNEL_NETWORK = "fd74:6663:6c75::/64"  # of the addresses that everybody may use within (RFC 4193)
 # What can be said of a task, what it must be, and what holds where nothing is said: the seed's own.
 NUMBER, SHARE, SWITCH = "a whole number from 0", "a number above 0 and up to 1", "true or false"
 GPUS = "a list of GPUs by number or UUID, as in [0, 1]"
@@ -72,7 +78,7 @@ class Inventory:
     """The inventory on its way to a cluster; ``problems`` collects sentences."""
 
     def __init__(self, groups, hostvars, provisional=False):
-        self.groups, self.jobs, self.provisional = groups, JOBS, provisional
+        self.groups, self.jobs, self.provisional, self.tunnel = groups, JOBS, provisional, None
         self.variables = {machine: hostvars[machine] for machine in groups.get("all", [])}
         self.problems, self.open_jobs = [], set()
         self.tasks = {}  # job -> list of tasks, in the inventory's order, then in the order of the indices
@@ -95,6 +101,7 @@ class Inventory:
         if not self.read_jobs():
             return
         self.check_groups()
+        self.tunnel = self.read_tunnel()
         machines = dict.fromkeys(name for job in self.jobs for name in self.groups.get(job, []))
         own = {machine: self.read_machine(machine) for machine in machines}
         for job in self.jobs:
@@ -106,17 +113,58 @@ class Inventory:
             self.tasks[job] = sorted(tasks, key=lambda task: -1 if task["index"] is None else task["index"])
         self.check_addresses(machines)
 
+    def common(self, name, machines):
+        """Return a variable that has to be the same for all machines; None where it is not set, or is not the same."""
+        given = []
+        for machine in machines:
+            value = self.value(machine, name)
+            if value not in given:
+                given.append(value)
+        if len(given) > 1:
+            self.say(f"The variable {name} is not the same for all machines: set it once, for the group 'all'.")
+        return given[0] if len(given) == 1 else None
+
+    def read_tunnel(self):
+        """Return the network of the tunnel that the tasks' traffic goes through, or None."""
+        members = dict.fromkeys(machine for job in self.jobs for machine in self.groups.get(job, []))
+        wanted, network = self.common("tf_encryption", members), self.common("tf_tunnel_network", members)
+        if str(wanted).lower() in ("none", "false", "no", ""):
+            return None
+        if str(wanted).lower() not in ("true", "yes"):
+            self.say(f"The variable tf_encryption is {wanted!r}: make it true or false.")
+        try:
+            return ipaddress.ip_network(str(network or TUNNEL_NETWORK))
+        except ValueError as error:
+            self.say(f"The variable tf_tunnel_network is {network!r}: give a network, as in {TUNNEL_NETWORK} ({error}).")
+            return None
+
+    def tunnel_address(self, machine):
+        """Return a machine's address in the tunnel: its name decides, so nobody else's changes when machines come and go."""
+        given = self.value(machine, "tf_tunnel_address")
+        if given:
+            try:
+                address = ipaddress.ip_address(str(given).strip("[]"))
+            except ValueError:
+                address = None
+            if address is None or address not in self.tunnel:
+                self.say(
+                    f"The variable tf_tunnel_address of machine {machine} is {given!r}: give an address of {self.tunnel}, the "
+                    "network of the tunnel (tf_tunnel_network)."
+                )
+                return str(given)
+        else:
+            room = max(1, self.tunnel.num_addresses - 2)  # neither the network's own address nor the last
+            number = int.from_bytes(hashlib.sha256(str(machine).encode()).digest(), "big") % room + 1
+            address = self.tunnel.network_address + min(number, self.tunnel.num_addresses - 1)
+        return f"[{address}]" if address.version == 6 else str(address)
+
     def read_jobs(self):
         """Note the groups that are jobs and tell whether they can be."""
-        given = []
-        for machine in self.variables:
-            jobs = self.value(machine, "tf_jobs")
-            if jobs not in given:
-                given.append(jobs)
-        if len(given) > 1:
-            self.say("The variable tf_jobs is not the same for all machines: set it once, for the group 'all'.")
+        said = len(self.problems)
+        jobs = self.common("tf_jobs", self.variables)
+        if len(self.problems) > said:
             return False
-        self.jobs = JOBS if given in ([], [None], [[]]) else given[0]
+        self.jobs = JOBS if jobs in (None, []) else jobs
         if not isinstance(self.jobs, (list, tuple)) or not all(isinstance(job, str) for job in self.jobs):
             self.say(f"The variable tf_jobs is {self.jobs!r}: make it a list of group names, as in [worker, host].")
             return False
@@ -156,7 +204,8 @@ class Inventory:
     def read_machine(self, machine):
         """Return the machine's tasks, with ports."""
         self.check_names(machine)
-        address = self.address(machine)
+        reached_by = self.address(machine)
+        address = self.tunnel_address(machine) if self.tunnel else reached_by
         wanted = self.value(machine, "tf_tasks")
         wanted = {} if wanted is None else wanted
         own_jobs = [job for job in self.jobs if machine in self.groups.get(job, [])]
@@ -172,7 +221,14 @@ class Inventory:
         usual = {name: default for name, (_kind, default) in OPTIONS.items()}
         usual.update(self.machine_options(machine))
         tasks = [
-            {"job": job, "machine": machine, "address": address, **entry, "options": {**usual, **entry["options"]}}
+            {
+                "job": job,
+                "machine": machine,
+                "address": address,
+                "reached_by": reached_by,
+                **entry,
+                "options": {**usual, **entry["options"]},
+            }
             for job in own_jobs
             for entry in self.entries(machine, job, wanted.get(job, 1))
         ]
@@ -293,7 +349,7 @@ class Inventory:
 
     def check_addresses(self, machines):
         """Find addresses that two tasks share, and those that other machines cannot reach."""
-        places, owners = {}, {}
+        places, owners, tunnels = {}, {}, {}
         for task in (task for tasks in self.tasks.values() for task in tasks):
             place = f"{task['address']}:{task['port']}"
             other = places.setdefault(place, task)
@@ -302,16 +358,21 @@ class Inventory:
                     f"{place} is given twice, to {other['job']}:{other['index']} of machine {other['machine']} and to "
                     f"{task['job']}:{task['index']} of machine {task['machine']}: change the tf_address or the port of one."
                 )
-            owner = owners.setdefault(task["address"], task["machine"])
+            owner = owners.setdefault(task["reached_by"], task["machine"])
+            if self.tunnel and (other := tunnels.setdefault(task["address"], task["machine"])) != task["machine"]:
+                self.say(
+                    f"Machines {other} and {task['machine']} have the same address {task['address']} in the tunnel: set the "
+                    "tf_tunnel_address of one."
+                )
             if owner != task["machine"]:
                 self.say(
-                    f"Machines {owner} and {task['machine']} have the same address {task['address']}: if they are one machine, "
+                    f"Machines {owner} and {task['machine']} have the same address {task['reached_by']}: if they are one, "
                     "give it one name and say its tasks in tf_tasks; if not, change the tf_address of one."
                 )
-            own = re.fullmatch(r"localhost|127\..*|0\.0\.0\.0|\[::1?\]", task["address"])
+            own = re.fullmatch(r"localhost|127\..*|0\.0\.0\.0|\[::1?\]", task["reached_by"])
             if own and len(machines) > 1:
                 self.say(
-                    f"The address of machine {task['machine']} is {task['address']}, which the other machines cannot "
+                    f"The address of machine {task['machine']} is {task['reached_by']}, which the other machines cannot "
                     "reach: set its tf_address to the address that they know it by."
                 )
 
@@ -324,7 +385,8 @@ class Inventory:
                 task.update(name=f"{job}-{task['index']}", standing=job not in RUN_JOBS)
                 machines.setdefault(task["machine"], []).append(task)
                 names[f"{job}:{task['index']}"] = task["machine"]
-        return {"spec": spec, "machines": machines, "tasks": names, "host": names["host:0"]}
+        tunnel = str(self.tunnel) if self.tunnel else None
+        return {"spec": spec, "machines": machines, "tasks": names, "host": names["host:0"], "tunnel": tunnel}
 
 
 def _whole(value):

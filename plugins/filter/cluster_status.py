@@ -8,7 +8,8 @@ short_description: Join what the gate, systemd and the runs say of each task
 options:
   _input: {description: The cluster as worked out by the filter cluster_spec, type: dict, required: true}
   gate: {description: The tasks as the gate reports them; empty where it could not be asked, type: list, required: true}
-  states: {description: Machine -> what files/task_state.py says there; machines that are away are missing, type: dict}
+  states: {description: Machine -> what files/task_state.py says there, type: dict}
+  problems: {description: Machine -> why it says nothing though it was reached; machines in neither are away, type: dict}
 """
 
 RETURN = """
@@ -26,12 +27,12 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def cluster_status(cluster, gate, states):
+def cluster_status(cluster, gate, states, problems=None):
     """Return the state of each task of the cluster and whether all is well."""
     asked = {task["task"]: task for task in gate}
     tasks = []
     for machine, own in cluster["machines"].items():
-        state = states.get(machine)
+        state, problem = states.get(machine), (problems or {}).get(machine, "")
         for task in own:
             name = f"{task['job']}:{task['index']}"
             answer = asked.get(name, {})
@@ -41,8 +42,8 @@ def cluster_status(cluster, gate, states):
                     "task": name,
                     "machine": machine,
                     "address": f"{task['address']}:{task['port']}",
-                    **_unit(task, state),
-                    **_answer(task, answer, state, runs),
+                    **_unit(task, state, problem),
+                    **_answer(task, answer, state, problem, runs),
                     "version": answer.get("version"),
                     "gpus": answer.get("gpus", []),
                     "run": ", ".join(runs) or None,
@@ -71,17 +72,20 @@ def _open(fallen, without):
     return sentences
 
 
-def _unit(task, state):
+def _unit(task, state, problem):
     if state is None:
-        return {"unit": "machine is away", "since": None, "restarts": None, "memory_mb": None}
+        return {"unit": "not known" if problem else "machine is away", "since": None, "restarts": None, "memory_mb": None}
     if not task["standing"]:
         return {"unit": None, "since": None, "restarts": None, "memory_mb": None}
     return state["units"].get(task["name"], {"unit": "unknown", "since": None, "restarts": None, "memory_mb": None})
 
 
-def _answer(task, answer, state, runs):
+def _answer(task, answer, state, problem, runs):
     if task["standing"]:
-        return {"state": answer.get("state", "not asked"), "reason": answer.get("reason", "the host machine could not ask")}
+        reason = problem or answer.get("reason", "the host machine could not ask")
+        return {"state": answer.get("state", "not asked"), "reason": reason}
+    if problem:
+        return {"state": "not known", "reason": problem}
     if state is None:
         return {"state": "unreachable", "reason": "its machine cannot be reached by Ansible"}
     return {"state": "runs" if runs else "free", "reason": ""}

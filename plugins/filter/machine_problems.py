@@ -72,7 +72,7 @@ def _free_megabytes(lines):
 
 def _address_problems(tasks, machine, facts):
     own = {str(address).partition("%")[0] for family in ("ipv4", "ipv6") for address in facts.get(f"all_{family}_addresses", [])}
-    for text in dict.fromkeys(task["address"].strip("[]") for task in tasks):
+    for text in dict.fromkeys(task["reached_by"].strip("[]") for task in tasks):
         try:
             address = ipaddress.ip_address(text)
         except ValueError:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import secrets
+import shlex
 import time
+import warnings
 from pathlib import Path
 
 DOCUMENTATION = """
@@ -12,7 +16,9 @@ name: program
 short_description: Look at a program before it is sent
 options:
   _input: {description: "Path of the program, a Python file or a folder with main.py", type: path, required: true}
-  data: {description: Files and folders that it is sent with, type: list, elements: path}
+  given:
+    description: What else was asked for; C(program_data), C(program_requirements), C(program_args), C(run_timeout), C(run_wait)
+    type: dict
 """
 
 RETURN = """
@@ -20,6 +26,8 @@ _value: {description: A sentence for each problem; empty if there is none, type:
 """
 
 ENTRIES = ("main.py", "__main__.py")
+LEAST = {"run_timeout": 1, "run_wait": 0}  # seconds
+MOST = 366 * 24 * 3600  # seconds, of each of them
 
 
 def program_entry(program):
@@ -30,13 +38,26 @@ def program_entry(program):
     return next((name for name in ENTRIES if (path / name).is_file()), ENTRIES[0])
 
 
-def program_problems(program, data=()):
-    """Return what keeps a program from being run, a sentence each: not there, or not Python."""
-    path, data = Path(program or "."), [data] if isinstance(data, str) else data
+def program_arguments(given):
+    """Return the arguments of a program as texts: a list as it is, a text split as a shell does. Raises ValueError."""
+    if isinstance(given, str):
+        return shlex.split(given)
+    if not isinstance(given, list) or not all(isinstance(word, (str, int, float)) for word in given):
+        raise ValueError("it is neither a text nor a list of texts and numbers")
+    return [str(word) for word in given]
+
+
+def program_problems(program, given=None):
+    """Return what keeps a program from being run, a sentence each: not there, not Python, asked for in a way that cannot be."""
+    path, given = Path(program or "."), given or {}
+    data = given.get("program_data", [])
+    data = [data] if isinstance(data, str) else data
     if not program:
         return ["The variable program is not set: name a Python file or a folder with main.py, as in -e program=my_program.py"]
     if not _exists(path):
         return [f"The variable program is {program}, which does not exist on the controller."]
+    if not path.is_dir() and not path.is_file():
+        return [f"The variable program is {program}, which is neither a file nor a folder."]
     entry = path / program_entry(program) if path.is_dir() else path
     if not entry.is_file():
         return [f"The variable program is {program}, a folder without main.py: give the file that is to be run this name."]
@@ -45,8 +66,39 @@ def program_problems(program, data=()):
         for item in data
         if not _exists(Path(item))
     ]
-    files = path.rglob("*.py") if path.is_dir() else [path]
-    return problems + [sentence for file in sorted(files) if (sentence := _syntax_problem(file))]
+    problems += _name_problems(path, data) + _given_problems(given)
+    files = sorted(_sources(path)) if path.is_dir() else [path]
+    return problems + [sentence for file in files if (sentence := _syntax_problem(file))]
+
+
+def _name_problems(path, data):
+    """Return a sentence for each name that two of the things have which come to lie beside each other."""
+    seen, problems = set(os.listdir(path)) if path.is_dir() else {path.name}, []
+    for item in data:
+        name = os.path.basename(os.path.abspath(item))
+        if name in seen:
+            problems.append(f"The variable program_data has {item}, and another {name} would lie at the same place: rename one.")
+        seen.add(name)
+    return problems
+
+
+def _given_problems(given):
+    """Return what is wrong with a program's requirements, arguments and limits of time."""
+    problems, requirements = [], given.get("program_requirements")
+    if requirements and not Path(requirements).is_file():
+        problems.append(f"The variable program_requirements is {requirements}, which is no file on the controller.")
+    try:
+        program_arguments(given.get("program_args", []))
+    except ValueError as error:
+        problems.append(f"The variable program_args is {given['program_args']!r}: {str(error)[0].lower()}{str(error)[1:]}.")
+    for name in LEAST.keys() & given.keys():
+        try:
+            seconds = math.nan if isinstance(given[name], bool) else float(given[name])
+        except (TypeError, ValueError):
+            seconds = math.nan
+        if not LEAST[name] <= seconds <= MOST:
+            problems.append(f"The variable {name} is {given[name]!r}: give seconds, a number from {LEAST[name]} to {MOST}.")
+    return problems
 
 
 def task_problems(task, cluster):
@@ -59,6 +111,13 @@ def task_problems(task, cluster):
     return []
 
 
+def _sources(folder):
+    """Yield the Python files of a program's folder, but not those of others that lie in it (.venv, .git)."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        yield from (Path(place, name) for name in files if name.endswith(".py") and Path(place, name).is_file())
+
+
 def _exists(path):
     """Tell whether there is such a file; a name that no file can have (too long, say) is none."""
     try:
@@ -69,17 +128,23 @@ def _exists(path):
 
 def _syntax_problem(path):
     try:
-        compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         return f"{path}{f', line {line}' if line else ''} is not Python: {getattr(error, 'msg', None) or error}."
+    except (MemoryError, RecursionError):
+        return f"{path} is nested too deeply for Python."
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}."
     return ""
 
 
 def _stem(program):
     """Return the name of a program without its ending; nothing where no file can have that name."""
     try:
-        return Path(program).resolve().stem if program else ""
+        return Path(os.path.abspath(program)).stem if program else ""
     except (OSError, ValueError, RuntimeError):
         return ""
 
@@ -97,6 +162,7 @@ class FilterModule:
     def filters(self):
         """Return the filters by name."""
         return {
+            "program_arguments": program_arguments,
             "program_entry": program_entry,
             "program_problems": program_problems,
             "task_problems": task_problems,

@@ -35,9 +35,27 @@ def task_table(tasks, explained=()):
     return lines
 
 
+def missing_problem(tasks, allowed):
+    """Return why a run cannot go on without the tasks that do not answer, or nothing; ``allowed``: how many may be missing."""
+    missing = [task for task in tasks if task["state"] != "answers"]
+    text = str(allowed).lower()
+    most = {"true": len(tasks), "all": len(tasks), "false": 0}.get(text, int(text) if text.isdecimal() else None)
+    if most is None:
+        return f"The variable allow_missing is {allowed!r}: say how many tasks may be missing, as in 1, or all."
+    if any(task["state"] == "no device" for task in missing):
+        return "A task does not have what the program needs."
+    if len(missing) == len(tasks):
+        return "No task of the cluster answers."
+    if len(missing) <= most:
+        return ""
+    return (
+        f"{len(missing)} tasks do not answer, and allow_missing is {most}." if most else "Not every task of the cluster answers."
+    )
+
+
 class FilterModule:
     """What Ansible loads."""
 
     def filters(self):
         """Return the filters by name."""
-        return {"task_table": task_table, "with_machines": with_machines}
+        return {"missing_problem": missing_problem, "task_table": task_table, "with_machines": with_machines}

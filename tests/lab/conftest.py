@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -21,11 +22,21 @@ class Cluster:
 
     def command(self, *words, seconds=300):
         """Run one of Ansible's commands on the cluster and return what it did."""
+        process = self.begin(*words)
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def begin(self, *words):
+        """Start one of Ansible's commands, in a process group of its own."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "MOLECULE_"))}
         environment["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
-        return subprocess.run(
-            [words[0], *self.inventory, *map(str, words[1:])],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL,
+        return subprocess.Popen(
+            [words[0], *self.inventory, *map(str, words[1:])], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
 
     def playbook(self, *words, **more):
@@ -54,6 +65,13 @@ class Cluster:
         """Do something to a lab machine from outside."""
         container = f"tf-test-{SCENARIO.name}-{machine}"
         subprocess.run([*AS_ROOT, "podman", verb, *words, container], check=True, capture_output=True, timeout=60)
+
+    def inside(self, machine, script):
+        """Run a shell script on a lab machine without its network, and return what it printed."""
+        command = [*AS_ROOT, "podman", "exec", "--interactive", "--privileged", f"tf-test-{SCENARIO.name}-{machine}", "bash"]
+        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, f"{script}: {done.stdout}{done.stderr}"
+        return done.stdout
 
     def wait_for(self, machine, seconds=60):
         """Wait until a machine can be logged into."""

@@ -196,7 +196,7 @@ def test_a_training_can_be_left_alone_and_cancelled(cluster, train, program):
     assert done.returncode == 0, said(done)
     run = re.search(r"The run (\S+) goes on", said(done))[1]
     done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
-    assert done.returncode != 0
+    assert done.returncode == 0, said(done)
     found = verdict(folder_of(done))
     assert "was cancelled by" in found["failures"][0]
     assert [task["outcome"] for task in found["training"]["tasks"].values()] == [

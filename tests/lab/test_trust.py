@@ -105,6 +105,25 @@ def test_a_strangers_machine_is_refused_at_every_port(trust):
     )
 
 
+# Waits for a datagram, and sends one.
+HEAR = """
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
+    heard.bind(("", 2222))
+    heard.settimeout(8)
+    print(heard.recv(100).decode())
+"""
+
+
+def test_nothing_else_is_closed(trust):
+    """Not even another protocol at a task's port: the rules are about the tasks alone."""
+    trust.write("trust-worker-0", "/tmp/hear.py", HEAR)
+    trust.shell("trust-worker-0", "python3 /tmp/hear.py >/tmp/datagram 2>&1 & sleep 1; echo done")
+    send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'heard', ('10.89.85.10', 2222))"
+    trust.shell("stranger", f'python3 -c "{send}"; echo done')
+    assert trust.shell("trust-worker-0", "sleep 1; cat /tmp/datagram")["trust-worker-0"] == "heard"
+
+
 def test_so_is_another_user_of_a_machine_of_the_cluster(trust):
     """On its own machine, by any address, and on others; the servers' user gets through."""
     local = [f"{address}:2222" for address in ("127.0.0.1", "[::1]", "10.89.85.10", "[fd00:85::10]", "10.89.85.11")]

@@ -35,6 +35,12 @@ def test_ports_of_tasks_and_of_their_trainings():
     assert filters.cluster_ports(tasks, "31657") == [2222, 2223, 33879, 65000]
 
 
+def test_keys_of_machines_that_are_away_stay_known():
+    machines = [{"name": "a", "address": "fd00::a"}, {"name": "b", "address": "fd00::b"}, {"name": "c", "address": "fd00::c"}]
+    states = {"a": {"key": "A", "peers": {"fd00::b": "B", "fd00::c": "old"}}, "c": {"key": "C", "peers": {}}}
+    assert filters.tunnel_keys(states, machines) == {"fd00::a": "A", "fd00::b": "B", "fd00::c": "C"}
+
+
 # What nft 1.0.6 prints of the table.
 LISTED = """table inet tf_cluster {
 \tchain input {

@@ -66,7 +66,15 @@ def test_the_seed_gives_the_seeds_config_json():
 
 
 def test_a_task_says_all_that_the_roles_need():
-    task = {"job": "worker", "machine": "one", "address": "10.0.0.1", "port": 2222, "index": 0, "name": "worker-0"}
+    task = {
+        "job": "worker",
+        "machine": "one",
+        "address": "10.0.0.1",
+        "reached_by": "10.0.0.1",
+        "port": 2222,
+        "index": 0,
+        "name": "worker-0",
+    }
     assert cluster_of(three())["machines"]["one"] == [{**task, "standing": True, "options": SEEDS_OPTIONS}]
 
 
@@ -442,3 +450,50 @@ def test_ten_thousand_machines_take_a_moment(variables):
     cluster = cluster_of(machines)
     assert time.perf_counter() - begun < 3
     assert len(cluster["spec"]["worker"]) == 9_999
+
+
+def test_a_tunnel_gives_addresses_by_the_machines_names():
+    """Nobody's changes when machines come and go; the machine's own address is known besides."""
+    small, large = cluster_of(three(**{name: {"tf_encryption": True} for name in ("one", "two", "boss")})), three()
+    large["more"] = ("worker", {"ansible_host": "10.0.0.9"})
+    for _jobs, variables in large.values():
+        variables["tf_encryption"] = "yes"
+    large = cluster_of(large)
+    assert small["tunnel"] == "fd74:6663:6c75::/64"
+    assert small["spec"]["worker"] == large["spec"]["worker"][:2]
+    addresses = [entry.rpartition(":")[0] for entries in large["spec"].values() for entry in entries]
+    assert all(address.startswith("[fd74:6663:6c75:0") and address.endswith("]") for address in addresses), addresses
+    assert len(set(addresses)) == 4
+    assert small["machines"]["one"][0]["reached_by"] == "10.0.0.1"
+
+
+def test_a_tunnels_network_and_addresses_may_be_said():
+    machines = three()
+    for _jobs, variables in machines.values():
+        variables |= {"tf_encryption": True, "tf_tunnel_network": "10.99.0.0/16"}
+    machines["two"][1]["tf_tunnel_address"] = "10.99.0.7"
+    spec = cluster_of(machines)["spec"]
+    assert spec["worker"][1] == "10.99.0.7:2222"
+    assert spec["worker"][0].startswith("10.99.")
+
+
+@pytest.mark.parametrize(
+    ("all_have", "one_has", "words"),
+    [
+        ({"tf_encryption": True}, {"tf_encryption": False}, "The variable tf_encryption is not the same for all machines"),
+        ({"tf_encryption": "maybe"}, {}, "The variable tf_encryption is 'maybe'"),
+        ({"tf_encryption": True, "tf_tunnel_network": "x"}, {}, "The variable tf_tunnel_network is 'x'"),
+        ({"tf_encryption": True}, {"tf_tunnel_address": "10.0.0.1"}, "give an address of fd74:6663:6c75::/64"),
+        (
+            {"tf_encryption": True, "tf_tunnel_address": "fd74:6663:6c75::5"},
+            {},
+            "in the tunnel: set the tf_tunnel_address of one",
+        ),
+    ],
+)
+def test_a_tunnel_that_cannot_be_gives_a_sentence(all_have, one_has, words):
+    machines = three()
+    for _jobs, variables in machines.values():
+        variables.update(all_have)
+    machines["two"][1].update(one_has)
+    assert any(words in sentence for sentence in sentences_of(machines))

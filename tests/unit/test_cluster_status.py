@@ -80,6 +80,16 @@ def test_a_cluster_with_a_gap_is_not(gate, away):
     assert all(task["unit"] == "machine is away" for task in status["tasks"] if task["machine"] in away)
 
 
+def test_a_machine_that_is_not_set_up_is_told_from_one_that_is_away():
+    states = {"a": STATES["a"]}
+    sentence = "task_state.py is not there: has 'ansible-playbook site.yml' made this machine part of the cluster?"
+    status = filters.cluster_status(CLUSTER, [], states, {"c": sentence})
+    assert [task["unit"] for task in status["tasks"]] == ["active", "machine is away", "not known"]
+    assert status["tasks"][2]["state"] == "not known"
+    assert status["tasks"][2]["reason"] == sentence
+    assert status["ok"] is False
+
+
 def test_the_table_leaves_out_what_nobody_has():
     lines = filters.status_table(filters.cluster_status(CLUSTER, GATE, STATES))
     assert lines[0].split() == ["task", "machine", "address", "unit", "state", "since", "restarts", "MB", "TensorFlow", "run"]

@@ -212,7 +212,7 @@ def test_the_name_of_a_run(folder, path, name):
 
 @given(path=texts, data=st.one_of(st.lists(texts, max_size=2), texts))
 def test_a_program_that_is_named(path, data):
-    for sentence in program.program_problems(path, data):
+    for sentence in program.program_problems(path, {"program_data": data}):
         assert "The variable program" in sentence or "is not Python" in sentence
 
 
@@ -244,7 +244,7 @@ def test_a_result(folder, result, placement):
     output.mkdir(parents=True, exist_ok=True)
     (output / "result.json").write_bytes(result)
     (output / "placement.json").write_bytes(placement)
-    facts = io.StringIO(json.dumps({"outcome": OUTCOME, "tasks": []}))
+    facts = io.StringIO(json.dumps({"outcome": OUTCOME, "tasks": [], "must": True}))
     answered = io.StringIO()
     called = mock.patch.object(sys, "argv", ["report.py", str(output)])
     with mock.patch.object(sys, "stdin", facts), called, redirect_stdout(answered):

@@ -1,5 +1,6 @@
 """keep_output.py: what is kept of a program's output, and that it ends as the program ends."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -90,4 +91,58 @@ def test_a_full_disk_does_not_end_the_program():
         done = call(
             "files/keep_output.py", "--most=10", sys.executable, "-c", "print('a' * 99)", capture_output=False, stdout=full
         )
+    assert done.returncode == 0
+
+
+WATCHER = """
+import sys, time
+assert sys.argv[1:] == ["--config=config.json", "--part=part.json", "--lost=7.0"], sys.argv
+print("[cluster] worker:1 does not answer", flush=True)
+{then}
+"""
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """Return a function that runs a small program under it, with a small watcher, and returns what was passed on."""
+
+    def watched(text, then="time.sleep(60)", most=LIMIT):
+        source = (ROOT / "files/keep_output.py").read_text(encoding="utf-8").replace("AFTER = 4.0", "AFTER = 0.2")
+        (tmp_path / "keep_output.py").write_text(source, encoding="utf-8")
+        (tmp_path / "watch_tasks.py").write_text(WATCHER.format(then=then), encoding="utf-8")
+        command = [sys.executable, tmp_path / "keep_output.py", f"--most={most}", "--watch=7", sys.executable, "-c", text]
+        environment = {name: value for name, value in os.environ.items() if name != "TF_CLUSTER_CONFIG"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+
+    return watched
+
+
+def test_what_the_watch_says_is_a_line_of_its_own(watched):
+    begun = time.monotonic()
+    done = watched("import time; print('half', end='', flush=True); time.sleep(1); print(' and half', end='')")
+    assert done.stdout == "half\n[cluster] worker:1 does not answer\n and half"
+    assert done.returncode == 0
+    assert time.monotonic() - begun < 20  # the watch ends with the program
+
+
+def test_a_short_run_is_not_watched(watched):
+    assert watched("print('a')").stdout == "a\n"
+
+
+def test_what_the_watch_says_does_not_count_for_the_limit(watched):
+    done = watched("import time; print('x' * 20, flush=True); time.sleep(1); print('end')", most=10)
+    assert "\n[cluster] worker:1 does not answer\n" in done.stdout
+    assert done.stdout.startswith("x" * 10)
+    assert done.stdout.endswith("end\n")
+
+
+def test_a_lost_task_ends_the_program(watched):
+    done = watched("import time; time.sleep(60)", then="sys.exit(99)")
+    assert done.stdout.endswith("[cluster] the program is ended (run_lost)\n")
+    assert done.returncode == -signal.SIGTERM
+
+
+def test_a_watch_that_fails_does_no_harm(watched):
+    done = watched("import time; time.sleep(1)", then="sys.exit(3)")
+    assert "nobody watches the tasks any more (exit status 3)" in done.stdout
     assert done.returncode == 0

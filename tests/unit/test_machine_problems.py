@@ -16,7 +16,7 @@ def df(free):
     ]
 
 
-TASK = {"job": "worker", "index": 0, "name": "worker-0", "address": "10.0.0.1", "port": 2222}
+TASK = {"job": "worker", "index": 0, "name": "worker-0", "reached_by": "10.0.0.1", "port": 2222}
 NEEDS = {"disk_mb": 2500, "own_addresses": True}
 FOUND = {
     "facts": {
@@ -50,11 +50,11 @@ def test_each_python_with_wheels_will_do(minor):
 
 @pytest.mark.parametrize("address", ["fd00::1", "[fd00::1]", "[fe80::1]", "127.0.0.1", "m1.example.org", "172.17.0.1"])
 def test_an_address_of_the_machine_or_a_name_will_do(address):
-    assert problems(task={"address": address}) == []
+    assert problems(task={"reached_by": address}) == []
 
 
 def test_a_translated_address_will_do_where_it_is_said():
-    assert problems(task={"address": "203.0.113.5"}, needs={"own_addresses": False}) == []
+    assert problems(task={"reached_by": "203.0.113.5"}, needs={"own_addresses": False}) == []
 
 
 @pytest.mark.parametrize("disk", [[], [""], ["skipped, since /opt/tf-cluster/venv/made-of exists"]])
@@ -97,8 +97,8 @@ def test_nothing_but_the_port_counts():
             ["/root/.pyenv", "ansible_python_interpreter"],
         ),
         ({"account": ["x", "1001", "1001", "Jo", "/home/tensorflow", "/bin/bash"]}, ["account tensorflow", "/home/tensorflow"]),
-        ({"task": {"address": "10.0.0.2"}}, ["10.0.0.2", "10.0.0.1", "tf_address", "preflight_own_addresses"]),
-        ({"task": {"address": "[fd00::2]"}}, ["fd00::2", "tf_address"]),
+        ({"task": {"reached_by": "10.0.0.2"}}, ["10.0.0.2", "10.0.0.1", "tf_address", "preflight_own_addresses"]),
+        ({"task": {"reached_by": "[fd00::2]"}}, ["fd00::2", "tf_address"]),
         (
             {"listeners": [{"port": 2222, "name": "nginx", "pid": 812, "user": "www-data"}]},
             ["Port 2222", "nginx", "812", "www-data", "worker:0", "tf_tasks"],
@@ -121,4 +121,4 @@ def test_a_port_held_on_two_addresses_is_one_problem():
 def test_all_problems_are_said_at_once():
     worst = {"service_mgr": "runit", "architecture": "i386", "python": {"version": {"major": 3, "minor": 5}}}
     listeners = [{"port": 2222, "name": "x", "pid": 1, "user": "root"}]
-    assert len(problems(facts=worst, disk=df(0), task={"address": "10.9.9.9"}, listeners=listeners)) == 6
+    assert len(problems(facts=worst, disk=df(0), task={"reached_by": "10.9.9.9"}, listeners=listeners)) == 6

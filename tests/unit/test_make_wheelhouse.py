@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 from packaging.version import Version
@@ -101,3 +102,45 @@ def test_an_index_that_does_not_answer_gives_a_sentence_and_no_file(tmp_path):
     assert "the packages for Python 3.11 on x86_64 could not be fetched: ERROR:" in done.stderr
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """Return a function that adds a package to an index of the test's own."""
+    monkeypatch.setenv("UV_DEFAULT_INDEX", (tmp_path / "index").as_uri())
+    monkeypatch.setenv("UV_NO_CACHE", "1")
+
+    def add(name, version, *needs):
+        folder = tmp_path / "index" / name.replace("_", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+            head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            wheel.writestr(f"{name}-{version}.dist-info/METADATA", head + "".join(f"Requires-Dist: {need}\n" for need in needs))
+            wheel.writestr(f"{name}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{name}-{version}.dist-info/RECORD", "")
+        links = [f'<a href="{path.name}">{path.name}</a>' for path in folder.glob("*.whl")]
+        (folder / "index.html").write_text("\n".join(links), encoding="utf-8")
+
+    return add
+
+
+@pytest.mark.parametrize("locked", ["tensorflow-cpu==2.0", "tensorflow[and-cuda]==2.0"])
+@pytest.mark.parametrize(("wanted", "versions_of"), [("hub", {"hub": "1.0"}), ("tensorflow_cpu\nhub", {"hub": "1.0"})])
+def test_tensorflow_itself_is_never_brought_a_second_time(index, tmp_path, locked, wanted, versions_of):
+    index("hub", "1.0", "tensorflow>=1")
+    for version in ("2.0", "3.0"):
+        index("tensorflow", version)
+        index("tensorflow_cpu", version)
+    (tmp_path / "wanted.txt").write_text(wanted, encoding="utf-8")
+    options = SimpleNamespace(extra=tmp_path / "wanted.txt", python="3.11", machine="x86_64")
+    entries = make_wheelhouse.added([f"{locked} \\\n    --hash=sha256:aa\n"], options, tmp_path)
+    assert {make_wheelhouse.name_of(entry): entry.split("==")[1].split()[0] for entry in entries} == versions_of
+
+
+def test_another_tensorflow_than_the_locked_one_gives_a_sentence(index, tmp_path):
+    for version in ("2.0", "3.0"):
+        index("tensorflow", version)
+    (tmp_path / "wanted.txt").write_text("tensorflow==3.0", encoding="utf-8")
+    options = SimpleNamespace(extra=tmp_path / "wanted.txt", python="3.11", machine="x86_64")
+    with pytest.raises(SystemExit, match="does not go together with the locked packages"):
+        make_wheelhouse.added(["tensorflow-cpu==2.0 \\\n    --hash=sha256:aa\n"], options, tmp_path)

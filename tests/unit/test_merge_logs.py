@@ -40,6 +40,14 @@ def test_the_last_lines_are_shown_and_all_are_kept(tmp_path):
     assert len((tmp_path / "logs/all.txt").read_text(encoding="utf-8").splitlines()) == 1000
 
 
+def test_where_a_training_printed_is_said(tmp_path):
+    for name in ("logs/worker-0.log", "tasks/worker-1/stdout.log"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("", encoding="utf-8")
+    lines = json.loads(call("roles/report/files/merge_logs.py", tmp_path).stdout)["lines"]
+    assert lines[-1] == f"What its tasks printed is in {tmp_path}/stdout.log and {tmp_path}/tasks/*/stdout.log"
+
+
 def test_a_folder_without_journals_gives_a_sentence(tmp_path):
     done = call("roles/report/files/merge_logs.py", tmp_path)
     assert done.returncode == 1

@@ -1,5 +1,6 @@
 """The filters on programs: a run's name is safe, telling and its own; what is no program is said before it is sent."""
 
+import os
 import re
 import time
 from pathlib import Path
@@ -99,6 +100,28 @@ def test_a_module_of_a_folder_is_looked_at_too(tmp_path):
     assert "lib.py, line 1 is not Python" in sentence
 
 
+def test_what_lies_in_a_folder_beside_the_program_is_not_looked_at(tmp_path):
+    for name in (".venv/lib/a.py", ".git/b.py", "lib/__pycache__/c.py", "main.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("" if name == "main.py" else "def", encoding="utf-8")
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "link.py").symlink_to("nowhere")
+    assert problems(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("text", ["-" * 100_000 + "1", "+".join(["1"] * 100_000), "(" * 100_000])
+def test_what_is_nested_too_deeply_gives_a_sentence(tmp_path, text):
+    (tmp_path / "a.py").write_text(f"x = {text}\n", encoding="utf-8")
+    [sentence] = problems(str(tmp_path / "a.py"))
+    assert "a.py" in sentence
+
+
+def test_a_run_is_called_after_the_link_that_was_given(tmp_path):
+    (tmp_path / "v3.py").write_text("", encoding="utf-8")
+    (tmp_path / "latest.py").symlink_to("v3.py")
+    assert "-latest-" in run_name(str(tmp_path / "latest.py"), tmp_path)["id"]
+
+
 @pytest.mark.parametrize(
     ("task", "words"),
     [
@@ -117,6 +140,61 @@ def test_a_run_may_be_the_task_of_a_run_alone(task, words):
 
 def test_data_that_is_not_there_gives_a_sentence(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
-    assert problems(str(tmp_path / "a.py"), str(tmp_path)) == []
-    [sentence] = problems(str(tmp_path / "a.py"), [str(tmp_path), "no-such-folder"])
+    assert problems(str(tmp_path / "a.py"), {"program_data": str(tmp_path)}) == []
+    [sentence] = problems(str(tmp_path / "a.py"), {"program_data": [str(tmp_path), "no-such-folder"]})
     assert "program_data has no-such-folder" in sentence
+
+
+def test_two_things_of_one_name_give_a_sentence(tmp_path):
+    for name in ("p/main.py", "p/hello.py", "d/hello.py", "e/hello.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("", encoding="utf-8")
+    for program, data in (("p", ["d/hello.py"]), ("p/hello.py", ["d/hello.py"]), ("p/main.py", ["d/hello.py", "e/hello.py"])):
+        [sentence] = problems(str(tmp_path / program), {"program_data": [str(tmp_path / name) for name in data]})
+        assert "another hello.py would lie at the same place" in sentence
+    assert problems(str(tmp_path / "p/main.py"), {"program_data": str(tmp_path / "d/hello.py")}) == []
+
+
+def test_what_is_neither_a_file_nor_a_folder_gives_a_sentence(tmp_path):
+    os.mkfifo(tmp_path / "x.py")
+    for path in (tmp_path / "x.py", "/dev/null"):
+        [sentence] = problems(str(path))
+        assert "neither a file nor a folder" in sentence
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("--steps 5", ["--steps", "5"]),
+        ("--a 'b c'", ["--a", "b c"]),
+        (["$HOME", "--", 5, ""], ["$HOME", "--", "5", ""]),
+        ("", []),
+    ],
+)
+def test_arguments_are_split_as_a_shell_does(given, words):
+    assert program.program_arguments(given) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("program_args", 5, "neither a text nor a list"),
+        ("program_args", {"steps": 5}, "neither a text nor a list"),
+        ("program_args", [["a"]], "neither a text nor a list"),
+        ("program_args", "'a", "no closing quotation"),
+        ("program_requirements", "nothing.txt", "is no file on the controller"),
+        *(("run_timeout", given, "a number from 1") for given in (-1, 0, "inf", "nan", "soon", True, None)),
+        *(("run_wait", given, "a number from 0") for given in (-1, "inf", "nan", "soon")),
+    ],
+)
+def test_what_cannot_be_asked_for_gives_a_sentence(tmp_path, name, given, words):
+    (tmp_path / "a.py").write_text("", encoding="utf-8")
+    [sentence] = problems(str(tmp_path / "a.py"), {name: given})
+    assert f"The variable {name} is {given!r}" in sentence.replace(" nothing.txt", " 'nothing.txt'")
+    assert words in sentence
+
+
+def test_what_can_be_asked_for_gives_none(tmp_path):
+    (tmp_path / "a.py").write_text("", encoding="utf-8")
+    given = {"program_args": ["a"], "program_requirements": str(tmp_path / "a.py"), "run_timeout": "3600", "run_wait": 0}
+    assert problems(str(tmp_path / "a.py"), given) == []

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -142,3 +143,16 @@ def test_without_tensorflow_it_says_so_with_status_1(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("ready.py: TensorFlow is not installed for ")
     assert "Traceback" not in done.stderr
+
+
+def test_who_is_waited_for_is_said_early(monkeypatch):
+    monkeypatch.setattr(ready.tf_capi, "Library", lambda: SimpleNamespace(version="2.21.0"))
+    monkeypatch.setattr(sys, "argv", ["ready.py", "--json", "--timeout=10", "--first=0.1"])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    options = SimpleNamespace(needs=[], prove=0, timeout=10.0, first=0.1)
+    found = ready.ask_all({"worker": [f"127.0.0.1:{port}"]}, options)
+    assert found["lines"] == ["waits for worker:0 (absent)"]
+    assert found["next"] == ["--json", "--timeout=10", "--first=0.1", "--timeout=9.9", "--first=0"]
+    options.timeout, options.first = 0.1, 0.0
+    assert "next" not in ready.ask_all({"worker": [f"127.0.0.1:{port}"]}, options)

@@ -29,11 +29,11 @@ class Collected:
         """Write one file of the run."""
         (self.folder / name).write_text(text, encoding="utf-8")
 
-    def report(self, failure="", program="demo.py", parsed=True, **more):
+    def report(self, failure="", program="demo.py", parsed=True, must=True, **more):
         """Run report.py and return its answer."""
         outcome = {"run_id": self.folder.name, "program": program, "started": 1767225600.0, "seconds": 2.5, "failure": failure}
-        outcome |= more
-        facts = {"outcome": outcome, "tasks": TASKS}
+        outcome |= {"ended": 1767225602.5} | more
+        facts = {"outcome": outcome, "tasks": TASKS, "must": must}
         done = call("roles/report/files/report.py", self.folder, input=json.dumps(facts))
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout) if parsed else done.stdout
@@ -113,6 +113,7 @@ def test_a_page_without_a_trace_is_small(run):
     ("text", "reason"),
     [
         (None, "it did not import TensorFlow"),
+        ("not JSON", "the trace.json that it left is its own"),
         ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": []}', "no step of a session"),
         ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": [{"ph": "X"}]}', "cannot be shown"),
         ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": [', "cannot be shown"),
@@ -173,6 +174,14 @@ def test_a_failed_run_says_why_and_shows_its_last_words(run):
     assert answer["lines"][-3:-1] == ["    step 1", "    step 2"]
     assert answer["lines"][-1].startswith("Failed after 2.5 s")
     assert "The program ended with exit status 3." in run.text("report.html")
+
+
+def test_a_run_that_need_not_be_good_is_no_failure_of_the_command(run):
+    answer = run.report("the run was cancelled by jo", must=False, cancelled="the run was cancelled by jo")
+    assert (answer["failure"], answer["verdict"]["ok"]) == ("", False)
+    assert answer["lines"][-1].startswith("Cancelled after 2.5 s")
+    (run.folder / "logs/worker-0.log").unlink()
+    assert "The log of worker:0 could not be collected" in run.report("the run was cancelled by jo", must=False)["failure"]
 
 
 def test_a_failed_run_keeps_its_result(run):
@@ -350,3 +359,65 @@ def test_latest_points_to_the_newest(run, tmp_path):
 
 def test_a_report_may_be_made_again(run):
     assert run.report() == run.report()
+
+
+def test_what_was_left_behind_is_told_and_is_no_failure(run):
+    run.write("run.json", json.dumps({"left_behind": [f"link-{number} (a link)" for number in range(7)]}))
+    answer = run.report()
+    assert answer["verdict"]["ok"] is True
+    assert len(answer["verdict"]["left_behind"]) == 7
+    [line] = [line for line in answer["lines"] if line.startswith("Left behind")]
+    assert line.endswith("link-4 (a link) and 2 more")
+    assert "link-6 (a link)" in run.text("report.html")
+
+
+def test_of_a_training_it_is_told_whose_it_was(run):
+    (run.folder / "tasks/worker-1").mkdir(parents=True)
+    part = {"part": {"outcome": "done"}, "left_behind": ["link (a link)"], "uncollected": "there is no room"}
+    run.write("tasks/worker-1/run.json", json.dumps(part))
+    verdict = run.report(training=TRAINING, part={"outcome": "done", "attempts": 1})["verdict"]
+    assert verdict["left_behind"] == ["worker:1: link (a link)"]
+    assert verdict["failures"] == ["worker:1: there is no room."]
+
+
+def test_what_could_not_be_collected_is_a_failure(run):
+    run.write("run.json", json.dumps({"uncollected": "What the program left could not be collected: no room"}))
+    assert run.report()["verdict"]["failures"] == ["What the program left could not be collected: no room."]
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud83d"}', '{"\\ud83d": 1}', '{"matrix": [["\\ud83d"]]}'])
+def test_half_a_surrogate_pair_in_a_result_does_no_harm(run, text):
+    run.write("result.json", text)
+    run.write("placement.json", text)
+    verdict = run.report(program="\ud83d.py")["verdict"]
+    assert verdict["ok"] is True
+    json.dumps(verdict["result"], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("name", ["result.json", "placement.json"])
+def test_json_that_is_too_large_is_a_file_alone(run, name):
+    run.write(name, json.dumps({"a": ["x" * 100] * 50_000}))
+    answer = run.report()
+    assert answer["verdict"]["ok"] is True
+    assert "result" not in answer["verdict"]
+    [note] = answer["verdict"]["notes"]
+    assert note.startswith(f"{name} has 5 MB")
+    assert note in answer["lines"]
+    assert note in run.text("report.html")
+    assert (run.folder / "report.html").stat().st_size < 30_000
+
+
+def test_a_trace_that_is_too_large_is_a_file_alone(run):
+    run.write("trace.json", "")
+    os.truncate(run.folder / "trace.json", 10**9)
+    assert "too large" in run.report(trace=True)["verdict"]["trace"]["missing"]
+
+
+def test_no_code_of_a_terminal_reaches_the_screen_or_the_page(run):
+    run.write("stdout.log", "\x1b]0;title\x07\x1b[31mred\x1b[0m\n10%\r20%\n")
+    run.write("logs/worker-0.log", "\x1b[31mred\x1b[0m\n")
+    run.write("result.json", json.dumps({"matrix": ["\x1b[2Jrow"]}))
+    lines = run.report("it failed")["lines"]
+    assert "    red" in lines
+    assert "    20%" in lines
+    assert "\x1b" not in "".join(lines) + run.text("report.html") + run.text("summary.txt")

@@ -1,14 +1,17 @@
 """run_program.py: names of runs, output passed on piece by piece, and how a run ended."""
 
 import base64
+import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,13 +50,13 @@ def log(tmp_path):
 
 def follow(run, offset=0):
     """Return the answer to one call of ``follow``."""
-    return run_program.follow(SimpleNamespace(run=run.id, offset=offset))
+    return run_program.follow(SimpleNamespace(run=run.id, offset=offset, told=-1))
 
 
 def test_a_run_that_nothing_confines_is_not_started(run, monkeypatch, capsys):
     monkeypatch.setattr(run_program, "CONFINED", run.folder / "missing.conf")
     with pytest.raises(SystemExit):
-        run_program.start(SimpleNamespace(run=run.id))
+        run_program.stage(SimpleNamespace(run=run.id))
     assert "has to be confined" in capsys.readouterr().err
 
 
@@ -78,7 +81,7 @@ def test_what_could_leave_the_folder_cannot_name_a_run(name, capsys):
     assert "cannot name a run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [("follow", "../x"), ("cancel", "a/b"), ("start", "..", "--program", "x.py"), ("finish", ".")])
+@pytest.mark.parametrize("words", [("follow", "../x"), ("cancel", "a/b"), ("stage", "..", "--program", "x.py"), ("finish", ".")])
 def test_each_call_refuses_such_a_name_in_a_sentence(words):
     done = call("files/run_program.py", *words, input="")
     assert done.returncode == 2
@@ -96,7 +99,7 @@ def test_notes_add_up(run):
     run.note(a=1)
     assert run.note(b=2).items() >= {"a": 1, "b": 2, "run_id": run.id}.items()
     assert run.read() == json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
-    assert sorted(path.name for path in run.folder.iterdir()) == ["program", "results", "run.json", "stdout.log"]
+    assert sorted(path.name for path in run.folder.iterdir()) == ["note.lock", "program", "results", "run.json", "stdout.log"]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +254,14 @@ def test_a_result_that_was_promised_is_missed(run, monkeypatch, left):
     assert ("left no result.json" in finish(run)["failure"]) is not left
 
 
+def test_a_link_is_not_the_result_that_was_promised(run, monkeypatch):
+    run.note(needs_result=True)
+    (run.folder / "results/result.json").symlink_to(run.folder / "run.json")
+    for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert "left no result.json" in finish(run)["failure"]
+
+
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
@@ -261,6 +272,7 @@ def test_a_result_that_was_promised_is_missed(run, monkeypatch, left):
         ("10%\r20%\r", ["20%"]),
         ("a\r\nb\r\n", ["a", "b"]),
         ("\x1b[1;32mgreen\x1b[0m \x1b]0;title\x07\x1b[2Jé\ttab\x08\x07\n", ["green é\ttab"]),
+        ("half \ud83d\n", ["half \\ud83d"]),
     ],
 )
 def test_a_log_gets_plain_lines(text, lines):
@@ -275,7 +287,7 @@ def test_an_end_without_a_word_of_systemd_is_a_failure(run, monkeypatch):
 
 def collect(run):
     """Return the answer to one call of ``collect``."""
-    return collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=0.0, tasks=[]))
+    return collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=0.0, until=0.0, tasks=[]))
 
 
 def pack(run):
@@ -284,7 +296,8 @@ def pack(run):
     assert answer["next"] == ["discard", run.id]
     assert answer["fetch"]["call"] == ["piece", run.id]
     while len(data) < answer["fetch"]["size"]:
-        data += base64.b64decode(collect_run.piece(SimpleNamespace(run=run.id, offset=len(data)))["data"])
+        given = SimpleNamespace(run=run.id, offset=len(data), made=answer["fetch"]["made"])
+        data += base64.b64decode(collect_run.piece(given)["data"])
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         return {member.name: tar.extractfile(member).read().decode() if member.isfile() else None for member in tar}
 
@@ -341,7 +354,7 @@ def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
 def test_a_run_that_has_ended_is_not_cancelled(run, monkeypatch):
     run.note(ended=time.time())
     monkeypatch.setattr(run_program.subprocess, "run", None)
-    assert "does not run any more" in run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))["lines"][0]
+    assert "has ended already" in run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))["lines"][0]
 
 
 def test_all_that_a_run_left_is_packed(run):
@@ -362,18 +375,235 @@ def test_what_bears_a_name_of_the_projects_own_is_kept_beside_it(run, name):
     assert packed.get(name) != "the program's"
 
 
-def test_links_stay_behind(run):
+def test_links_and_special_files_stay_behind_and_are_named(run):
     (run.folder / "results/link").symlink_to("/etc/passwd")
     (run.folder / "results/folder").symlink_to("/etc")
-    assert set(pack(run)) == {"run.json", "stdout.log", "program"}
+    os.mkfifo(run.folder / "results/pipe")
+    packed = pack(run)
+    assert set(packed) == {"run.json", "stdout.log", "program"}
+    assert json.loads(packed["run.json"])["left_behind"] == ["folder (a link)", "link (a link)", "pipe (a pipe)"]
+
+
+def test_of_much_that_stays_behind_not_all_is_named(run):
+    for number in range(100):
+        (run.folder / f"results/{number:03}\n").symlink_to("x")
+    told = json.loads(pack(run)["run.json"])["left_behind"]
+    assert (len(told), told[0], told[-1]) == (51, "'000\\n' (a link)", "50 more")
+
+
+def test_each_name_of_a_file_is_packed_as_a_file(run):
+    (run.folder / "results/a").write_text("left", encoding="utf-8")
+    os.link(run.folder / "results/a", run.folder / "results/b")
+    assert (pack(run)["a"], pack(run)["b"]) == ("left", "left")
+
+
+@pytest.fixture
+def changing(run, monkeypatch):
+    """Return a function that lets something happen between the listing of the program's files and their packing."""
+
+    def changing(change):
+        listed, times = collect_run.contents, []
+
+        def contents(*words):
+            found = listed(*words)
+            times.append(found)
+            if len(times) == 2:  # the first one is to see how much it is
+                change(run.folder / "results")
+            return found
+
+        monkeypatch.setattr(collect_run, "contents", contents)
+
+    return changing
+
+
+def swap(kind):
+    """Return a function that puts something else in the place of the file "a"."""
+
+    def change(folder):
+        (folder / "a").unlink()
+        (folder / "a").symlink_to("/etc/passwd") if kind == "link" else os.mkfifo(folder / "a")
+
+    return change
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_file_that_becomes_a_link_or_a_pipe_meanwhile_is_not_followed(run, changing, kind):
+    (run.folder / "results/a").write_text("left", encoding="utf-8")
+    changing(swap(kind))
+    packed = pack(run)
+    assert "a" not in packed
+    assert json.loads(packed["run.json"])["left_behind"] == [f"a (a {kind})"]
+
+
+def test_what_vanishes_meanwhile_is_not_missed(run, changing):
+    (run.folder / "results/deep").mkdir()
+    for name in ("a", "b", "deep/c"):
+        (run.folder / "results" / name).write_text("left", encoding="utf-8")
+    changing(lambda folder: (folder / "deep/c").unlink())
+    packed = pack(run)
+    assert packed["a"] == packed["b"] == "left"
+    assert "deep/c" not in packed
+    assert json.loads(packed["run.json"])["left_behind"] == []
+
+
+class Reading:
+    """A file that changes while it is read."""
+
+    def __init__(self, path, change):
+        self.file, self.change = path.open("rb"), change
+        self.fileno = self.file.fileno
+
+    def read(self, count):
+        """Return what is there by now."""
+        self.change()
+        return self.file.read(count)
+
+
+@pytest.mark.parametrize(("after", "packed"), [(b"x" * 3, b"xxx\0\0"), (b"x" * 9, b"xxxxx")])
+def test_a_file_is_packed_with_the_size_that_was_found(tmp_path, after, packed):
+    path, buffer = tmp_path / "a", io.BytesIO()
+    path.write_bytes(b"x" * 5)
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        packer = collect_run.pack_run.Packer(tar, 10**6, [])
+        packer.add_open("a", Reading(path, lambda: path.write_bytes(after)))
+        packer.add_text("b", "next")
+    buffer.seek(0)
+    with tarfile.open(fileobj=buffer) as tar:
+        assert tar.extractfile("a").read() == packed
+        assert tar.extractfile("b").read() == b"next"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's rights")
+def test_what_the_programs_user_cannot_read_is_not_read_for_him(run, monkeypatch):
+    monkeypatch.setattr(collect_run.pack_run, "USER", "nobody")
+    for folder in (run.folder, *run.folder.parents[:-1]):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o755)
+    for name, mode in (("open", 0o644), ("secret", 0o600)):
+        (run.folder / "results" / name).write_text("left", encoding="utf-8")
+        (run.folder / "results" / name).chmod(mode)
+    packed = pack(run)
+    assert packed["open"] == "left"
+    assert json.loads(packed["run.json"])["left_behind"] == ["secret (Permission denied)"]
+    assert os.geteuid() == 0
+
+
+def test_a_file_that_would_fill_the_disk_is_not_packed(run):
+    (run.folder / "stdout.log").write_bytes(b"last words")
+    with (run.folder / "results/hole").open("wb") as file:
+        file.truncate(4 * 10**12)  # takes no space where it is
+    answer = collect_run.pack(SimpleNamespace(run=run.id))
+    assert re.search(r"needs 4000000 MB in .* which has \d+ MB free", answer["lines"][0])
+    assert json.loads(answer["files"]["run.json"])["uncollected"] == answer["lines"][0]
+    assert answer["files"]["stdout.log"] == "last words"
+    assert list(runs.RUNS.glob(".*")) == []
+
+
+def test_what_grows_beyond_the_disk_meanwhile_is_not_packed_either(run, changing):
+    (run.folder / "results/a").write_bytes(b"")
+    changing(lambda folder: os.truncate(folder / "a", 4 * 10**12))
+    assert "a has grown to" in collect(run)["lines"][0]
+    assert list(runs.RUNS.glob(".*")) == []
+
+
+def test_of_a_packing_that_broke_off_nothing_stays(run, monkeypatch):
+    (runs.RUNS / f".{run.id}.tar.new").write_bytes(b"of one that was killed")
+    monkeypatch.setattr(collect_run.pack_run.Packer, "add", lambda *_words: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pack(run)
+    assert list(runs.RUNS.glob(".*")) == []
+
+
+def test_much_is_packed_in_a_call_of_its_own_that_is_announced(run):
+    with (run.folder / "results/large").open("wb") as file:
+        file.truncate(200_000_000)
+    answer = collect(run)
+    assert answer["lines"] == ["packs 200 MB on the machine"]
+    assert answer["next"] == ["pack", run.id]
+
+
+def test_folders_however_deep_are_packed(run):
+    place = run.folder / "results"
+    descriptor = os.open(place, os.O_RDONLY)
+    for _level in range(1500):  # deeper than Python's functions may call themselves
+        os.mkdir("d", dir_fd=descriptor)
+        inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+    packed = len(pack(run))
+    subprocess.run(["rm", "-r", run.folder / "results"], check=True)  # pytest could not
+    assert packed > 1500
+
+
+def test_an_error_without_a_file_is_said_in_words(monkeypatch, capsys):
+    def fails(_options):
+        raise OSError("unexpected end of data")
+
+    with pytest.raises(SystemExit):
+        runs.answer(SimpleNamespace(parse_args=lambda: SimpleNamespace(call=fails)))
+    assert capsys.readouterr().err.endswith(": unexpected end of data\n")
+
+
+def test_notes_of_several_at_once_all_stay(run):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: run.note(**{f"fact{number}": number}), range(200)))
+    assert len([name for name in run.read() if name.startswith("fact")]) == 200
+
+
+def test_a_run_can_be_noted_on_a_full_disk(run, monkeypatch):
+    run.reserve()
+    write = runs.Path.write_text
+
+    def full(path, *words, **more):
+        if (run.folder / "reserve").exists():
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, *words, **more)
+
+    monkeypatch.setattr(runs.Path, "write_text", full)
+    monkeypatch.setattr(run_program, "ALMOST_NOTHING", 10**18)
+    for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert finish(run)["failure"] == f"the program ended with exit status 1; the disk that holds {runs.RUNS} is full"
+
+
+def test_what_was_half_sent_long_ago_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    for name, age in ((".old.sent", 10**6), (".old.tar", 10**6), (".new.sent", 60), ("run", 10**6)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    run_program.sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new.sent", "run"]
+
+
+def test_of_a_program_that_cannot_be_unpacked_nothing_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    run = run_program.Run("r1")
+    run_program.inbox(run).write_bytes(b"no tar file")
+    with pytest.raises(tarfile.TarError):
+        run_program.unpack(run)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_journals_end_where_the_run_did(run, monkeypatch):
+    commands = []
+    monkeypatch.setattr(
+        collect_run.subprocess, "run", lambda command, **_more: commands.append(command) or SimpleNamespace(stdout=b"")
+    )
+    collect_run.collect(SimpleNamespace(run=run.id, results="false", seconds=100.0, until=40.0, tasks=["worker-0"]))
+    [until] = [float(word.removeprefix("--until=@")) for word in commands[0] if word.startswith("--until")]
+    assert until == pytest.approx(time.time() - 40, abs=2)
 
 
 def test_the_packed_file_is_for_its_owner_alone_and_goes_when_it_was_fetched(run):
     pack(run)
     [path] = runs.RUNS.glob(".*.tar")
     assert path.stat().st_mode & 0o777 == 0o600
+    made = path.stat().st_mtime_ns
+    assert collect_run.piece(SimpleNamespace(run=run.id, offset=0, made=made + 1)) == {"data": ""}  # another one's file
     assert collect_run.discard(SimpleNamespace(run=run.id)) == {}
     assert not path.exists()
+    assert collect_run.piece(SimpleNamespace(run=run.id, offset=0, made=made)) == {"data": ""}
 
 
 def test_a_program_is_staged_with_a_link_to_the_config(tmp_path, monkeypatch):
@@ -387,7 +617,7 @@ def test_a_program_is_staged_with_a_link_to_the_config(tmp_path, monkeypatch):
     monkeypatch.setattr(run_program.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_uid=os.getuid(), pw_gid=os.getgid()))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(buffer.getvalue())))
     run = run_program.Run("r1")
-    run_program.stage(run)
+    run_program.unpack(run)
     assert sorted(path.name for path in (run.folder / "program").iterdir()) == ["config.json", "demo.py"]
     assert os.readlink(run.folder / "program/config.json") == str(run.folder / "config.json")
     assert (run.folder / "results").is_dir()
@@ -399,10 +629,10 @@ def started(run, monkeypatch, tmp_path):
     monkeypatch.setattr(run_program, "CONFIG", tmp_path / "config.json")
     spec = {"worker": ["10.0.0.1:2222", "[fd00::1]:2222"], "host": ["10.0.0.3:2223"]}
     run_program.CONFIG.write_text(json.dumps(spec), encoding="utf-8")
-    monkeypatch.setattr(run_program, "stage", lambda run: None)
+    monkeypatch.setattr(run_program, "unpack", lambda run: None)
     (run.folder / "run.json").unlink()
 
-    def started(stderr="", task="host:0", wait=600.0, detach=False, trace=False, training=None):
+    def started(stderr="", task="host:0", wait=600.0, detach=False, trace=False, training=None, missing=()):
         commands = []
 
         def pretend(command, **_more):
@@ -412,9 +642,11 @@ def started(run, monkeypatch, tmp_path):
 
         monkeypatch.setattr(run_program.subprocess, "run", pretend)
         options = SimpleNamespace(
-            run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, argument=["--steps", "5"], detach=detach,
-            output_mb=0.5, needs_result=False, trace=trace, training=json.dumps(training or {}),
+            run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, arguments='["--", "5 $HOME"]', detach=detach,
+            output_mb=0.5, needs_result=False, trace=trace, training=json.dumps(training or {}), hold=False, told=-1,
+            lost=30.0, missing=list(missing), servers='{"10.0.0.1:2222": "00a1"}',
         )  # fmt: skip
+        assert run_program.stage(options) == {"next": ["start", run.id]}
         return run_program.start(options), commands[0]
 
     return started
@@ -428,13 +660,21 @@ def test_packages_of_a_run_are_installed_before_it_starts(started, run):
     assert f"--target {run.folder}/layer/packages --find-links {run.folder}/layer/wheels" in install
 
 
+def test_packages_of_a_run_may_take_their_time(started, run):
+    (run.folder / "layer/packages").mkdir(parents=True)
+    answer, command = started()
+    assert answer["lines"] == ["installs the packages of the run"]
+    assert "--property=TimeoutStartSec=1800" in command
+    assert "--no-block" in command
+
+
 def test_a_run_may_only_be_started(started):
     assert started(detach=True)[0] == {}
 
 
 def test_a_run_is_started_with_what_a_program_is_given(started, run):
     answer, command = started()
-    assert answer["next"] == ["follow", run.id, "--offset", "0"]
+    assert answer["next"] == ["follow", run.id]
     given = dict(word.removeprefix("--setenv=").split("=", 1) for word in command if word.startswith("--setenv="))
     assert json.loads(Path(given["TF_CLUSTER_CONFIG"]).read_text(encoding="utf-8")) == run_program.cluster_config.load(
         run_program.CONFIG
@@ -443,12 +683,75 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     assert json.loads(given["TF_CONFIG"])["task"] == {"type": "host", "index": 0}
     assert given["PYTHONPATH"].split(":") == ["/opt/tf-cluster/startup", str(run.folder / "layer/packages")]
     assert given["no_grpc_proxy"] == "10.0.0.1,10.0.0.3,fd00::1"
-    assert command[-3:] == ["demo.py", "--steps", "5"]
+    assert command[-3:] == ["demo.py", "--", "5 $$HOME"]
     assert "--most=500000" in command
     assert "--unit=tf-run-host-0.service" in command
     assert "--property=RuntimeMaxSec=60.0" in command
     assert run.read()["limit"] == 60.0
     assert "TF_CLUSTER_TRACE" not in given
+
+
+def test_a_run_may_go_on_without_some_tasks(started, run):
+    _answer, command = started(missing=["10.0.0.1:2222"])
+    given = dict(word.removeprefix("--setenv=").split("=", 1) for word in command if word.startswith("--setenv="))
+    spec = {"worker": ["[fd00::1]:2222"], "host": ["10.0.0.3:2223"]}
+    assert json.loads((run.folder / "config.json").read_text(encoding="utf-8")) == spec
+    assert json.loads(given["TF_CONFIG"])["cluster"] == spec
+    assert given["TF_CLUSTER_MISSING"] == "worker:0"
+    assert run.read()["left_out"] == ["worker:0"]
+    assert run.read()["names"] == {"worker:0": "worker:1", "host:0": "host:0"}
+
+
+def test_a_job_of_which_no_task_is_left_is_not_in_the_spec():
+    spec, names = run_program.spec_without({"worker": ["a:1", "b:1"], "ps": ["c:1"]}, ["c:1"])
+    assert spec == {"worker": ["a:1", "b:1"]}
+    assert names == {"worker:0": "worker:0", "worker:1": "worker:1"}
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Return a function that lets the gate answer so after a failure."""
+
+    def gate(*tasks):
+        names = ("address", "state", "reason", "incarnation")
+        report = json.dumps({"tasks": [dict(zip(names, task, strict=True)) for task in tasks]})
+        done = subprocess.CompletedProcess([], 1, report, "")
+        monkeypatch.setattr(run_program.subprocess, "run", lambda *_words, **_more: done)
+
+    return gate
+
+
+def test_after_a_failure_the_tasks_that_are_amiss_are_noted(run, monkeypatch, gate):
+    servers = {"a:1": "01", "b:1": "02", "c:1": "03", "d:1": "04"}
+    run.note(servers=servers, lost=20)
+    gate(("a:1", "answers", "", "01"), ("b:1", "absent", "nothing listens", ""), ("c:1", "answers", "", "99"),
+         ("d:1", "answers", "", "04"), ("e:1", "absent", "it was left out", ""))  # fmt: skip
+    (run.folder / "part.json").write_text('{"silent": {"d:1": 12.4}, "lost": true}', encoding="utf-8")
+    for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
+        monkeypatch.setenv(name, value)
+    noted = finish(run)
+    assert noted["failure"] == "a task was silent for 20 s, and the program was ended for it (run_lost)"
+    assert noted["amiss"] == {
+        "b:1": "does not answer: absent, nothing listens",
+        "c:1": "was restarted while the run went on: sessions from before fail for good, a new one works",
+        "d:1": "did not answer for 12 s while the run went on",
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "[]", "{}", '{"silent": 1, "lost": true}', '{"silent": {"a": "x"}, "lost": 1}', "[" * 100_000]
+)
+def test_what_the_watch_did_not_leave_is_no_silence(run, text):
+    (run.folder / "part.json").write_text(text, encoding="utf-8")
+    assert run_program.seen_of(run) == {"silent": {}, "lost": False}
+
+
+def test_after_a_good_run_nobody_is_asked(run, monkeypatch):
+    run.note(servers={"a:1": "01"})
+    monkeypatch.setattr(run_program.subprocess, "run", None)
+    for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert "amiss" not in finish(run)
 
 
 def test_a_run_that_is_traced_is_told_so(started, run):
@@ -475,8 +778,80 @@ def test_a_waiting_run_knows_what_was_asked(started, run, monkeypatch):
     monkeypatch.setattr(runs.signal, "signal", lambda *_words: None)
     monkeypatch.setattr(sys, "argv", ["run_program.py", *answer["next"]])
     run_program.main()
-    assert commands[0][-3:] == ["demo.py", "--steps", "5"]
+    assert commands[0][-3:] == ["demo.py", "--", "5 $$HOME"]
     assert "--property=RuntimeMaxSec=60.0" in commands[0]
+
+
+BUSY = "Unit tf-run-host-0.service was already loaded or has a fragment file."
+
+
+def again(call, run, **more):
+    """Return the answer to a call for a run that waits."""
+    return call(SimpleNamespace(run=run.id, offset=0, told=-1, **more))
+
+
+def test_whom_a_run_waits_for_is_said_every_ten_seconds(started, run):
+    answer, _command = started(BUSY)
+    told = float(answer["next"][-1])
+    assert answer["next"] == ["start", run.id, "--told", str(told)]
+    assert again(run_program.start, run).get("lines")
+    assert not run_program.start(SimpleNamespace(run=run.id, told=told)).get("lines")
+    run.note(queued=time.time() - 11)
+    assert "(11 s)" in run_program.start(SimpleNamespace(run=run.id, told=told))["lines"][0]
+
+
+def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, monkeypatch):
+    started(BUSY)
+    answer = again(run_program.follow, run)
+    assert answer["lines"][0].startswith("waits for the task host:0: run other has it")
+    assert answer["next"][:3] == ["follow", run.id, "--told"]
+    monkeypatch.setattr(run_program.subprocess, "run", lambda command, **_more: subprocess.CompletedProcess(command, 0, "", ""))
+    assert again(run_program.follow, run)["next"] == ["follow", run.id, "--offset", "0"]
+    assert run.read()["waiting"] is False
+    monkeypatch.setattr(run_program, "launch", lambda _run: pytest.fail("it was started already"))
+    assert again(run_program.start, run) == {"next": ["follow", run.id]}
+
+
+def test_a_run_that_was_cancelled_while_it_waits_never_starts(started, run, monkeypatch):
+    started(BUSY)
+    monkeypatch.setattr(runs, "is_alive", lambda _unit, _run: False)
+    assert "was cancelled" in again(run_program.cancel, run, by="jo", after=0)["lines"][0]
+    monkeypatch.setattr(run_program, "launch", lambda _run: pytest.fail("it was cancelled"))
+    assert again(run_program.start, run) == {"next": ["follow", run.id]}
+    outcome = again(run_program.follow, run)["outcome"]
+    assert outcome["failure"] == "the run was cancelled by jo"
+    assert outcome["seconds"] < 10
+
+
+def test_a_run_that_waits_says_so(run):
+    run.note(waiting=True, asked=time.time(), task="host:0")
+    found = collect_run.outcome(SimpleNamespace(run=run.id))
+    assert found["outcome"]["failure"] == "the run waits for the task host:0"
+    assert found["ended"] == 0
+
+
+def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
+    started()
+    (run.folder / "run.json").unlink()
+    options = SimpleNamespace(
+        run=run.id, program="demo.py", task="host:0", timeout=60.0, wait=1.0, arguments="[]", detach=True, output_mb=0.5,
+        needs_result=False, trace=False, training="{}", hold=True, lost=0.0, missing=[], servers="{}",
+    )  # fmt: skip
+    monkeypatch.setattr(run_program, "launch", lambda _run: pytest.fail("started"))
+    assert run_program.stage(options) == {}
+    assert run.read()["waiting"] is True
+
+
+@pytest.mark.parametrize(
+    ("result", "words"), [("exit-code", "installing its packages failed"), ("timeout", "was not done after 1800 s")]
+)
+def test_packages_that_cannot_be_installed_are_why_a_run_failed(run, monkeypatch, result, words):
+    (run.folder / "layer").mkdir()
+    monkeypatch.setattr(runs, "property_of", lambda _unit, _name: "0")
+    monkeypatch.setenv("SERVICE_RESULT", result)
+    for name in ("EXIT_CODE", "EXIT_STATUS"):
+        monkeypatch.delenv(name, raising=False)
+    assert words in finish(run)["failure"]
 
 
 def test_a_run_does_not_wait_for_ever(started, capsys, run):

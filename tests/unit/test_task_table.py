@@ -1,5 +1,6 @@
 """The filters task_table and with_machines: the gate's report as a person reads it."""
 
+import pytest
 from project import load
 
 filters = load("plugins/filter/task_table.py")
@@ -58,3 +59,27 @@ def test_each_task_gets_its_machine_and_keeps_the_rest():
         {"task": "ps:0", "state": "hangs", "machine": ""},
     ]
     assert "machine" not in tasks[0]
+
+
+@pytest.mark.parametrize(
+    ("states", "allowed", "problem"),
+    [
+        ("-", 0, "Not every task of the cluster answers."),
+        ("-", False, "Not every task of the cluster answers."),
+        ("-", "1", ""),
+        ("-", True, ""),
+        ("-", "all", ""),
+        ("--", 1, "2 tasks do not answer, and allow_missing is 1."),
+        ("--", 2, ""),
+        ("-", "some", "The variable allow_missing is 'some': say how many tasks may be missing, as in 1, or all."),
+        ("-", -1, "The variable allow_missing is -1: say how many tasks may be missing, as in 1, or all."),
+        ("d", "all", "A task does not have what the program needs."),
+    ],
+)
+def test_some_tasks_may_be_missing(states, allowed, problem):
+    tasks = [{"state": {"-": "absent", "d": "no device"}[state]} for state in states] + [{"state": "answers"}]
+    assert filters.missing_problem(tasks, allowed) == problem
+
+
+def test_not_all_tasks_may_be_missing():
+    assert filters.missing_problem([{"state": "absent"}], "all") == "No task of the cluster answers."

@@ -4,6 +4,9 @@ import base64
 import io
 import os
 import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ansible.errors import AnsibleActionFail
@@ -95,6 +98,46 @@ def test_data_comes_to_lie_beside_the_program(tmp_path):
     assert packed(tmp_path / "p", tmp_path / "data", tmp_path / "b.csv") == [".", "./main.py", "b.csv", "data", "data/a.csv"]
 
 
+def content(path, name):
+    """Return the text of one file of the tar file that a path becomes."""
+    file = io.BytesIO()
+    tf_program.pack([path], file)
+    file.seek(0)
+    with tarfile.open(fileobj=file) as tar:
+        return tar.extractfile(name).read().decode()
+
+
+def test_what_links_lead_to_goes_as_if_it_lay_there(tmp_path):
+    for name in ("p/main.py", "p/lib.py", "outside/deep/a.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    (tmp_path / "p/inner.py").symlink_to("lib.py")
+    (tmp_path / "p/outer.csv").symlink_to(tmp_path / "outside/deep/a.csv")
+    (tmp_path / "p/data").symlink_to(tmp_path / "outside")
+    (tmp_path / "p/.#main.py").symlink_to("an editor's lock")
+    os.link(tmp_path / "p/lib.py", tmp_path / "p/second.py")
+    assert content(tmp_path / "p", "./inner.py") == "p/lib.py"
+    assert content(tmp_path / "p", "./outer.csv") == content(tmp_path / "p", "./data/deep/a.csv") == "outside/deep/a.csv"
+    assert content(tmp_path / "p", "./second.py") == "p/lib.py"
+    assert "./.#main.py" not in packed(tmp_path / "p")
+
+
+def test_a_link_to_a_folder_around_it_is_said(tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/main.py").write_text("", encoding="utf-8")
+    (tmp_path / "p/loop").symlink_to(tmp_path)
+    with pytest.raises(AnsibleActionFail, match=r"p/loop/p is a link to a folder that it lies in"):
+        packed(tmp_path / "p")
+
+
+def test_a_program_that_is_a_link_goes_by_the_links_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v3.py").write_text("third", encoding="utf-8")
+    (tmp_path / "latest.py").symlink_to("v3.py")
+    entry = load("plugins/filter/program.py").program_entry("latest.py")
+    assert content(tf_program.Path("latest.py"), entry) == "third"
+
+
 def test_a_program_that_is_not_there_gives_a_sentence(tmp_path):
     with pytest.raises(AnsibleActionFail, match="does not exist on the controller"):
         packed(tmp_path / "demo.py")
@@ -151,6 +194,11 @@ def test_a_machine_that_is_not_of_the_cluster_yet_is_told_how_it_becomes_so(call
         calls(rc=127, stderr="bash: /venv/bin/python: No such file or directory\n")
 
 
+def test_a_program_that_python_does_not_find_is_told_alike(calls):
+    with pytest.raises(AnsibleActionFail, match=r"^/opt/tf-cluster/bin/task_state.py is not there: .*site.yml"):
+        calls(rc=2, stderr="python3: can't open file '/opt/tf-cluster/bin/task_state.py': [Errno 2] No such file or directory\n")
+
+
 @pytest.mark.parametrize("stdout", ["", "\n", "hello", '{"ok": tr', "[" * 100_000])
 def test_what_is_not_json_is_called_so(calls, stdout):
     with pytest.raises(AnsibleActionFail, match="did not answer in JSON"):
@@ -161,7 +209,7 @@ def test_what_is_not_json_is_called_so(calls, stdout):
 def fetch(tmp_path):
     """Return a function that fetches a tar file of some members from a machine into the folder "output/run"."""
 
-    def fetch(*members, breaks_after=10**9, made=1):
+    def fetch(*members, breaks_after=10**9, made=1, before_piece=lambda: None):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for member in members:
@@ -170,7 +218,8 @@ def fetch(tmp_path):
         action = object.__new__(tf_program.ActionModule)
 
         def call(argv, _data, _statuses):
-            assert argv[:3] == ["run.py", "piece", "r1"]
+            assert argv[:5] == ["run.py", "piece", "r1", "--made", str(made)]
+            before_piece()
             offsets.append(int(argv[-1]))
             if len(offsets) > breaks_after:
                 raise AnsibleActionFail("the connection broke")
@@ -196,6 +245,27 @@ def test_another_file_is_fetched_from_its_beginning(fetch, tmp_path):
         fetch(member("a"), breaks_after=3)
     assert fetch(member("a"), made=2)[0] == 0
     assert list((tmp_path / "output").glob(".*")) == []
+
+
+def test_two_that_fetch_one_file_at_once_fetch_it_once(fetch, tmp_path):
+    begun, offsets = threading.Event(), []
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(fetch, member("a"), before_piece=lambda: (begun.set(), time.sleep(0.05)))
+        begun.wait(5)
+        offsets = fetch(member("a"))
+    assert (offsets, len(first.result())) == ([], 11)
+    assert [path.name for path in (tmp_path / "output").rglob("*")] == ["run", "a"]
+
+
+def test_one_that_is_done_does_not_break_another(fetch, tmp_path):
+    assert fetch(member("a"), before_piece=lambda: fetch(member("b"), made=2))[-1] == 10_000
+    assert sorted(path.name for path in (tmp_path / "output").rglob("*")) == ["a", "b", "run"]
+
+
+def test_a_file_that_is_gone_is_asked_for_again(tmp_path):
+    action = object.__new__(tf_program.ActionModule)
+    action.call = lambda *_words: {"data": ""}
+    assert action.fetch(["run.py"], {"call": ["piece", "r1"], "size": 9, "made": 1}, tmp_path / "output/run") is False
 
 
 def test_what_a_machine_sends_is_unpacked_in_the_folder_alone(fetch, tmp_path):

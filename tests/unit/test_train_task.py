@@ -1,13 +1,15 @@
 """train_task.py: all start together, end together, start again together, and none waits for ever."""
 
+import os
 import socket
+import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from project import load
+from project import ROOT, load
 
 train_task = load("files/train_task.py")
 
@@ -17,6 +19,44 @@ def short(monkeypatch):
     """Make the limits short."""
     for name, seconds in {"BEAT": 0.2, "SILENCE": 2.0, "TERM": 0.5, "KILL": 2.0, "LOOK": 0.02}.items():
         monkeypatch.setattr(train_task, name, seconds)
+    monkeypatch.setattr(train_task, "end_all", lambda _number: False)  # here all members are one process
+
+
+ALONE = """
+import sys, time
+import train_task
+train_task.adopt_orphans()
+noted = {"training": {"cluster": {"worker": ["127.0.0.1:1"]}}, "task": "worker:0", "limit": 9}
+noted["command"] = [sys.executable, sys.argv[1]]
+member = train_task.Member(noted)
+member.start(1)
+time.sleep(float(sys.argv[2]))
+member.end()
+"""
+LEAVES = """
+import os, signal, subprocess, sys
+text = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+inner = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {text!r}], start_new_session=True).pid)"
+here = sys.argv[0].removesuffix("program.py")
+for name, words in (("first", ["-c", text]), ("second", ["-c", f"{inner}"])):
+    with open(here + name, "w") as file:
+        child = subprocess.Popen([sys.executable, *words], start_new_session=True, stdout=file)
+        if name == "first":
+            file.write(str(child.pid))
+        else:
+            child.wait()  # its own child has no parent any more
+"""
+
+
+@pytest.mark.parametrize("more", ["", "signal.pause()"])
+def test_what_a_program_leaves_in_sessions_of_its_own_ends_with_it(tmp_path, more):
+    (tmp_path / "program.py").write_text(LEAVES + more, encoding="utf-8")
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "program.py"), "2"]
+    subprocess.run(command, check=True, timeout=30, env={**os.environ, "PYTHONPATH": str(ROOT / "files")})
+    pids = [(tmp_path / name).read_text(encoding="utf-8").strip() for name in ("first", "second")]
+    assert all(pids)
+    states = subprocess.run(["ps", "-o", "stat=", "-p", ",".join(pids)], capture_output=True, text=True, check=False).stdout
+    assert [state for state in states.split() if not state.startswith("Z")] == []  # whose parent is gone may stay a moment as Z
 
 
 def free_port():
@@ -28,7 +68,7 @@ def free_port():
 class Training:
     """A training of this process's threads, a program each."""
 
-    def __init__(self, folder, *programs, restarts=0, join=5.0, ports=None):
+    def __init__(self, folder, *programs, restarts=0, join=5.0, ports=None, limit=600):
         ports = ports or [free_port() for _each in programs]
         self.plan = {
             "id": "r1", "chief": "worker:0", "control": f"127.0.0.1:{free_port()}", "restarts": restarts, "join": join,
@@ -41,7 +81,7 @@ class Training:
             path.write_text(
                 f"import os, pathlib, signal, sys, time\nhere = pathlib.Path({str(folder)!r})\n{text}", encoding="utf-8"
             )
-            noted = {"training": self.plan, "task": f"worker:{index}", "command": [sys.executable, str(path)]}
+            noted = {"training": self.plan, "task": f"worker:{index}", "command": [sys.executable, str(path)], "limit": limit}
             self.members.append(train_task.Member(noted))
 
     def coordinate(self):
@@ -132,6 +172,12 @@ def test_one_that_is_ended_from_outside_ends_all_and_nothing_starts_again(tmp_pa
     found = training.run()
     assert found[0]["failure"] == "the process of worker:1 on machine b was ended from outside"
     assert [each["outcome"] for each in found] == ["was ended with the others", "was ended from outside"]
+
+
+def test_a_training_that_takes_too_long_says_so(tmp_path):
+    training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)", limit=0.5)
+    threading.Timer(0.8, training.members[1].leaving.set).start()
+    assert training.run()[0]["failure"] == "the process of worker:1 on machine b was ended after 0.5 s (run_timeout)"
 
 
 def hello(training, **message):

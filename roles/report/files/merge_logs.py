@@ -30,7 +30,10 @@ def main() -> None:
     merged = folder / "all.txt"
     merged.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     left_out = [f"... {len(lines) - MOST_SHOWN} lines before these ..."] if len(lines) > MOST_SHOWN else []
-    print(json.dumps({"lines": [*left_out, *lines[-MOST_SHOWN:], f"{len(lines)} lines are in {merged}"]}))
+    ending = [f"{len(lines)} lines are in {merged}"]
+    if (folder.parent / "tasks").exists():  # a training: it makes servers of its own
+        ending.append(f"What its tasks printed is in {folder.parent}/stdout.log and {folder.parent}/tasks/*/stdout.log")
+    print(json.dumps({"lines": [*left_out, *lines[-MOST_SHOWN:], *ending]}))
 
 
 def merge(journals: dict[str, str]) -> list[str]:

@@ -3,9 +3,10 @@
 
     report.py output/<run id> < facts.json
 
-Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...]}``, what the run and the gate
-answered. Writes ``verdict.json``, ``report.html`` and ``summary.txt`` into the folder, points ``latest`` beside it to
-it, and answers with one JSON object: ``lines`` (the summary), ``verdict``, ``failure`` (a sentence if the run failed).
+Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...], "must": true}``, what the run and the gate
+answered, and whether it is a failure of the command if the run failed: one that was to be cancelled, or goes on, need not be
+good. Writes ``verdict.json``, ``report.html`` and ``summary.txt`` into the folder, points ``latest`` beside it to it, and
+answers with one JSON object: ``lines`` (the summary), ``verdict``, ``failure`` (a sentence if the command failed).
 """
 
 from __future__ import annotations
@@ -25,10 +26,16 @@ from pathlib import Path
 import jinja2
 import trace_figure
 
+sys.path.append(str(Path(__file__).parents[3] / "files"))
+from plain_text import plain_lines
+
 TEMPLATES = Path(__file__).parents[1] / "templates"
-LOST = "could not be collected"  # what is said of a task's part of a training
+LOST = "could not be collected"  # what is said of what did not come home
 # What a line of a log begins or says that a person looks for when something failed.
 ERROR = re.compile(r"^[EF]\d{4} |\b[A-Z]\w*(Error|Exception)\b|\b(error|fatal|failed|killed|traceback)\b", re.IGNORECASE)
+MOST_JSON = 4_000_000  # bytes of JSON of the program's that are read; its objects take ten times as many
+MOST_TRACE = 200_000_000  # of trace.json; the tracer stops at some 40 MB, but finishes the step that it is at
+FEW = 5  # names of what was left behind that are shown
 MOST_LEVELS = 100  # of lists and objects within each other that a result may have
 
 
@@ -39,14 +46,15 @@ def main() -> None:
     verdict = make_verdict(folder, facts)
     drawn = add_trace(folder, facts["outcome"], verdict)
     (folder / "verdict.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
-    lines = summary(folder, verdict)
-    (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = summary(folder, facts["outcome"], verdict)
+    (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     write_page(folder, facts["outcome"], verdict, drawn)
     latest = folder.parent / "latest"
     fresh = folder.parent / f".latest.{os.getpid()}"
     fresh.symlink_to(folder.name)
     fresh.replace(latest)
-    failure = "" if verdict["ok"] else f"{' '.join(verdict['failures'])} Everything that it left is in {folder}."
+    failures = [sentence for sentence in verdict["failures"] if facts["must"] or LOST in sentence]
+    failure = f"{' '.join(failures)} Everything that it left is in {folder}." if failures else ""
     print(json.dumps({"lines": lines, "verdict": verdict, "failure": failure}))
 
 
@@ -54,9 +62,20 @@ def make_verdict(folder: Path, facts: dict) -> dict:
     """Return the verdict; ``ok`` is true only if nothing failed."""
     outcome = facts["outcome"]
     failures = [outcome["failure"][0].upper() + outcome["failure"][1:] + "."] if outcome["failure"] else []
+    whose = {
+        "": collected_note(folder),
+        **{f"{task}: ": collected_note(place) for task, place in parts_of(folder, outcome).items()},
+    }
+    failures += [f"{task}{noted['uncollected']}." for task, noted in whose.items() if noted.get("uncollected")]
+    amiss = outcome.get("amiss") or {}
+    failures += [
+        f"{task['task']} on machine {task['machine']} ({task['address']}) {amiss[task['address']]}."
+        for task in facts["tasks"]
+        if task["address"] in amiss
+    ]
     result = None
     try:
-        result = read_result(folder / "result.json")
+        result = None if too_large(folder / "result.json") else read_result(folder / "result.json")
     except FileNotFoundError:
         pass
     except (OSError, ValueError, RecursionError) as error:
@@ -78,6 +97,9 @@ def make_verdict(folder: Path, facts: dict) -> dict:
         "seconds": outcome["seconds"],
         "tasks": tasks,
     }
+    notes = [sentence for name in ("result.json", "placement.json") if (sentence := too_large(folder / name))]
+    left = [f"{task}{name}" for task, noted in whose.items() for name in noted.get("left_behind", [])]
+    verdict |= {name: lines for name, lines in (("notes", notes), ("left_behind", left)) if lines}
     if outcome.get("training"):
         verdict["training"] = training_outcome(folder, outcome)
         for task, part in verdict["training"]["tasks"].items():
@@ -89,24 +111,47 @@ def make_verdict(folder: Path, facts: dict) -> dict:
 
 def training_outcome(folder: Path, outcome: dict) -> dict:
     """Return how each task's part of a training ended; the chief's own is the run's."""
-    parts, plan = {}, outcome["training"]
+    parts, plan, places = {}, outcome["training"], parts_of(folder, outcome)
     for task, machine in plan["machines"].items():
-        noted = outcome
-        if task != plan["chief"]:
-            try:
-                noted = json.loads((folder / "tasks" / task.replace(":", "-") / "run.json").read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                noted = {"part": {"outcome": LOST}}
+        noted = (collected_note(places[task]) or {"part": {"outcome": LOST}}) if task in places else outcome
         job, index = task.split(":")
         own = noted.get("part", {}).get("outcome") or noted.get("failure") or "goes on"
         parts[task] = {"machine": machine, "address": plan["cluster"][job][int(index)], "outcome": own}
     return {"chief": plan["chief"], "attempts": outcome.get("part", {}).get("attempts", 1), "tasks": parts}
 
 
+def parts_of(folder: Path, outcome: dict) -> dict[str, Path]:
+    """Return task -> folder of its part, for the tasks of a training but its chief."""
+    plan = outcome.get("training") or {"machines": {}, "chief": ""}
+    return {task: folder / "tasks" / task.replace(":", "-") for task in plan["machines"] if task != plan["chief"]}
+
+
+def collected_note(folder: Path) -> dict:
+    """Return what the machine noted of a run when it was collected, nothing where it was not."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def too_large(path: Path) -> str:
+    """Return a sentence on a JSON file that is too large to be read, nothing for others."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return ""
+    limit = f"more than the {MOST_JSON // 1_000_000} MB that are read of it"
+    return f"{path.name} has {size / 1e6:.0f} MB, {limit}: it is a file of the run alone." if size > MOST_JSON else ""
+
+
 def add_trace(folder: Path, outcome: dict, verdict: dict) -> dict | None:
     """Put into the verdict what the run's trace holds, or why there is none; return what the page needs to draw it."""
+    path = folder / "trace.json"
+    if path.exists() and path.stat().st_size > MOST_TRACE:
+        verdict["trace"] = {"missing": f"The trace is too large to be shown: trace.json has {path.stat().st_size / 1e6:.0f} MB."}
+        return None
     try:
-        trace = trace_figure.read(folder / "trace.json")
+        trace = trace_figure.read(path)
         if trace and trace.bars:
             drawn = drawing(trace, machines_of(outcome, verdict))
             verdict["trace"] = trace_figure.totals(trace)
@@ -115,8 +160,12 @@ def add_trace(folder: Path, outcome: dict, verdict: dict) -> dict | None:
         verdict["trace"] = {"missing": f"The trace cannot be shown: {error}."}
         return None
     if outcome.get("trace"):
-        reason = "it ran no step of a session, and TensorFlow keeps no step statistics of what runs eagerly"
-        verdict["trace"] = {"missing": f"The program left no trace: {reason if trace else 'it did not import TensorFlow'}."}
+        reason = "it did not import TensorFlow"
+        if trace:
+            reason = "it ran no step of a session, and TensorFlow keeps no step statistics of what runs eagerly"
+        elif path.exists():
+            reason = "the trace.json that it left is its own"
+        verdict["trace"] = {"missing": f"The program left no trace: {reason}."}
     return None
 
 
@@ -131,7 +180,7 @@ def machines_of(outcome: dict, verdict: dict) -> dict[str, dict]:
 
 
 def read_result(path: Path) -> object:
-    """Return a program's result; NaN and infinite numbers, which JSON does not have, become null."""
+    """Return a program's result; NaN, infinite numbers and half surrogate pairs, which other readers refuse, are replaced."""
 
     def finite(text: str) -> float | None:
         number = float(text)
@@ -144,19 +193,20 @@ def read_result(path: Path) -> object:
     result = json.loads(path.read_text(encoding="utf-8"), parse_float=finite, parse_constant=lambda _name: None)
     if levels(result) > MOST_LEVELS:
         raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
-    return result
+    return json.loads(json.dumps(result, ensure_ascii=False).encode(errors="replace"))
 
 
 def placement(folder: Path) -> dict:
     """Return operation -> device, where the program left TensorFlow's own record."""
     try:
-        found = json.loads((folder / "placement.json").read_text(encoding="utf-8"))
+        path = folder / "placement.json"
+        found = {} if too_large(path) else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def summary(folder: Path, verdict: dict) -> list[str]:
+def summary(folder: Path, outcome: dict, verdict: dict) -> list[str]:
     """Return the lines that a run ends with."""
     lines = []
     result = verdict.get("result")
@@ -171,6 +221,11 @@ def summary(folder: Path, verdict: dict) -> list[str]:
         lines.append(f"{task} on {machine} computed {', '.join(sorted(operations))}")
     if "trace" in verdict:
         lines.append(verdict["trace"].get("missing") or traced(verdict["trace"]))
+    left = verdict.get("left_behind", [])
+    if left:
+        more = f" and {len(left) - FEW} more" if len(left) > FEW else ""
+        lines.append(f"Left behind, for they are no files or could not be read: {', '.join(left[:FEW])}{more}")
+    lines += verdict.get("notes", [])
     lines += verdict["failures"]
     if verdict["failures"]:
         lines += ["The last lines of its output:", *(f"    {line}" for line in tail(folder / "stdout.log", 15))]
@@ -178,8 +233,9 @@ def summary(folder: Path, verdict: dict) -> list[str]:
         log = folder / "tasks" / task.replace(":", "-") / "stdout.log"
         if verdict["failures"] and log.exists() and part["outcome"].startswith(("ended with", "was killed")):
             lines += [f"The last lines of the output of {task}:", *(f"    {line}" for line in tail(log, 15))]
-    lines.append(f"{'Done' if verdict['ok'] else 'Failed'} after {verdict['seconds']} s; everything is in {folder}")
-    return lines
+    ended = "Done" if verdict["ok"] else "Cancelled" if outcome.get("cancelled") else "Failed"
+    lines.append(f"{ended if 'ended' in outcome else 'Not done'} after {verdict['seconds']} s; everything is in {folder}")
+    return plain_lines("\n".join(lines))
 
 
 def traced(found: dict) -> str:
@@ -208,7 +264,7 @@ def tail(path: Path, count: int) -> list[str]:
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 200_000))
-            return file.read().decode(errors="replace").splitlines()[-count:]
+            return plain_lines(file.read().decode(errors="replace"))[-count:]
     except OSError:
         return []
 
@@ -241,7 +297,7 @@ def write_page(folder: Path, outcome: dict, verdict: dict, drawn: dict | None) -
         placement=placement(folder), output=marked(tail(folder / "stdout.log", 2000)), logs=logs, files=files[:500],
         machines=machines_of(outcome, verdict), versions={name: text for name, text in versions.items() if text}, drawing=drawn,
     )  # fmt: skip
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def drawing(trace: trace_figure.Trace, machines: dict) -> dict:

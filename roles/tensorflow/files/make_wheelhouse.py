@@ -26,9 +26,9 @@ from packaging.markers import Marker
 
 # Newest first; a wheel for an older C library runs on a newer one.
 PLATFORMS = (*(f"manylinux_2_{minor}" for minor in range(28, 4, -1)), "manylinux2014", "manylinux2010", "manylinux1", "linux")
-
-
-PIP = (sys.executable, "-m", "pip")
+PIP, UV = (sys.executable, "-m", "pip"), (sys.executable, "-m", "uv")
+# All of them are TensorFlow itself, and put their files into the same place.
+TENSORFLOWS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel")
 
 
 def main() -> None:
@@ -89,10 +89,16 @@ def fail(sentence: str) -> None:
 
 
 def added(locked: list[str], options: argparse.Namespace, folder: Path) -> list[str]:
-    """Return the entries that a program's requirements add to the locked ones, whose versions hold."""
-    names = {entry.split("==", 1)[0] for entry in locked}
-    (folder / "locked.txt").write_text("".join(entry.split(" ", 1)[0] + "\n" for entry in locked), encoding="utf-8")
-    command = ["uv", "pip", "compile", "--quiet", str(options.extra), "--constraints", str(folder / "locked.txt")]
+    """Return the entries that a program's requirements add to the locked ones, whose versions hold.
+
+    A package may ask for TensorFlow by another of its names: it has to be content with the version that is there.
+    """
+    versions = {name_of(entry): entry.split("==", 1)[1].split()[0] for entry in locked}
+    version = next((versions[name] for name in TENSORFLOWS if name in versions), None)
+    if version:
+        versions |= dict.fromkeys(TENSORFLOWS, version)
+    (folder / "locked.txt").write_text("".join(f"{name}=={text}\n" for name, text in versions.items()), encoding="utf-8")
+    command = [*UV, "pip", "compile", "--quiet", str(options.extra), "--constraints", str(folder / "locked.txt")]
     command += ["--python-version", options.python, "--python-platform", f"{options.machine}-manylinux_2_28"]
     command += ["--generate-hashes", "--only-binary=:all:", "--no-header", "--no-annotate", "--no-emit-index-url"]
     index = subprocess.run(
@@ -102,7 +108,12 @@ def added(locked: list[str], options: argparse.Namespace, folder: Path) -> list[
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         fail(f"{options.extra} does not go together with the locked packages, or cannot be resolved: {done.stderr.strip()}")
-    return [entry for entry in lock_for(done.stdout, options.python, options.machine) if entry.split("==", 1)[0] not in names]
+    return [entry for entry in lock_for(done.stdout, options.python, options.machine) if name_of(entry) not in versions]
+
+
+def name_of(entry: str) -> str:
+    """Return the name of an entry's package."""
+    return re.match(r"[A-Za-z0-9._-]+", entry)[0]
 
 
 def download(entries: list[str], options: argparse.Namespace, folder: Path) -> None:

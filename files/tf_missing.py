@@ -1,0 +1,62 @@
+"""Let a program use the tasks that answer although others of the cluster do not, and no server restarts.
+
+sitecustomize.py loads this after TensorFlow in a run that goes on without some tasks (``TF_CLUSTER_MISSING``). The run's
+config.json then lists the others alone, numbered without gaps, but their servers know themselves by the names that they were
+started with. So each session carries the run's cluster spec (``ConfigProto.cluster_def``), by which TensorFlow's servers take
+other names for that session. It refuses a spec that gives a server the name that it was started with where the session begins
+(``ClusterSpec names the job and task index to be the same names``): the program's own server is therefore started as a task of
+a job that nobody uses. What runs eagerly (``experimental_connect_to_cluster``) carries its spec anyway.
+"""
+
+from __future__ import annotations
+
+import functools
+
+ALONE = "alone"  # the job that the program's own server is started as
+_carried: dict = {}  # target of a server -> (the same by the address that the cluster spec has, cluster spec)
+
+
+def install() -> None:
+    """Wrap TensorFlow's server and its sessions."""
+    from tensorflow.core.protobuf import config_pb2
+    from tensorflow.python.client import session
+    from tensorflow.python.training import server_lib
+
+    begin, open_session = server_lib.Server.__init__, session.BaseSession.__init__
+    own_target = server_lib.Server.target.fget
+
+    @functools.wraps(begin)
+    def start_alone(self, server_or_cluster_def, job_name=None, task_index=None, protocol=None, config=None, start=True):
+        given = server_lib._make_server_def(server_or_cluster_def, job_name, task_index, protocol, config)
+        address = address_of(given)
+        begin(self, alone(given, address), start=start)
+        _carried[own_target(self)] = _carried[f"grpc://{address}"] = (f"grpc://{address}", given.cluster)
+
+    @functools.wraps(open_session)
+    def open_carrying(self, target="", graph=None, config=None):
+        if target in _carried and not (config and config.HasField("cluster_def")):
+            target, spec = _carried[target]
+            carrying = config_pb2.ConfigProto(cluster_def=spec)
+            carrying.MergeFrom(config or config_pb2.ConfigProto())
+            config = carrying
+        open_session(self, target, graph, config)
+
+    server_lib.Server.__init__ = start_alone
+    server_lib.Server.target = property(lambda self: _carried[own_target(self)][0])
+    session.BaseSession.__init__ = open_carrying
+
+
+def address_of(server_def) -> str:
+    """Return the address that a cluster spec has for the server that is to be started."""
+    job = next(job for job in server_def.cluster.job if job.name == server_def.job_name)
+    return job.tasks[server_def.task_index]
+
+
+def alone(server_def, address: str):
+    """Return what to start a server with that knows of no other task."""
+    changed = type(server_def)()
+    changed.CopyFrom(server_def)
+    changed.ClearField("cluster")
+    changed.cluster.job.add(name=ALONE).tasks[0] = address
+    changed.job_name, changed.task_index = ALONE, 0
+    return changed

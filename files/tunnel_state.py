@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Say what this machine's end of the cluster's tunnel is like: its public key, the others that it knows, what is installed.
+
+    tunnel_state.py NAME
+
+Prints a JSON object: ``key`` (the public key, null before it was made), ``peers`` (address in the tunnel -> public key, as its
+settings say), ``kernel`` (whether the kernel has WireGuard), ``tools`` (programs that are here: wg, wireguard-go) and ``up``
+(whether the interface is there). The private key is read by wg and goes nowhere. Needs root; standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path("/etc/wireguard")
+PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+PROBE = "tf-probe"
+
+
+def run(*command: str, text: str = "") -> subprocess.CompletedProcess | None:
+    """Call a program; None where it is not there."""
+    program = shutil.which(command[0], path=PATH)
+    if not program:
+        return None
+    return subprocess.run([program, *command[1:]], input=text, capture_output=True, text=True, check=False, timeout=20)
+
+
+def public_key(path: Path) -> str | None:
+    """Return the public key that belongs to the private key in a file of settings."""
+    found = re.search(r"PrivateKey = (\S+)", path.read_text(encoding="ascii")) if path.exists() else None
+    done = run("wg", "pubkey", text=found[1]) if found else None
+    return done.stdout.strip() or None if done else None
+
+
+def peers(path: Path) -> dict[str, str]:
+    """Return address -> public key of the others that the settings name."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = re.findall(r"PublicKey = (\S+)\nAllowedIPs = ([^/\s]+)", text)
+    return {address: key for key, address in found}
+
+
+def kernel_has_it(name: str) -> bool:
+    """Tell whether the kernel can make such an interface; a module is loaded by that where there is one."""
+    if Path("/sys/module/wireguard").exists():
+        return True
+    done = run("ip", "link", "add", PROBE, "type", "wireguard")
+    if done is not None and done.returncode == 0:
+        run("ip", "link", "delete", PROBE)
+        return True
+    return False
+
+
+def main() -> None:
+    """Print what there is."""
+    name = sys.argv[1]
+    state = {
+        "key": public_key(FOLDER / f"{name}.d/0-key.conf"),
+        "peers": peers(FOLDER / f"{name}.d/1-cluster.conf"),
+        "kernel": kernel_has_it(name),
+        "tools": [tool for tool in ("wg", "wireguard-go") if shutil.which(tool, path=PATH)],
+        "up": Path("/sys/class/net", name).exists(),
+    }
+    print(json.dumps(state))
+
+
+if __name__ == "__main__":
+    main()

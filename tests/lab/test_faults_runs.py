@@ -1,0 +1,369 @@
+"""What breaks while a run goes on, and what becomes of the run: no output is lost, and who is to blame is named."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import folder_of, said, verdict
+
+HOST, FIRST, SECOND = "faults-host", "faults-worker-0", "faults-worker-1"
+NOTICED = 30  # seconds within which a silent task is to be noticed
+
+# Counts on worker:1 in steps of a second; goes on in a new session from the step that was printed last.
+COUNT = """
+import time
+import tensorflow as tf, tf_cluster
+v1 = tf.compat.v1
+v1.disable_eager_execution()
+done, total = 0, 0
+with tf.device(tf_cluster.on("worker", 1)):
+    number = v1.placeholder(tf.int64, [])
+    square = tf.reduce_sum(tf.ones([1000, 1000], tf.int64) * number) // 1_000_000 * number
+
+def work(session):
+    global done, total
+    while done < {steps}:
+        value = int(session.run(square, {{number: done + 1}}))
+        done, total = done + 1, total + value
+        print("step", done, flush=True)
+        time.sleep(1)
+
+if {retry}:
+    tf_cluster.retrying(work, deadline={deadline}, seconds=60)
+else:
+    with tf_cluster.session(deadline={deadline}) as session:
+        work(session)
+tf_cluster.save_result({{"total": total}})
+"""
+TICK = "import time\nfor number in range({steps}): print('step', number + 1, flush=True); time.sleep(1)"
+# Fetches 256 MB from worker:1 again and again.
+SEND = """
+import tensorflow as tf, tf_cluster
+v1 = tf.compat.v1
+v1.disable_eager_execution()
+with tf.device(tf_cluster.on("worker", 1)):
+    big = v1.get_variable("big", initializer=tf.zeros([64 * 1024 * 1024]))
+    fetched = big + 1
+with tf_cluster.session(deadline=30) as session:
+    session.run(v1.global_variables_initializer())
+    print("step 1", flush=True)
+    while True:
+        session.run(fetched)
+"""
+# Lets worker:0 take more memory than its machine has.
+GLUTTON = """
+import tensorflow as tf, tf_cluster
+v1 = tf.compat.v1
+v1.disable_eager_execution()
+print("step 1", flush=True)
+with tf.device(tf_cluster.on("worker", 0)):
+    size = v1.placeholder(tf.int64, [])
+    total = tf.reduce_sum(tf.random.uniform(tf.stack([size, 1024, 1024])))
+with tf_cluster.session(deadline=60) as session:
+    session.run(total, {size: 1024})
+"""
+CUT = """
+nft 'table inet cut {
+ chain input { type filter hook input priority -300; policy drop; }
+ chain output { type filter hook output priority -300; policy drop; }
+}'
+"""
+READY = "/opt/tf-cluster/venv/bin/python /opt/tf-cluster/bin/ready.py --config /etc/tf-cluster/config.json --json --timeout {}"
+PID = "$(systemctl show --property=MainPID --value {})"
+RUNS = "/var/lib/tf-cluster/runs"
+
+
+class Running:
+    """A run that goes on, and the command that follows it."""
+
+    def __init__(self, cluster, path, *words):
+        self.cluster = cluster
+        before = self.ids()
+        self.process = cluster.begin("ansible-playbook", "playbooks/run.yml", f"--extra-vars=program={path}", *words)
+        self.id = self.until(lambda: self.ids() - before).pop()
+
+    def ids(self):
+        """Return the ids of all runs on the host machine."""
+        return set(self.cluster.inside(HOST, f"ls {RUNS}").split())
+
+    def until(self, look, seconds=60):
+        """Wait until ``look`` returns something, and return it."""
+        due = time.monotonic() + seconds
+        while time.monotonic() < due:
+            found = look()
+            if found:
+                return found
+            time.sleep(0.2)
+        raise AssertionError(f"after {seconds} s still nothing")
+
+    def until_it_says(self, pattern, seconds=60):
+        """Wait until the run prints something, and return for how many seconds."""
+        begun = time.monotonic()
+        self.until(lambda: re.search(pattern, self.cluster.inside(HOST, f"cat {RUNS}/{self.id}/stdout.log || true")), seconds)
+        return time.monotonic() - begun
+
+    def end(self, seconds=120):
+        """Wait for the command's end; return its exit status, what it said, and the run's verdict and output."""
+        out, err = self.process.communicate(timeout=seconds)
+        done = subprocess.CompletedProcess([], self.process.returncode, out, err)
+        assert folder_of(done), said(done)
+        return done.returncode, said(done), *collected(folder_of(done))
+
+
+def collected(folder):
+    """Return the verdict and the output of a collected run."""
+    return verdict(folder), (folder / "stdout.log").read_text(encoding="utf-8")
+
+
+def steps(output):
+    """Return the steps that a program printed."""
+    return [int(number) for number in re.findall(r"(?m)^step (\d+)", output)]
+
+
+def all_until(last):
+    """Return the steps up to ``last``: none is missing, none comes twice."""
+    return list(range(1, last + 1))
+
+
+@pytest.fixture
+def run(cluster, tmp_path):
+    """Return a function that starts a program; its command is ended with the test."""
+    started = []
+
+    def start(text, *words):
+        path = tmp_path / "program.py"
+        path.write_text(text, encoding="utf-8")
+        started.append(Running(cluster, path, *words))
+        return started[-1]
+
+    yield start
+    for running in started:
+        if running.process.poll() is None:
+            os.killpg(running.process.pid, signal.SIGKILL)
+            running.process.wait()
+
+
+@pytest.fixture
+def mended(cluster):
+    """Return a list of functions that are called after the test, whatever happened."""
+    mending = []
+    yield mending
+    for mend in mending:
+        mend()
+    cluster.inside(HOST, READY.format(30))
+
+
+def cut(cluster, machine, mended):
+    """Let a machine's packets vanish, in both ways; return what gives it its network back."""
+    cluster.inside(machine, CUT)
+
+    def mend():
+        cluster.inside(machine, "nft delete table inet cut 2>/dev/null || true")
+
+    mended.append(mend)
+    return mend
+
+
+def kill(cluster, machine, unit):
+    """Kill a unit's main process as the kernel does."""
+    cluster.inside(machine, f"kill -KILL {PID.format(unit)}")
+
+
+def test_a_worker_killed_while_idle_is_back_within_three_seconds(cluster, faults):
+    line = f"kill -KILL {PID.format('tf-server@worker-1')}; begun=$(date +%s%N)\n{READY.format(10)} >/dev/null && "
+    took = int(cluster.inside(SECOND, line + "echo $(($(date +%s%N) - begun))")) / 1e9
+    faults.note("worker killed while idle", took, "nothing", "back by itself and answering")
+    assert took < 3
+
+
+def test_a_worker_killed_while_computing(cluster, faults, run):
+    running = run(COUNT.format(steps=12, deadline=20, retry=True))
+    running.until_it_says("step 7")
+    kill(cluster, SECOND, "tf-server@worker-1")
+    took = running.until_it_says("step 8")
+    status, text, found, output = running.end()
+    assert status == 0, text
+    assert found["result"]["total"] == sum(number * number for number in range(13))
+    assert steps(output) == all_until(12)
+    assert "[cluster] worker:1 on 10.89.86.11:2222 is a new server" in output
+    faults.note("worker killed while computing, program retries", took, "nothing", "right result, in a new session")
+
+
+def test_a_worker_killed_while_sending(cluster, faults, run):
+    running = run(SEND)
+    running.until_it_says("step 1")
+    time.sleep(1)
+    kill(cluster, SECOND, "tf-server@worker-1")
+    begun = time.monotonic()
+    status, text, found, output = running.end()
+    assert status != 0
+    assert steps(output) == [1]
+    assert "worker:1 on machine faults-worker-1 (10.89.86.11:2222) was restarted while the run went on" in text
+    assert len(found["failures"]) == 2
+    faults.note("worker killed while sending 256 MB", time.monotonic() - begun, "nothing", "failed, naming the task")
+
+
+def test_a_machine_stopped(cluster, faults, run, mended):
+    running = run(COUNT.format(steps=60, deadline=15, retry=False))
+    running.until_it_says("step 2")
+    mended += [lambda: cluster.podman("start", SECOND), lambda: cluster.wait_for(SECOND)]
+    cluster.podman("kill", SECOND)
+    begun = time.monotonic()
+    status, text, found, output = running.end()
+    assert status != 0
+    assert "worker:1 on machine faults-worker-1 (10.89.86.11:2222) does not answer: unreachable" in text
+    assert steps(output) == all_until(max(steps(output)))
+    assert found["seconds"] < 40
+    faults.note("machine of a worker stopped", time.monotonic() - begun, "nothing", "failed within its deadline, naming the task")
+
+
+def test_a_machine_restarted(cluster, faults, run, mended):
+    running = run(COUNT.format(steps=8, deadline=15, retry=True))
+    running.until_it_says("step 3")
+    cluster.podman("kill", SECOND)
+    begun = time.monotonic()
+    cluster.podman("start", SECOND)
+    running.until_it_says("step 5")
+    took = time.monotonic() - begun
+    status, text, found, output = running.end()
+    assert status == 0, text
+    assert found["result"]["total"] == sum(number * number for number in range(9))
+    assert steps(output) == all_until(8)
+    faults.note("machine of a worker restarted, program retries", took, "nothing", "right result, in a new session")
+
+
+def test_a_machine_paused(cluster, faults, run, mended):
+    running = run(COUNT.format(steps=8, deadline=60, retry=False))
+    running.until_it_says("step 3")
+    mended.append(lambda: cluster.podman("unpause", SECOND))
+    cluster.podman("pause", SECOND)
+    took = running.until_it_says(r"\[cluster\] worker:1 .* does not answer")
+    mended.pop()()
+    status, text, found, output = running.end()
+    assert took < NOTICED
+    assert status == 0, text
+    assert found["result"]["total"] == sum(number * number for number in range(9))
+    assert "[cluster] worker:1 on 10.89.86.11:2222 answers again" in output
+    faults.note("machine of a worker paused", took, "nothing", "noticed; went on when it woke up")
+
+
+def test_a_network_cut_silently(cluster, faults, run, mended):
+    running = run(COUNT.format(steps=90, deadline=120, retry=False), "--extra-vars=run_lost=20")
+    running.until_it_says("step 2")
+    mend = cut(cluster, SECOND, mended)
+    took = running.until_it_says(r"\[cluster\] worker:1 .* does not answer")
+    running.until_it_says("run_lost")
+    mend()
+    status, text, found, output = running.end()
+    assert took < NOTICED
+    assert status != 0
+    assert "task was silent for 20 s, and the program was ended for it (run_lost)" in text
+    assert "worker:1 on machine faults-worker-1 (10.89.86.11:2222) did not answer for" in text
+    assert len(found["failures"]) == 2
+    assert steps(output) == all_until(max(steps(output)))
+    faults.note("network of a worker cut silently", took, "nothing", "noticed; ended after run_lost, naming the task")
+
+
+def test_the_network_of_the_host_machine_cut(cluster, faults, run, mended):
+    running = run(TICK.format(steps=40))
+    running.until_it_says("step 2")
+    mend = cut(cluster, HOST, mended)
+    begun = time.monotonic()
+    running.process.communicate(timeout=60)
+    took = time.monotonic() - begun
+    assert running.process.returncode != 0
+    mend()
+    cluster.wait_for(HOST)
+    done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={running.id}")
+    assert done.returncode == 0, said(done)
+    assert steps(collected(folder_of(done))[1]) == all_until(40)
+    faults.note("network of the host machine cut", took, "nothing", "command ended, run went on; attached and collected")
+
+
+def test_the_program_killed(cluster, faults, run):
+    running = run(TICK.format(steps=60))
+    running.until_it_says("step 3")
+    cluster.inside(HOST, "kill -KILL $(ps -eo pid=,args= | awk '/python program.py/ && !/keep_output|awk/ {print $1}')")
+    begun = time.monotonic()
+    status, _text, found, output = running.end()
+    assert status != 0
+    assert found["failures"] == ["The program was killed by SIGKILL."]
+    assert steps(output) == all_until(max(steps(output)))
+    faults.note("program on the host machine killed", time.monotonic() - begun, "nothing", "failed, naming the signal")
+
+
+def test_the_controller_killed(cluster, faults, run):
+    running = run(TICK.format(steps=12))
+    running.until_it_says("step 2")
+    os.killpg(running.process.pid, signal.SIGKILL)
+    running.process.wait()
+    begun = time.monotonic()
+    done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={running.id}")
+    assert done.returncode == 0, said(done)
+    assert steps(collected(folder_of(done))[1]) == all_until(12)
+    faults.note("controller killed", time.monotonic() - begun, "nothing", "run went on; attached and collected")
+
+
+def test_a_task_takes_all_the_memory(cluster, faults, run, mended):
+    others = "pgrep 'sshd|systemd-journal' | head -2"
+    before, second = cluster.inside(FIRST, others), cluster.inside(SECOND, f"echo {PID.format('tf-server@worker-1')}")
+    mended.append(lambda: cluster.podman("update", FIRST, "--memory", "64g", "--memory-swap", "64g"))
+    cluster.podman("update", FIRST, "--memory", "1500m", "--memory-swap", "1500m")
+    running = run(GLUTTON)
+    running.until_it_says("step 1")
+    begun = time.monotonic()
+    status, text, _found, output = running.end()
+    assert status != 0
+    assert steps(output) == [1]
+    assert "worker:0 on machine faults-worker-0 (10.89.86.10:2222) was restarted while the run went on" in text
+    assert cluster.inside(FIRST, others) == before
+    assert cluster.inside(SECOND, f"echo {PID.format('tf-server@worker-1')}") == second
+    faults.note("memory exhausted by one task", time.monotonic() - begun, "nothing", "that task alone killed and back; named")
+
+
+def small_disk(cluster, machine, mended):
+    """Let a machine's folder of runs be on a disk of 1 MB; return what makes it larger."""
+    cluster.inside(machine, f"mkdir -p {RUNS}; mount -t tmpfs -o size=1m,mode=755 tmpfs {RUNS}")
+    mended.append(lambda: cluster.inside(machine, f"umount {RUNS}"))
+    return lambda: cluster.inside(machine, f"mount -o remount,size=50m {RUNS}")
+
+
+def test_the_disk_of_a_worker_full(cluster, faults, mended):
+    small_disk(cluster, SECOND, mended)
+    cluster.inside(SECOND, f"head -c 2000000 /dev/zero > {RUNS}/full || true")
+    begun = time.monotonic()
+    done = cluster.playbook("run_demo.yml")
+    assert done.returncode == 0, said(done)
+    faults.note("disk of a worker full", time.monotonic() - begun, "nothing", "a run does not need it: right result")
+
+
+def test_the_disk_of_the_host_machine_full(cluster, faults, run, mended):
+    more_room = small_disk(cluster, HOST, mended)
+    text = "import os, time\nfor n in range(9): print('step', n + 1, flush=True)\ntime.sleep(2)\n"
+    text += "open(os.environ['TF_RUN_DIR'] + '/big', 'wb', 0).write(bytes(3_000_000))\nprint('step 10', flush=True)\n"
+    text += "open(os.environ['TF_RUN_DIR'] + '/more', 'wb', 0).write(bytes(3_000_000))\n"
+    running = run(text)
+    begun = time.monotonic()
+    running.process.communicate(timeout=60)
+    took = time.monotonic() - begun
+    assert running.process.returncode != 0
+    more_room()
+    done = cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={running.id}")
+    found, output = collected(folder_of(done))
+    assert steps(output)[:9] == all_until(9)
+    assert found["failures"] == ["The program ended with exit status 1."], said(done)
+    faults.note("disk of the host machine full", took, "nothing written before", "failed; collected when there was room")
+
+
+def test_after_all_of_it_the_cluster_is_brought_back(cluster, faults):
+    begun = time.monotonic()
+    done = cluster.playbook("site.yml")
+    assert done.returncode == 0, said(done)
+    took = time.monotonic() - begun
+    done = cluster.playbook("run_demo.yml")
+    assert done.returncode == 0, said(done)
+    assert verdict(folder_of(done))["result"]["matrix"][1] == pytest.approx([54.003944, 69.09987], abs=1e-4)
+    faults.note("after all of these: site.yml", took, "nothing", "the cluster is whole, run_demo.yml works")

@@ -1,0 +1,116 @@
+"""The tasks' traffic through WireGuard: what is seen on the way, who gets in, and what it costs."""
+
+import json
+import re
+
+import pytest
+from conftest import ROOT, said, verdict
+
+PROGRAM = ROOT / "tests/lab/programs/link_speed.py"
+ENCRYPTED = "--extra-vars=tf_encryption=true"
+# Looks at all that passes the network card for a while: data of tasks' ports, packets of the tunnel, and words in clear.
+SNIFF = """
+import json, socket, time
+found = {"tasks": 0, "tunnel": 0, "clear": 0}
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+wire.bind(("eth0", 0))
+wire.settimeout(0.5)
+wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+open("/tmp/sniffs", "w").close()
+until = time.monotonic() + 25
+while time.monotonic() < until:
+    try:
+        packet = wire.recv(65536)
+    except TimeoutError:
+        continue
+    if packet[12:14] == b"\\x08\\x00":
+        ports = {int.from_bytes(packet[34:36], "big"), int.from_bytes(packet[36:38], "big")}
+        length = int.from_bytes(packet[16:18], "big") - 20 - (packet[46] >> 4) * 4 if packet[23] == 6 else 0
+        found["tasks"] += length > 0 and bool(ports & {2222, 2223})
+        found["tunnel"] += packet[23] == 17 and 51820 in ports
+    found["clear"] += b"everybody on the way can read" in packet
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def tunnel(cluster):
+    """Return the cluster, not encrypted yet."""
+    cluster.write("lab", "/tmp/sniff.py", SNIFF)
+    assert cluster.playbook("site.yml").returncode == 0
+    return cluster
+
+
+def sniffed(cluster, *words):
+    """Run the program; return its result and what could be seen on worker-0's network meanwhile."""
+    worker = "trust-worker-0"
+    cluster.shell(
+        worker,
+        "rm -f /tmp/sniffs; python3 /tmp/sniff.py >/tmp/sniffed 2>&1 & while [ ! -e /tmp/sniffs ]; do sleep 0.1; done; echo done",
+    )
+    done, folder = cluster.run(PROGRAM, *words)
+    assert done.returncode == 0, said(done)
+    seen = cluster.shell(worker, "for i in $(seq 300); do test -s /tmp/sniffed && break; sleep 0.1; done; cat /tmp/sniffed")
+    return verdict(folder)["result"], json.loads(seen[worker])
+
+
+def public_keys(cluster):
+    """Return machine -> its public key."""
+    return cluster.shell("worker:host", "wg show tf-cluster public-key")
+
+
+def test_a_tunnel_hides_what_the_tasks_say_and_closes_all_other_ways(tunnel):
+    """Without it every word can be read on the way; with it none, and the ports are closed but through it."""
+    plain, seen = sniffed(tunnel)
+    assert seen["clear"] > 0
+    assert seen["tasks"] > 0
+    done = tunnel.playbook("site.yml", ENCRYPTED)
+    assert done.returncode == 0, said(done)
+    assert "PrivateKey" not in done.stdout
+    done = tunnel.playbook("site.yml", ENCRYPTED)
+    assert not re.search(r"changed=[1-9]", done.stdout)
+    hidden, seen = sniffed(tunnel, ENCRYPTED)
+    assert seen["clear"] == seen["tasks"] == 0
+    assert seen["tunnel"] > 100
+    ratio = {name: hidden[name] / plain[name] for name in plain}
+    print(f"\nwithout {plain}, with {hidden}, with by without {ratio}")
+    knock = "import socket; socket.create_connection(('{}', 2222), timeout=4)"
+    for machine in ("trust-host", "stranger", "trust-worker-1"):
+        found = tunnel.shell(machine, f'python3 -c "{knock.format("10.89.85.10")}" >/dev/null 2>&1 && echo in || echo out')
+        assert found[machine] == "out"
+    address = json.loads(tunnel.shell("trust-host", "cat /etc/tf-cluster/config.json")["trust-host"])["worker"][0]
+    inside = address.rpartition(":")[0].strip("[]")
+    for machine, where in (("trust-host", "in"), ("stranger", "out")):
+        found = tunnel.shell(machine, f'python3 -c "{knock.format(inside)}" >/dev/null 2>&1 && echo in || echo out')
+        assert found[machine] == where
+
+
+def test_keys_are_each_machines_own(tunnel):
+    """For root's eyes alone; three machines, three keys."""
+    assert len(set(public_keys(tunnel).values())) == 3
+    modes = tunnel.shell("worker:host", "find /etc/wireguard -type f -printf '%m %u\\n' | sort -u")
+    assert set(modes.values()) == {"600 root"}
+
+
+def test_a_machine_that_comes_or_goes_changes_nobodys_key(tunnel, tmp_path):
+    """Who has left is not known any more."""
+    before = public_keys(tunnel)
+    (tmp_path / "more.yml").write_text("worker:\n  hosts:\n    stranger:\n", encoding="utf-8")
+    done = tunnel.playbook("site.yml", "run_demo.yml", f"--inventory={tmp_path}", ENCRYPTED)
+    assert done.returncode == 0, said(done)
+    assert "worker:2" in said(done) or tunnel.shell("stranger", "systemctl is-active tf-server@worker-2")["stranger"] == "active"
+    new = tunnel.shell("stranger", "wg show tf-cluster public-key")["stranger"]
+    assert new in tunnel.shell("trust-worker-0", "wg show tf-cluster peers")["trust-worker-0"]
+    assert tunnel.playbook("playbooks/teardown.yml", "--limit=stranger").returncode == 0
+    assert tunnel.playbook("site.yml", ENCRYPTED).returncode == 0
+    assert public_keys(tunnel) == before
+    assert new not in tunnel.shell("trust-worker-0", "wg show tf-cluster peers")["trust-worker-0"]
+    assert tunnel.shell("stranger", "ls -d /etc/wireguard/tf-cluster* 2>/dev/null; echo none")["stranger"] == "none"
+
+
+def test_the_tunnel_goes_when_it_is_not_wanted(tunnel):
+    """The keys with it."""
+    done = tunnel.playbook("site.yml", "run_demo.yml")
+    assert done.returncode == 0, said(done)
+    left = tunnel.shell("worker:host", "ls -d /etc/wireguard/tf-cluster* /sys/class/net/tf-cluster 2>/dev/null; echo none")
+    assert set(left.values()) == {"none"}

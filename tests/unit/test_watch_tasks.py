@@ -1,0 +1,92 @@
+"""watch_tasks.py: when a task is called silent, back, or a new server, and when a run is given up for it."""
+
+import json
+import queue
+from types import SimpleNamespace
+
+import pytest
+from project import call, load
+
+watch_tasks = load("files/watch_tasks.py")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return a clock that the test sets."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(watch_tasks.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+@pytest.fixture
+def task(clock):
+    """Return a task that answered just now as the server "a"."""
+    task = watch_tasks.Watched("worker", 1, "10.0.0.2:2222", None)
+    assert task.note("a", "") == ""
+    return task
+
+
+def test_a_task_is_silent_after_two_questions_and_ten_seconds(clock, task):
+    told = []
+    for seconds in (5, 4, 4, 4):
+        clock.now += seconds
+        told.append(task.note("", "no answer"))
+    assert told == ["", "", "does not answer for 13 s: no answer", ""]
+    assert task.silence() == 17
+
+
+def test_one_late_question_makes_no_silence(clock, task):
+    clock.now += 3600  # the machine that asks was asleep
+    assert task.note("", "no answer") == ""
+    clock.now += 1
+    assert task.note("a", "") == ""
+    assert task.silence() == 0
+
+
+def test_a_task_that_answers_again_is_told_once(clock, task):
+    for seconds in (6, 6):
+        clock.now += seconds
+        task.note("", "no answer")
+    clock.now += 8
+    assert task.note("a", "") == "answers again after 20 s"
+    assert task.note("a", "") == ""
+    clock.now += 100
+    assert task.silence() == 20
+
+
+def test_a_new_server_is_told(clock, task):
+    assert task.note("b", "") == watch_tasks.RESTARTED
+    assert task.note("b", "") == ""
+
+
+def test_what_was_seen_is_left_by_address(clock, task, tmp_path):
+    for seconds in (6, 6):
+        clock.now += seconds
+        task.note("", "no answer")
+    watch_tasks.leave(tmp_path / "part.json", [task], [task])
+    assert json.loads((tmp_path / "part.json").read_text(encoding="utf-8")) == {"silent": {"10.0.0.2:2222": 12.0}, "lost": True}
+
+
+class EndedError(Exception):
+    """Ends a watch that goes on for ever."""
+
+
+@pytest.mark.parametrize(("answers", "pauses"), [([("a", ""), ("", "x"), ("", "x")], [5.0, 1.0])])
+def test_a_task_that_does_not_answer_is_asked_more_often(monkeypatch, task, answers, pauses):
+    slept, news = [], queue.Queue()
+    monkeypatch.setattr(task, "ask", lambda: answers.pop(0))
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == len(pauses):
+            raise EndedError
+
+    monkeypatch.setattr(watch_tasks.time, "sleep", sleep)
+    with pytest.raises(EndedError):
+        task.watch(news, watch_tasks.EVERY)
+    assert slept == pauses
+
+
+def test_a_config_that_is_none_is_a_sentence(tmp_path):
+    done = call("files/watch_tasks.py", f"--config={tmp_path}/none.json", f"--part={tmp_path}/part.json")
+    assert done.returncode not in (0, watch_tasks.LOST)
