@@ -59,7 +59,7 @@ def as_user():
 
 def find(folder: Path, name: str, left: list[str], unwanted: frozenset[str] = frozenset()) -> list[Found]:
     """List what is below a folder, each folder before its content; add to ``left`` what cannot be packed, and why."""
-    found, waiting = [], [(folder, name)]
+    found, waiting = [], [(folder.resolve(), name)]  # resolved: the packer compares it with what it has opened
     while waiting:
         folder, name = waiting.pop()
         try:
@@ -109,6 +109,10 @@ class Packer:
             self.left.append(f"{shown(found.name)} ({'a link' if error.errno == errno.ELOOP else error.strerror})")
             return
         with os.fdopen(descriptor, "rb") as file:
+            # A folder above it may have become a link to another by now.
+            if os.readlink(f"/proc/self/fd/{descriptor}") != str(found.path):
+                self.left.append(f"{shown(found.name)} (moved)")
+                return
             self.add_open(found.name, file)
 
     def add_open(self, name: str, file: io.BufferedReader) -> None:

@@ -331,7 +331,7 @@ def part_of(run: Run) -> dict:
         with (run.folder / "part.json").open(encoding="utf-8") as file:  # the folder is root's: it cannot be a link
             part = json.loads(file.read(MOST_SHOWN))
         return {"failure": str(part["failure"]), "outcome": str(part["outcome"]), "attempts": int(part["attempts"])}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}
 
 
@@ -358,7 +358,7 @@ def seen_of(run: Run) -> dict:
         with (run.folder / "part.json").open(encoding="utf-8") as file:
             left = json.loads(file.read(MOST_SHOWN))
         return {"silent": {str(entry): float(seconds) for entry, seconds in left["silent"].items()}, "lost": left["lost"] is True}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return {"silent": {}, "lost": False}
 
 
@@ -370,7 +370,9 @@ def amiss(servers: dict[str, str], silent: dict[str, float]) -> dict[str, str]:
     # As root, but in the run's environment: what PYTHONPATH names there is the program's.
     command = [sys.executable, "-E", "-s", str(GATE), "--json", f"--config={CONFIG}", f"--timeout={ASKED}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * ASKED)
+        # As the servers' own user: what it reads is what others say over the network.
+        own = {"user": USER, "group": USER, "extra_groups": ()}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * ASKED, **own)
         tasks = json.loads(done.stdout)["tasks"]
     except (OSError, ValueError, KeyError, subprocess.TimeoutExpired):
         return {}

@@ -26,14 +26,14 @@ def cluster_peers(cluster, more=()):
     if not isinstance(more, (list, tuple)):
         raise ValueError(f"The variable firewall_more_peers is {more!r}: make it a list of addresses.")
     given = [tasks[0]["address"].strip("[]") for tasks in cluster["machines"].values()]
-    addresses = {found for text in [*given, *map(str, more)] for found in _addresses(text)}
+    addresses = {found for text in [*given, *map(str, more)] for found in _addresses(text, len(given) == 1)}
     by_version = {4: [], 6: []}
     for address in sorted(addresses, key=lambda address: (address.version, int(address))):
         by_version[address.version].append(str(address))
     return {"ipv4": by_version[4], "ipv6": by_version[6]}
 
 
-def _addresses(text):
+def _addresses(text, alone):
     try:
         return [ipaddress.ip_address(text)]
     except ValueError:
@@ -46,7 +46,13 @@ def _addresses(text):
             f"The address {text!r} is a name that the controller cannot resolve ({reason}), and the firewall needs "
             "addresses: set tf_address (or firewall_more_peers) to one."
         ) from None
-    return [ipaddress.ip_address(address) for address in found]
+    abroad = [address for address in map(ipaddress.ip_address, found) if alone or not address.is_loopback]
+    if not abroad:
+        raise ValueError(
+            f"The address {text!r} is a name that means the controller itself, to the controller: set tf_address to the address "
+            "that the other machines know it by."
+        )
+    return abroad
 
 
 def tunnel_machines(cluster):
@@ -64,20 +70,7 @@ def tunnel_keys(states, machines):
     """
     known = {address: key for state in states.values() for address, key in state["peers"].items()}
     own = {machine["address"]: states[machine["name"]]["key"] for machine in machines if machine["name"] in states}
-    return {**known, **own}
-
-
-def cluster_ports(tasks, offset=1000):
-    """Return the ports of tasks and of their parts of a training (see the filter training), in order."""
-    try:
-        offset = int(offset)
-    except (TypeError, ValueError, OverflowError):
-        offset = 0
-    if not 1 <= offset <= 65535:
-        raise ValueError("The variable train_port_offset is not a number from 1 to 65535: make it one, or leave it out.")
-    own = {task["port"] for task in tasks}
-    trained = {task["port"] + times * offset for task in tasks if task["job"] in ("chief", "worker") for times in (1, 2)}
-    return sorted(port for port in own | trained if port <= 65535)
+    return {address: key for address, key in {**known, **own}.items() if key}
 
 
 class FilterModule:
@@ -87,7 +80,6 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "cluster_peers": cluster_peers,
-            "cluster_ports": cluster_ports,
             "tunnel_machines": tunnel_machines,
             "tunnel_keys": tunnel_keys,
         }

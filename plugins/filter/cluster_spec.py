@@ -206,6 +206,8 @@ class Inventory:
         self.check_names(machine)
         reached_by = self.address(machine)
         address = self.tunnel_address(machine) if self.tunnel else reached_by
+        if self.tunnel:
+            self.check_reached_by(machine, reached_by)
         wanted = self.value(machine, "tf_tasks")
         wanted = {} if wanted is None else wanted
         own_jobs = [job for job in self.jobs if machine in self.groups.get(job, [])]
@@ -248,6 +250,18 @@ class Inventory:
             if not re.fullmatch(r"(?![0-9.]+$)[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", address) or not isinstance(given, str):
                 self.say(f"The variable {variable} of machine {machine} is {given!r}: give an address or a name without a port.")
         return address
+
+    def check_reached_by(self, machine, reached_by):
+        """Find a machine that is reached by an address of the tunnel, which would have to go through itself."""
+        try:
+            within = ipaddress.ip_address(reached_by.strip("[]")) in self.tunnel
+        except ValueError:
+            return  # a name
+        if within:
+            self.say(
+                f"The address {reached_by} of machine {machine} is one of {self.tunnel}, the network of the tunnel: set "
+                "tf_tunnel_network to one that nobody uses."
+            )
 
     def machine_options(self, machine):
         """Return what tf_task_options says of all the machine's tasks."""

@@ -65,6 +65,25 @@ def training(cluster, run_id="", jobs="worker", offset=1000, restarts=0, join=60
     }
 
 
+def cluster_ports(cluster, machine=None, offset=1000):
+    """Return the ports of a machine's tasks, or of all, with those that a training adds to them, in order."""
+    own = [task for name, tasks in cluster["machines"].items() if machine in (None, name) for task in tasks]
+    ports = {task["port"] for task in own}
+    jobs = [job for job in JOBS if _tasks(cluster, job)]
+    for chosen in {(job,) for job in jobs} | {tuple(jobs)}:
+        plan = training(cluster, jobs=chosen, offset=offset)
+        if plan["problems"]:
+            raise ValueError(" ".join(plan["problems"]))
+        entries = [(task, entry) for job in plan["cluster"] for task, entry in _entries(plan, job)]
+        entries += [(plan["chief"], plan["control"])]
+        ports |= {int(entry.rpartition(":")[2]) for task, entry in entries if machine in (None, plan["machines"][task])}
+    return sorted(ports)
+
+
+def _entries(plan, job):
+    return [(f"{job}:{index}", entry) for index, entry in enumerate(plan["cluster"][job])]
+
+
 def training_parts(training, machine):
     """Return the tasks of a training on one machine but the chief's, each with the id of its part."""
     return [
@@ -114,4 +133,4 @@ class FilterModule:
 
     def filters(self):
         """Return the filters by name."""
-        return {"training": training, "training_parts": training_parts}
+        return {"training": training, "training_parts": training_parts, "cluster_ports": cluster_ports}

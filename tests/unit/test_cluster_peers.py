@@ -29,10 +29,9 @@ def test_a_name_that_nobody_knows_is_an_error():
         filters.cluster_peers(cluster("no-such-machine.invalid"))
 
 
-def test_ports_of_tasks_and_of_their_trainings():
-    tasks = [{"job": "worker", "port": 2222}, {"job": "host", "port": 2223}, {"job": "ps", "port": 65000}]
-    assert filters.cluster_ports(tasks) == [2222, 2223, 3222, 4222, 65000]
-    assert filters.cluster_ports(tasks, "31657") == [2222, 2223, 33879, 65000]
+def test_a_name_that_means_the_controller_itself_is_an_error_for_several_machines():
+    with pytest.raises(ValueError, match="means the controller itself"):
+        filters.cluster_peers(cluster("localhost", "10.0.0.1"))
 
 
 def test_keys_of_machines_that_are_away_stay_known():

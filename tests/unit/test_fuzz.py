@@ -22,7 +22,7 @@ from project import call, load
 
 cluster_config = load("files/cluster_config.py")
 cluster_spec = load("plugins/filter/cluster_spec.py")
-cluster_peers = load("plugins/filter/cluster_peers.py")
+cluster_peers, training = load("plugins/filter/cluster_peers.py"), load("plugins/filter/training.py")
 program = load("plugins/filter/program.py")
 report = load("roles/report/files/report.py")
 runs = load("files/runs.py")
@@ -194,7 +194,8 @@ def test_the_firewalls_peers(given_addresses, more, offset):
     else:
         assert {ipaddress.ip_address(address).version for address in found["ipv4"]} <= {4}
         assert {ipaddress.ip_address(address).version for address in found["ipv6"]} <= {6}
-    found, sentence = outcome(ValueError, cluster_peers.cluster_ports, tasks[0], offset)
+    task = {"job": "worker", "index": 0, "port": 2222, "address": "10.0.0.1", "machine": "m"}
+    found, sentence = outcome(ValueError, training.cluster_ports, {"machines": {"m": [task]}}, "m", offset)
     if sentence:
         assert "train_port_offset" in sentence
         assert a_sentence(sentence)

@@ -84,3 +84,20 @@ def test_the_parts_of_a_machine_are_all_its_tasks_but_the_chiefs():
     assert [part["name"] for part in filters.training_parts(found, "b")] == ["worker-2"]
     assert filters.training_parts(found, "c") == []
     assert filters.training_parts({}, "a") == []
+
+
+def test_the_ports_that_are_closed_to_others_are_those_of_tasks_and_trainings():
+    """Also where a training has to pass over a task's port."""
+    assert filters.cluster_ports(cluster(), "a") == [2222, 3222, 4222]
+    assert filters.cluster_ports(cluster(), offset="7000") == [2222, 2223, 2224, 2225, 9222, 9224, 16222, 16224]
+    busy = cluster(a={"worker": [{"port": 2222}, {"port": 3222}]})
+    plan = filters.training(busy)
+    wanted = {int(entry.rpartition(":")[2]) for entry in plan["cluster"]["worker"][:2]}
+    assert wanted <= set(filters.cluster_ports(busy, "a"))
+    assert int(plan["control"].rpartition(":")[2]) in filters.cluster_ports(busy, "a")
+
+
+@pytest.mark.parametrize("offset", ["x", 0, 70000, None])
+def test_ports_that_cannot_be_are_an_error(offset):
+    with pytest.raises(ValueError, match="train_port_offset"):
+        filters.cluster_ports(cluster(), offset=offset)
