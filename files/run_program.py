@@ -325,11 +325,16 @@ def finish(options: argparse.Namespace) -> None:
     sys.exit()  # no answer: its output would go into the run's
 
 
+def left_in_part(run: Run) -> dict:
+    """Return what stands in part.json, which belongs to the program's user: it may be anything, or not be JSON."""
+    with (run.folder / "part.json").open(encoding="utf-8") as file:  # the folder is root's: it cannot be a link
+        return json.loads(file.read(MOST_SHOWN))
+
+
 def part_of(run: Run) -> dict:
     """Return what train_task.py left on this task's part of a training: outcome, attempts, failure."""
     try:
-        with (run.folder / "part.json").open(encoding="utf-8") as file:  # the folder is root's: it cannot be a link
-            part = json.loads(file.read(MOST_SHOWN))
+        part = left_in_part(run)
         return {"failure": str(part["failure"]), "outcome": str(part["outcome"]), "attempts": int(part["attempts"])}
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}
@@ -355,8 +360,7 @@ def main_began(unit: str) -> bool:
 def seen_of(run: Run) -> dict:
     """Return what watch_tasks.py left: address -> seconds that its task was silent, and whether the run was ended for it."""
     try:
-        with (run.folder / "part.json").open(encoding="utf-8") as file:
-            left = json.loads(file.read(MOST_SHOWN))
+        left = left_in_part(run)
         return {"silent": {str(entry): float(seconds) for entry, seconds in left["silent"].items()}, "lost": left["lost"] is True}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return {"silent": {}, "lost": False}

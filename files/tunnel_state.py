@@ -44,7 +44,7 @@ def peers(path: Path) -> dict[str, str]:
     return {address: key for key, address in found}
 
 
-def kernel_has_it(name: str) -> bool:
+def kernel_has_it() -> bool:
     """Tell whether the kernel can make such an interface; a module is loaded by that where there is one."""
     if Path("/sys/module/wireguard").exists():
         return True
@@ -61,7 +61,7 @@ def main() -> None:
     state = {
         "key": public_key(FOLDER / f"{name}.d/0-key.conf"),
         "peers": peers(FOLDER / f"{name}.d/1-cluster.conf"),
-        "kernel": kernel_has_it(name),
+        "kernel": kernel_has_it(),
         "tools": [tool for tool in ("wg", "wireguard-go") if shutil.which(tool, path=PATH)],
         "up": Path("/sys/class/net", name).exists(),
     }
