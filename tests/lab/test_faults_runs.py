@@ -1,13 +1,14 @@
 """What breaks while a run goes on, and what becomes of the run: no output is lost, and who is to blame is named."""
 
 import os
+import random
 import re
 import signal
 import subprocess
 import time
 
 import pytest
-from conftest import folder_of, said, verdict
+from conftest import AS_ROOT, ROOT, folder_of, said, verdict
 
 HOST, FIRST, SECOND = "faults-host", "faults-worker-0", "faults-worker-1"
 NOTICED = 30  # seconds within which a silent task is to be noticed
@@ -356,6 +357,29 @@ def test_the_disk_of_the_host_machine_full(cluster, faults, run, mended):
     assert steps(output)[:9] == all_until(9)
     assert found["failures"] == ["The program ended with exit status 1."], said(done)
     faults.note("disk of the host machine full", took, "nothing written before", "failed; collected when there was room")
+
+
+def test_the_disk_of_the_controller_full(cluster, faults, mended, tmp_path):
+    (ROOT / "output").mkdir(exist_ok=True)
+    subprocess.run([*AS_ROOT, "mount", "-t", "tmpfs", "-o", f"size=20m,uid={os.getuid()}", "tmpfs", ROOT / "output"], check=True)
+    mended.append(lambda: subprocess.run([*AS_ROOT, "umount", ROOT / "output"], check=True))
+    program = tmp_path / "large.py"
+    program.write_text(
+        "import os, random\nos.chdir(os.environ['TF_RUN_DIR'])\nopen('large', 'wb').write(random.Random(1).randbytes(40_000_000))\n",
+        encoding="utf-8",
+    )
+    begun = time.monotonic()
+    done = cluster.run(program)[0]
+    took = time.monotonic() - begun
+    assert done.returncode != 0
+    again = re.search(r"could not be written \(No space left on device\).*'ansible-playbook (\S+) -e (run=\S+)' goes on", said(done))
+    assert again, said(done)
+    subprocess.run([*AS_ROOT, "mount", "-o", "remount,size=100m", ROOT / "output"], check=True)
+    done = cluster.playbook(again[1], f"--extra-vars={again[2]}")
+    assert done.returncode == 0, said(done)
+    assert (folder_of(done) / "large").read_bytes() == random.Random(1).randbytes(40_000_000)
+    assert verdict(folder_of(done))["ok"]
+    faults.note("disk of the controller full", took, "nothing", "said so, with the command that collected it when there was room")
 
 
 # A program in the seed's style: it uses what config.json lists.
