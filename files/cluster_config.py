@@ -114,8 +114,9 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def port_holder(port: int) -> str:
-    """Say who listens on ``port``: "nginx (process 812, user www-data)", as far as this user may see."""
+def listeners(ports: list[int]) -> list[dict]:
+    """Return who listens on TCP ports: ``port``, ``user``, and ``pid`` and ``name`` as far as this user may see (0 and "")."""
+    found = {}  # inode of the socket -> who has it
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             rows = Path(table).read_text(encoding="ascii").splitlines()[1:]
@@ -124,24 +125,37 @@ def port_holder(port: int) -> str:
         for row in rows:
             column = row.split()
             # Columns of proc(5): local address, remote address, state (0A: listening), ... uid, ... inode
-            if column[3] != "0A" or int(column[1].rpartition(":")[2], 16) != port:
-                continue
-            try:
-                user = pwd.getpwuid(int(column[7])).pw_name
-            except KeyError:
-                user = column[7]
-            return _process_with_socket(column[9], user)
-    return "a process that this user cannot see"
+            port = int(column[1].rpartition(":")[2], 16)
+            if column[3] == "0A" and port in ports:
+                try:
+                    user = pwd.getpwuid(int(column[7])).pw_name
+                except KeyError:
+                    user = column[7]
+                found[column[9]] = {"port": port, "user": user, "pid": 0, "name": ""}
+    if found:
+        _name_processes(found)
+    return list(found.values())
 
 
-def _process_with_socket(inode: str, user: str) -> str:
+def _name_processes(sockets: dict[str, dict]) -> None:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if any(os.readlink(fd) == f"socket:[{inode}]" for fd in (folder / "fd").iterdir()):
-                return f"{(folder / 'comm').read_text().strip()} (process {folder.name}, user {user})"
+            for fd in (folder / "fd").iterdir():
+                who = sockets.get(os.readlink(fd).removeprefix("socket:[").removesuffix("]"))
+                if who and not who["pid"]:
+                    who["pid"], who["name"] = int(folder.name), (folder / "comm").read_text().strip()
         except OSError:
             continue
-    return f"a process of user {user} ('ss -ltnp' as root names it)"
+
+
+def port_holder(port: int) -> str:
+    """Say who listens on ``port``: "nginx (process 812, user www-data)", as far as this user may see."""
+    who = next(iter(listeners([port])), None)
+    if not who:
+        return "a process that this user cannot see"
+    if not who["pid"]:
+        return f"a process of user {who['user']} ('ss -ltnp' as root names it)"
+    return f"{who['name']} (process {who['pid']}, user {who['user']})"
 
 
 def leave_proxies() -> None:

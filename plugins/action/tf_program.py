@@ -37,7 +37,10 @@ options:
     type: list
     elements: path
   send_call: {description: The call that takes pieces of a large tar file, type: list, elements: str}
-  script: {description: A file of the controller; goes to the program's standard input as it is, type: path}
+  script:
+    description: A program of the controller's, for a Python that reads its standard input, after the modules that it imports.
+    type: list
+    elements: path
   input: {description: Data; goes to the program's standard input as JSON, type: raw}
   save_to: {description: Folder of the controller for what comes back, type: path}
   announce: {description: A line that is shown first, for a call that is silent for long, type: str}
@@ -79,7 +82,7 @@ class ActionModule(ActionBase):
                 "argv": {"type": "list", "elements": "str", "required": True},
                 "send": {"type": "list", "elements": "path"},
                 "send_call": {"type": "list", "elements": "str"},
-                "script": {"type": "path"},
+                "script": {"type": "list", "elements": "path"},
                 "input": {"type": "raw"},
                 "save_to": {"type": "path"},
                 "announce": {"type": "str"},
@@ -91,7 +94,7 @@ class ActionModule(ActionBase):
         if options["send"]:
             data = self.send([Path(path) for path in options["send"]], [*program, *(options["send_call"] or [])])
         elif options["script"]:
-            data = Path(options["script"]).read_bytes()
+            data = bundle([Path(path) for path in options["script"]])
         elif options["input"] is not None:
             data = json.dumps(options["input"]).encode()
         else:
@@ -213,6 +216,19 @@ class Progress:
         if time.monotonic() >= self.due:
             self.due = time.monotonic() + 3
             Display().display(f"  {self.verb} {done // 1_000_000} of {self.size // 1_000_000} MB")
+
+
+def bundle(paths):
+    """Return the last of some Python files as one program, which has the others as modules."""
+    *modules, program = ((path.stem, path.read_text(encoding="utf-8")) for path in paths)
+    if not modules:
+        return program[1].encode()
+    lines = ["import sys, types"]
+    for name, text in modules:
+        lines.append(f"module = sys.modules[{name!r}] = types.ModuleType({name!r})")
+        lines.append(f"exec(compile({text!r}, {name + '.py'!r}, 'exec'), module.__dict__)")
+    lines.append(f"exec(compile({program[1]!r}, {program[0] + '.py'!r}, 'exec'), {{'__name__': '__main__'}})\n")
+    return "\n".join(lines).encode()
 
 
 def pack(paths, file):

@@ -11,8 +11,7 @@ options:
   _input: {description: The machine's tasks as worked out by the filter cluster_spec, type: list, required: true}
   machine: {description: Name of the machine in the inventory, type: str, required: true}
   found:
-    description: C(facts) as Ansible gathers them, C(listeners) as listen_ports_facts gives them, C(disk) as df -P -m gives it
-      (or no table, where that does not matter), C(account) as getent gives the servers' account.
+    description: C(facts) as Ansible gathers them, and C(state), what files/machine_state.py says.
     type: dict
     required: true
   needs: {description: C(disk_mb) and C(own_addresses), type: dict, required: true}
@@ -29,7 +28,7 @@ OWN_USER, HOME = "tensorflow", "/var/lib/tf-cluster"
 
 def machine_problems(tasks, machine, found, needs):
     """Return the machine's problems."""
-    facts = found["facts"]
+    facts, state = found["facts"], found["state"]
     problems = []
     if facts.get("service_mgr") != "systemd":
         problems.append(f"Machine {machine} runs {facts.get('service_mgr')} as process 1, but its tasks need systemd.")
@@ -49,25 +48,20 @@ def machine_problems(tasks, machine, found, needs):
             f"Machine {machine} has its Python in somebody's home, {executable}, where the servers' user does not get: name "
             "another in ansible_python_interpreter, such as /usr/bin/python3."
         )
-    if found["account"] and found["account"][4] != HOME:
+    if state["account"] and state["account"][5] != HOME:
         problems.append(
-            f"Machine {machine} has an account {OWN_USER} already, with the home {found['account'][4]}: the servers run as an "
+            f"Machine {machine} has an account {OWN_USER} already, with the home {state['account'][5]}: the servers run as an "
             "account of this name of their own; rename or remove that one."
         )
-    free = _free_megabytes(found["disk"])
-    if free is not None and free < int(needs["disk_mb"]):
+    free = state["disk_mb"]
+    if not state["environment"]["made_of"] and free < int(needs["disk_mb"]):
         problems.append(
             f"Machine {machine} has {free} MB of free disk under /opt, and TensorFlow takes {needs['disk_mb']} MB: "
             "make room there (the variable preflight_disk_mb says how much is asked for)."
         )
     if needs["own_addresses"]:
         problems += _address_problems(tasks, machine, facts)
-    return [*problems, *_port_problems(tasks, machine, found["listeners"])]
-
-
-def _free_megabytes(lines):
-    """Return what ``df -P -m`` says is free, or None if it printed no table (it was not called)."""
-    return int(lines[-1].split()[3]) if len(lines) > 1 else None
+    return [*problems, *_port_problems(tasks, machine, state["listeners"])]
 
 
 def _address_problems(tasks, machine, facts):
@@ -87,10 +81,12 @@ def _address_problems(tasks, machine, facts):
 def _port_problems(tasks, machine, listeners):
     for task in tasks:
         for listener in listeners:
-            if listener["port"] == task["port"] and listener.get("user") != OWN_USER:
+            # A task of this project's, also one whose unit was made another user's.
+            own = listener["user"] == OWN_USER or listener["unit"]
+            if listener["port"] == task["port"] and not own:
                 yield (
-                    f"Port {task['port']} of machine {machine} is in use by {listener.get('name') or 'a process'} (process "
-                    f"{listener.get('pid')}, user {listener.get('user')}), and {task['job']}:{task['index']} is to listen there: "
+                    f"Port {task['port']} of machine {machine} is in use by {listener['name'] or 'a process'} (process "
+                    f"{listener['pid']}, user {listener['user']}), and {task['job']}:{task['index']} is to listen there: "
                     "end it, or give the task another port in tf_tasks."
                 )
                 break

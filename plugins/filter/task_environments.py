@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 from pathlib import Path
 
@@ -77,9 +78,22 @@ def program_file(name, source, target):
     return {"path": f"{target}/{name}", "content": Path(source, name).read_text(encoding="utf-8"), "mode": "0755"}
 
 
+def files_differ(wanted, found, only=()):
+    """Tell whether the module write_files has something to do.
+
+    ``wanted`` and ``only`` are its options, ``found`` is path -> digest, as files/machine_state.py makes it.
+    """
+    digests = {
+        file["path"]: f"{hashlib.sha256(file['content'].encode(errors='surrogateescape')).hexdigest()} {file.get('mode', '0644')}"
+        for file in wanted
+    }
+    extra = {path for path in found for pattern in only if fnmatch.fnmatchcase(path, pattern)} - set(digests)
+    return bool(extra) or any(found.get(path) != digest for path, digest in digests.items())
+
+
 class FilterModule:
     """What Ansible loads."""
 
     def filters(self):
         """Return the filters by name."""
-        return {"task_environments": task_environments, "program_file": program_file}
+        return {"task_environments": task_environments, "program_file": program_file, "files_differ": files_differ}

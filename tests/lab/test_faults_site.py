@@ -160,7 +160,7 @@ def test_edited_files_are_mended_and_what_is_not_ours_stays(site, faults):
         site.second,
         f"mkdir -p {units}/tf-server@worker-1.service.d && "
         f"printf '[Service]\\nEnvironment=MINE=1\\n' > {units}/tf-server@worker-1.service.d/override.conf && "
-        f"sed -i 's/^RestartSec=.*/RestartSec=9/' {units}/tf-server@.service && "
+        f"sed -i -e 's/^RestartSec=.*/RestartSec=9/' -e 's/^User=.*/User=root/' {units}/tf-server@.service && "
         "sed -i 's/FRACTION=.*/FRACTION=0.7/' /etc/tf-cluster/tasks/worker-1.env && "
         "systemctl daemon-reload && systemctl restart tf-server@worker-1 && "
         "systemctl disable tf-server@worker-1 tf-cluster.target && systemctl mask tf-server@worker-1",
@@ -168,7 +168,7 @@ def test_edited_files_are_mended_and_what_is_not_ours_stays(site, faults):
     site.on(site.host, "head -c 20 /etc/tf-cluster/config.json > /tmp/half; cp /tmp/half /etc/tf-cluster/config.json")
     seconds = site.mend()
     assert len({site.on(name, "sha256sum < /etc/tf-cluster/config.json") for name in (site.first, site.second, site.host)}) == 1
-    assert site.on(site.second, "systemctl show -P RestartUSec tf-server@worker-1") == "1s"
+    assert site.on(site.second, "systemctl show -P RestartUSec -P User tf-server@worker-1").split() == ["tensorflow", "1s"]
     assert site.on(site.second, "systemctl is-enabled tf-server@worker-1 tf-cluster.target").split() == ["enabled", "enabled"]
     assert "MINE=1" in site.on(site.second, "cat /etc/systemd/system/tf-server@worker-1.service.d/override.conf")
     assert site.at_rest()

@@ -193,6 +193,12 @@ def test_the_holder_of_a_port_is_named(taken):
     assert re.fullmatch(rf".+ \(process {os.getpid()}, user \S+\)", cluster_config.port_holder(taken))
 
 
+def test_listeners_are_found_by_their_ports(taken):
+    [found] = cluster_config.listeners([taken, 1])
+    assert (found["port"], found["pid"]) == (taken, os.getpid())
+    assert cluster_config.listeners([1]) == cluster_config.listeners([]) == []
+
+
 def test_a_port_without_a_listener_has_no_holder():
     assert cluster_config.port_holder(0) == "a process that this user cannot see"
 

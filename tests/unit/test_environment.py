@@ -52,10 +52,10 @@ def left(plan):
 
 
 def test_an_environment_is_made_and_found_whole(plan):
-    assert environment.look(plan) == {"whole": False, "id": ""}
+    assert environment.look(plan["venv"]) == {"made_of": "", "id": "", "whole": False}
     made = environment.make(plan)
-    assert made == {"whole": True, "made": True, "id": environment.digest(plan["venv"])}
-    assert environment.look(plan) == {"whole": True, "id": made["id"]}
+    assert made == {"made": True, "id": environment.digest(plan["venv"])}
+    assert environment.look(plan["venv"]) == {"made_of": MADE_OF, "id": made["id"], "whole": True}
     assert left(plan) == []
 
 
@@ -84,22 +84,23 @@ def test_one_that_is_whole_is_not_made_again(plan):
 def test_damage_is_noticed_and_mended(plan, tmp_path, damage):
     environment.make(plan)
     damage(tmp_path / "opt/venv")
-    assert environment.look(plan)["whole"] is False
+    assert environment.look(plan["venv"])["whole"] is False
     send(plan)
     assert environment.make(plan)["made"] is True
-    assert environment.look(plan)["whole"] is True
+    assert environment.look(plan["venv"])["whole"] is True
 
 
 @pytest.mark.parametrize("name", ["lib/tf-cluster.pth", "lib/a.cpython-311.opt-1.pyc", ".lock"])
 def test_what_others_leave_is_no_damage(plan, tmp_path, name):
     environment.make(plan)
     (tmp_path / "opt/venv" / name).write_text("/opt/tf-cluster/lib\n", encoding="utf-8")
-    assert environment.look(plan)["whole"] is True
+    assert environment.look(plan["venv"])["whole"] is True
 
 
 def test_other_packages_are_noticed(plan):
     environment.make(plan)
-    assert environment.look({**plan, "made_of": "another list"})["whole"] is False
+    send(plan)
+    assert environment.make({**plan, "made_of": "another list"})["made"] is True
 
 
 def test_each_making_has_an_id_of_its_own(plan, tmp_path):
@@ -116,7 +117,7 @@ def test_a_failure_is_a_sentence_and_leaves_the_old_environment(plan, requiremen
     environment.make(plan)
     send(plan, requirements)
     assert words in environment.make({**plan, "made_of": "another list", "timeout": 1})["failure"]
-    assert environment.look(plan)["whole"] is True
+    assert environment.look(plan["venv"])["whole"] is True
     send(plan)
     assert environment.make({**plan, "made_of": "another list"})["made"] is True
     assert left(plan) == []
@@ -134,5 +135,5 @@ def test_packages_that_did_not_arrive_are_a_sentence(plan, content):
     if content is not None:
         with open(plan["tar"], "wb") as file:
             file.write(content)
-    done = call("roles/tensorflow/files/environment.py", "make", json.dumps(plan), python=(sys.executable,))
+    done = call("roles/tensorflow/files/environment.py", json.dumps(plan), python=(sys.executable,))
     assert "could not be installed" in json.loads(done.stdout)["failure"]

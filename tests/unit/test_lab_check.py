@@ -177,7 +177,7 @@ def checked(root, *words):
 def test_the_sentence_comes_with_another_way_and_status_1(tmp_path):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemAvailable: 1000 kB\n", encoding="ascii")
-    done = checked(tmp_path, "--json")
+    done = checked(tmp_path, "--json", "tf-lab")
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith("A lab cannot be made here: it ")
@@ -186,10 +186,10 @@ def test_the_sentence_comes_with_another_way_and_status_1(tmp_path):
 
 
 def test_here_it_answers_in_json_or_with_a_sentence():
-    done = checked("/", "--json")
+    done = checked("/", "--json", "no-such-lab")
     assert done.returncode in (0, 1)
     if done.returncode == 0:
-        assert json.loads(done.stdout).keys() == {"complete", "runtime", "nofile", "nproc"}
+        assert json.loads(done.stdout).keys() == {"complete", "runtime", "nofile", "nproc", "running"}
         assert checked("/").stdout == ""
     else:
         assert done.stderr.startswith("A lab cannot be made here: ")

@@ -8,14 +8,6 @@ from project import load
 machine_problems = load("plugins/filter/machine_problems.py").machine_problems
 
 
-def df(free):
-    """Return what df prints of a file system with so many free megabytes."""
-    return [
-        "Filesystem     1048576-blocks  Used Available Capacity Mounted on",
-        f"overlay         100000 20000     {free}      20% /",
-    ]
-
-
 TASK = {"job": "worker", "index": 0, "name": "worker-0", "reached_by": "10.0.0.1", "port": 2222}
 NEEDS = {"disk_mb": 2500, "own_addresses": True}
 FOUND = {
@@ -26,16 +18,20 @@ FOUND = {
         "all_ipv4_addresses": ["10.0.0.1", "172.17.0.1"],
         "all_ipv6_addresses": ["fe80::1%eth0", "fd00::1"],
     },
-    "listeners": [{"port": 22, "name": "sshd", "pid": 1, "user": "root"}],
-    "disk": df(2500),
-    "account": None,
+    "state": {
+        "listeners": [{"port": 22, "name": "sshd", "pid": 1, "user": "root", "unit": ""}],
+        "disk_mb": 2500,
+        "account": [],
+        "environment": {"made_of": ""},
+    },
 }
 
 
-def problems(task=(), needs=(), facts=(), **found):
+def problems(task=(), needs=(), facts=(), **state):
     """Return the problems of the machine "m1", which is well but for what is given."""
-    machine = copy.deepcopy(FOUND) | found
+    machine = copy.deepcopy(FOUND)
     machine["facts"].update(facts)
+    machine["state"].update(state)
     return machine_problems([TASK | dict(task)], "m1", machine, NEEDS | dict(needs))
 
 
@@ -57,9 +53,8 @@ def test_a_translated_address_will_do_where_it_is_said():
     assert problems(task={"reached_by": "203.0.113.5"}, needs={"own_addresses": False}) == []
 
 
-@pytest.mark.parametrize("disk", [[], [""], ["skipped, since /opt/tf-cluster/venv/made-of exists"]])
-def test_the_disk_does_not_matter_where_it_was_not_asked_for(disk):
-    assert problems(disk=disk) == []
+def test_the_disk_does_not_matter_where_there_are_packages_already():
+    assert problems(disk_mb=0, environment={"made_of": "something"}) == []
 
 
 def test_numbers_may_come_as_texts():
@@ -68,15 +63,18 @@ def test_numbers_may_come_as_texts():
 
 
 def test_the_projects_own_account_will_do():
-    assert problems(account=["x", "998", "998", "", "/var/lib/tf-cluster", "/usr/sbin/nologin"]) == []
+    assert problems(account=["tensorflow", "x", 998, 998, "", "/var/lib/tf-cluster", "/usr/sbin/nologin"]) == []
 
 
 def test_the_projects_own_server_may_hold_the_port():
-    assert problems(listeners=[{"port": 2222, "name": "python3", "pid": 5, "user": "tensorflow"}]) == []
+    own = {"port": 2222, "name": "python3", "pid": 5, "user": "tensorflow", "unit": ""}
+    assert problems(listeners=[own]) == []
+    # Also where somebody has made its unit another user's.
+    assert problems(listeners=[{**own, "user": "root", "unit": "tf-server@worker-0.service"}]) == []
 
 
 def test_nothing_but_the_port_counts():
-    assert problems(listeners=[{"port": 22222, "name": "nginx", "pid": 5, "user": "root"}]) == []
+    assert problems(listeners=[{"port": 22222, "name": "nginx", "pid": 5, "user": "root", "unit": ""}]) == []
 
 
 @pytest.mark.parametrize(
@@ -91,19 +89,25 @@ def test_nothing_but_the_port_counts():
         ),
         ({"facts": {"python": {"version": {"major": 3, "minor": 14}}}}, ["Python 3.14"]),
         ({"facts": {"python": {"version": {"major": 2, "minor": 11}}}}, ["Python 2.11"]),
-        ({"disk": df(2499)}, ["2499 MB", "/opt", "2500 MB", "preflight_disk_mb"]),
+        ({"disk_mb": 2499}, ["2499 MB", "/opt", "2500 MB", "preflight_disk_mb"]),
         (
             {"facts": {"python": {"version": {"major": 3, "minor": 11}, "executable": "/root/.pyenv/versions/3.11/bin/python"}}},
             ["/root/.pyenv", "ansible_python_interpreter"],
         ),
-        ({"account": ["x", "1001", "1001", "Jo", "/home/tensorflow", "/bin/bash"]}, ["account tensorflow", "/home/tensorflow"]),
+        (
+            {"account": ["tensorflow", "x", 1001, 1001, "Jo", "/home/tensorflow", "/bin/bash"]},
+            ["account tensorflow", "/home/tensorflow"],
+        ),
         ({"task": {"reached_by": "10.0.0.2"}}, ["10.0.0.2", "10.0.0.1", "tf_address", "preflight_own_addresses"]),
         ({"task": {"reached_by": "[fd00::2]"}}, ["fd00::2", "tf_address"]),
         (
-            {"listeners": [{"port": 2222, "name": "nginx", "pid": 812, "user": "www-data"}]},
+            {"listeners": [{"port": 2222, "name": "nginx", "pid": 812, "user": "www-data", "unit": ""}]},
             ["Port 2222", "nginx", "812", "www-data", "worker:0", "tf_tasks"],
         ),
-        ({"listeners": [{"port": 2222}]}, ["Port 2222", "a process", "worker:0"]),
+        (
+            {"listeners": [{"port": 2222, "name": "", "pid": 0, "user": "root", "unit": ""}]},
+            ["Port 2222", "a process", "worker:0"],
+        ),
     ],
     ids=str,
 )
@@ -114,11 +118,11 @@ def test_a_problem_gives_one_sentence_that_names_the_machine(given, words):
 
 
 def test_a_port_held_on_two_addresses_is_one_problem():
-    holder = {"port": 2222, "name": "nginx", "pid": 812, "user": "root"}
-    assert len(problems(listeners=[holder, {**holder, "address": "::"}])) == 1
+    holder = {"port": 2222, "name": "nginx", "pid": 812, "user": "root", "unit": ""}
+    assert len(problems(listeners=[holder, holder])) == 1
 
 
 def test_all_problems_are_said_at_once():
     worst = {"service_mgr": "runit", "architecture": "i386", "python": {"version": {"major": 3, "minor": 5}}}
-    listeners = [{"port": 2222, "name": "x", "pid": 1, "user": "root"}]
-    assert len(problems(facts=worst, disk=df(0), task={"reached_by": "10.9.9.9"}, listeners=listeners)) == 6
+    listeners = [{"port": 2222, "name": "x", "pid": 1, "user": "root", "unit": ""}]
+    assert len(problems(facts=worst, disk_mb=0, task={"reached_by": "10.9.9.9"}, listeners=listeners)) == 6

@@ -2,16 +2,19 @@
 """Tell whether a lab can be made on this machine, and with which container runtime and limits.
 
     lab_check.py [FOLDER]          says nothing and exits 0, or one sentence and exits 1; FOLDER is where the lab keeps its keys
-    lab_check.py [FOLDER] --json   the same, and what the role needs to know: {"runtime": ..., "nofile": ..., "nproc": ...}
-                          for containers.conf, {"complete": ...}: whether nothing has to be installed
+    lab_check.py [FOLDER] --json LAB   the same, and what the role needs to know: {"runtime": ..., "nofile": ..., "nproc": ...}
+                          for containers.conf, {"complete": ...}: whether nothing has to be installed, {"running": ...}: the
+                          machines of this lab that run -> what they are made of
 
 Standard library only: it runs before anything is installed.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -30,14 +33,17 @@ ELSEWHERE = (
 
 def main() -> None:
     """Print what was found and exit."""
-    folders = [word for word in sys.argv[1:] if word != "--json"] or [str(Path.home() / ".local/state/tf-lab")]
-    stands = Path(folders[0], "settings.json").exists()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", nargs="?", type=Path, default=Path.home() / ".local/state/tf-lab")
+    parser.add_argument("--json", metavar="LAB")
+    options = parser.parse_args()
+    stands = (options.folder / "settings.json").exists()
     found = problem(Path(os.environ.get("LAB_CHECK_ROOT", "/")), stands)
     if found:
         print(f"A lab cannot be made here: {found} {ELSEWHERE}", file=sys.stderr)
         sys.exit(1)
-    if "--json" in sys.argv[1:]:
-        print(json.dumps(settings()))
+    if options.json:
+        print(json.dumps({**settings(), "running": running(options.json)}))
 
 
 def problem(root: Path, stands: bool = False) -> str:
@@ -118,6 +124,17 @@ def settings() -> dict:
         "nofile": hard_limit(resource.RLIMIT_NOFILE, 1048576),
         "nproc": hard_limit(resource.RLIMIT_NPROC, pid_max),
     }
+
+
+def running(lab: str) -> dict[str, str]:
+    """Return the lab's containers that run -> what they are made of, as the role noted it on them; needs root."""
+    podman = shutil.which("podman", path=TOOL_FOLDERS)
+    if not podman:
+        return {}
+    command = [podman, "ps", "--filter", f"label=tf-lab={lab}", "--format", "{{.Names}} {{.Labels}}"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    found = (re.fullmatch(r"(\S+) map\[.*tf-lab-made-of:(\w+).*", line) for line in lines)
+    return {line[1]: line[2] for line in found if line}
 
 
 def hard_limit(limit: int, most: int) -> int:

@@ -1,12 +1,12 @@
 """The environment that TensorFlow lies in: tell whether it is whole, or make it anew. Runs on the machine, as root.
 
-    python3 - look '{"venv": "/opt/tf-cluster/venv", "made_of": "..."}'
-    python3 - make '{..., "tar": PATH, "python": PATH, "sync": ["./uv", ...], "settings": {...}, "timeout": 1800}'
+    python3 - '{"venv": "/opt/tf-cluster/venv", "made_of": "...", "tar": PATH, "python": PATH, "sync": ["./uv", ...],
+                "settings": {...}, "timeout": 1800}'
 
 ``made-of`` in the environment holds what it was made of, and a digest of its files as they were then. An environment is made
 beside the one that is there and takes its place in one step: whoever interrupts leaves the old one or the new one, never half of
 one, and what is left beside it goes with the next call. A lock lets one call at a time do that. Answers with one JSON object:
-``id`` (another one after each making), ``whole``, ``made``, and ``failure``, a sentence.
+``id`` (another one after each making), ``made`` (false where another call had done it), and ``failure``, a sentence.
 """
 
 import contextlib
@@ -28,21 +28,21 @@ NOT_COUNTED = ("made-of", "tf-cluster.pth", ".lock")
 
 def main() -> None:
     """Answer."""
-    plan = json.loads(sys.argv[2])
+    plan = json.loads(sys.argv[1])
     try:
-        print(json.dumps(look(plan) if sys.argv[1] == "look" else make(plan)))
+        print(json.dumps(make(plan)))
     except (OSError, tarfile.TarError) as error:
         print(json.dumps({"failure": f"The packages could not be installed in {plan['venv']}: {error}"}))
 
 
-def look(plan: dict) -> dict:
-    """Tell whether the environment is made of what it should be, each file of it as it was then."""
+def look(venv: str) -> dict:
+    """Tell what an environment says that it was made of, its id, and whether each file of it is as it was then (``whole``)."""
     try:
-        noted = (Path(plan["venv"]) / "made-of").read_text(encoding="utf-8")
+        noted = (Path(venv) / "made-of").read_text(encoding="utf-8")
     except (OSError, ValueError):
         noted = ""
     made_of, _line, found = noted.rpartition("\n")
-    return {"whole": made_of == plan["made_of"] and found == digest(plan["venv"]), "id": found}
+    return {"made_of": made_of, "id": found, "whole": bool(found) and found == digest(venv)}
 
 
 def digest(folder: str) -> str:
@@ -63,8 +63,9 @@ def make(plan: dict) -> dict:
     with open(LOCK, "w", encoding="utf-8") as lock:
         if not taken(lock, deadline):
             return {"failure": f"Another site.yml has been installing packages here for {plan['timeout']} s: see what it does."}
-        found = look(plan)
-        done = {**found, "made": False} if found["whole"] else install(plan, deadline)
+        found = look(plan["venv"])
+        there = found["whole"] and found["made_of"] == plan["made_of"]
+        done = {"id": found["id"], "made": False} if there else install(plan, deadline)
         for sent in Path(plan["tar"]).parent.glob("*.tar"):  # those of interrupted calls as well
             sent.unlink(missing_ok=True)
         return done
@@ -114,7 +115,7 @@ def install(plan: dict, deadline: float) -> dict:
         os.rename(venv, work / "old")
     os.rename(fresh, venv)
     remove(work)
-    return {"whole": True, "made": True, "id": made}
+    return {"id": made, "made": True}
 
 
 def remove(path: Path) -> None:

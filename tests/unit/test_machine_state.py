@@ -1,0 +1,97 @@
+"""machine_state.py: what a machine is like, told in one call; and the filter that compares its files with what they should be."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from project import ROOT, load
+
+tf_program = load("plugins/action/tf_program.py")
+differ = load("plugins/filter/task_environments.py").files_differ
+PROGRAMS = [
+    ROOT / "files/cluster_config.py", ROOT / "files/find_gpus.py", ROOT / "files/firewall_state.py",
+    ROOT / "roles/tensorflow/files/environment.py", ROOT / "files/machine_state.py",
+]  # fmt: skip
+sys.path[:0] = [str(ROOT / "files"), str(ROOT / "roles/tensorflow/files")]
+machine_state = load("files/machine_state.py")
+SHOWN = """Id=tf-cluster.target
+ActiveState=active
+UnitFileState=enabled
+
+Id=tf-server@worker-0.service
+ActiveState=active
+UnitFileState=enabled
+StatusText=worker:0 listens on 10.0.0.1:2222, TensorFlow 2.21.0, inputs 0a1b2c
+MainPID=77
+NeedDaemonReload=no
+
+Id=tf-server@worker-1.service
+ActiveState=failed
+UnitFileState=enabled
+
+Id=tf-server@worker-2.service
+ActiveState=active
+UnitFileState=disabled
+StatusText=inputs 0a1b2c
+
+Id=tf-server@worker-9.service
+ActiveState=inactive
+UnitFileState=disabled
+"""
+
+
+@pytest.fixture
+def systemctl(monkeypatch):
+    """Let systemctl answer as on a machine with several tasks; return what it was asked."""
+    asked = []
+
+    def answer(*words):
+        asked.append(words)
+        return SHOWN if words[0] == "show" else "tf-server@.service disabled\ntf-server@worker-3.service enabled enabled\n"
+
+    monkeypatch.setattr(machine_state, "systemctl", answer)
+    return asked
+
+
+def test_tasks_stand_with_what_they_were_started_with(systemctl):
+    found = machine_state.tasks(machine_state.show_units())
+    assert found == {"tasks": {"worker-0": "0a1b2c", "worker-1": None, "worker-2": None}, "target": True, "reload": False}
+    assert "tf-server@worker-3.service" in systemctl[1]
+
+
+def test_units_that_systemd_has_not_read_are_noticed(systemctl, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SHOWN", SHOWN.replace("NeedDaemonReload=no", "NeedDaemonReload=yes"))
+    assert machine_state.tasks(machine_state.show_units())["reload"]
+
+
+def test_a_listener_is_told_to_be_a_tasks(systemctl, monkeypatch):
+    found = [{"port": 2222, "pid": 77, "name": "python", "user": "root"}, {"port": 2223, "pid": 78, "name": "x", "user": "root"}]
+    monkeypatch.setattr(machine_state.cluster_config, "listeners", lambda _ports: found)
+    units = [listener["unit"] for listener in machine_state.listeners([2222, 2223], machine_state.show_units())]
+    assert units == ["tf-server@worker-0.service", ""]
+
+
+def test_all_is_told_on_a_machine_with_nothing_on_it(tmp_path):
+    program = tf_program.bundle(PROGRAMS)
+    words = [sys.executable, "-", f"--venv={tmp_path}/none", "1"]
+    done = subprocess.run(words, input=program, capture_output=True, check=True, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"})
+    found = json.loads(done.stdout)
+    assert found["environment"] == {"made_of": "", "id": "", "whole": False}
+    assert {"listeners", "account", "disk_mb", "gpus", "firewall", "digests", "tasks", "target", "reload"} <= found.keys()
+    assert found["disk_mb"] > 0
+
+
+def test_a_file_that_is_as_it_should_be_is_not_written(tmp_path):
+    path = str(tmp_path / "a.env")
+    wanted = [{"path": path, "content": "ä=1\n"}]
+    assert differ(wanted, {})
+    (tmp_path / "a.env").write_text("ä=1\n", encoding="utf-8")
+    os.chmod(path, 0o644)
+    found = {path: machine_state.digest(path)}
+    assert os.geteuid() or not differ(wanted, found, [str(tmp_path / "*.env")])
+    assert differ([{**wanted[0], "mode": "0755"}], found)
+    assert differ([{**wanted[0], "content": "ä=2\n"}], found)
+    assert differ([], found, [str(tmp_path / "*.env")])
+    assert not differ([], found, [str(tmp_path / "*.conf")])
