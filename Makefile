@@ -7,12 +7,14 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export ANSIBLE_FORCE_COLOR ?= $(if $(MAKE_TERMOUT),1,0)
+# Before a call of uv: the index that pip is set to.
+WITH_INDEX = INDEX=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); UV_DEFAULT_INDEX=$${UV_DEFAULT_INDEX:-$$INDEX}
 # Certificates of the machine, for those behind a proxy of their own.
 export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
-.PHONY: help demo test lint unit molecule test-faults test-cuda test-gpu test-browser lab-check lab-down environment lock clean
+.PHONY: help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench lab-check lab-down environment lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -53,6 +55,9 @@ test-browser: environment ## The page of a run in a real browser; installs chrom
 	  || echo "chromium is not here and could not be installed: Debian's package of that name is needed"
 	pytest -rs tests/browser
 
+bench: environment ## How fast our servers are beside others (docs/benchmark.md), in 12 minutes; peers take 9 GB; ROUNDS=5
+	@$(WITH_INDEX) python tests/bench/bench.py $(ROUNDS)
+
 lab-check: # Say within seconds if a lab cannot be made here
 	@$(PYTHON) roles/lab/files/lab_check.py
 
@@ -67,14 +72,13 @@ $(VENV)/complete: requirements.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends python3-venv; }
 	@$(PYTHON) -m venv --clear $(VENV)
 	@grep -A99 '^uv==' requirements.txt | sed '1!{/^[a-z]/,$$d}' | $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
-	@INDEX=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); \
-	  UV_DEFAULT_INDEX=$${UV_DEFAULT_INDEX:-$$INDEX} uv pip sync --quiet --require-hashes requirements.txt
+	@$(WITH_INDEX) uv pip sync --quiet --require-hashes requirements.txt
 	@# Compiled once, not by each of Ansible's processes where Python may not write. Collections: the few modules that are used.
 	@$(VENV)/bin/python -m compileall -q -j0 -x ansible_collections $(VENV)/lib
 	@touch $@
 
 lock: environment ## Make requirements.txt and the machines' lists anew from their .in files
-	for list in requirements roles/tensorflow/files/cpu roles/tensorflow/files/gpu; do \
+	for list in requirements roles/tensorflow/files/cpu roles/tensorflow/files/gpu tests/bench/requirements/{ray,dask,torch}; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-python-downloads --generate-hashes \
 	    --no-annotate --no-header --no-emit-index-url $$list.in --output-file $$list.txt; done
 
