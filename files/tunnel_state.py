@@ -4,8 +4,9 @@
     tunnel_state.py NAME
 
 Prints a JSON object: ``key`` (the public key, null before it was made), ``peers`` (address in the tunnel -> public key, as its
-settings say), ``kernel`` (whether the kernel has WireGuard), ``tools`` (programs that are here: wg, wireguard-go) and ``up``
-(whether the interface is there). The private key is read by wg and goes nowhere. Needs root; standard library only.
+settings say), ``live`` (public key -> addresses, as in fd74::1/128, of the others that the interface lets in at this moment),
+``kernel`` (whether the kernel has WireGuard), ``tools`` (programs that are here: wg, wireguard-go) and ``up`` (whether the
+interface is there, and up). The private key is read by wg and goes nowhere. Needs root; standard library only.
 """
 
 from __future__ import annotations
@@ -44,6 +45,20 @@ def peers(path: Path) -> dict[str, str]:
     return {address: key for key, address in found}
 
 
+def live(name: str) -> dict[str, str]:
+    """Return public key -> addresses of the others that an interface lets in; none where it is not there."""
+    done = run("wg", "show", name, "allowed-ips")
+    return dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line) if done else {}
+
+
+def is_up(folder: Path) -> bool:
+    """Tell whether an interface, by its folder in /sys, is there and up (IFF_UP, the lowest of its flags)."""
+    try:
+        return bool(int((folder / "flags").read_text(encoding="ascii"), 16) & 1)
+    except OSError:
+        return False
+
+
 def kernel_has_it() -> bool:
     """Tell whether the kernel can make such an interface; a module is loaded by that where there is one."""
     if Path("/sys/module/wireguard").exists():
@@ -61,9 +76,10 @@ def main() -> None:
     state = {
         "key": public_key(FOLDER / f"{name}.d/0-key.conf"),
         "peers": peers(FOLDER / f"{name}.d/1-cluster.conf"),
+        "live": live(name),
         "kernel": kernel_has_it(),
         "tools": [tool for tool in ("wg", "wireguard-go") if shutil.which(tool, path=PATH)],
-        "up": Path("/sys/class/net", name).exists(),
+        "up": is_up(Path("/sys/class/net", name)),
     }
     print(json.dumps(state))
 

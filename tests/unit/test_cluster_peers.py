@@ -2,12 +2,14 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 from project import call, load
 
 filters = load("plugins/filter/cluster_peers.py")
 firewall_state = load("files/firewall_state.py")
+tunnel_state = load("files/tunnel_state.py")
 
 
 def cluster(*addresses):
@@ -61,4 +63,36 @@ def test_the_version_of_the_rules_at_work(text, version):
 
 def test_it_answers_without_nft(tmp_path):
     done = call("files/firewall_state.py", input="", env={**os.environ, "PATH": str(tmp_path)})
-    assert set(json.loads(done.stdout)) == {"version", "wanted", "enabled", "nft", "others"}
+    assert set(json.loads(done.stdout)) == {"version", "whole", "wanted", "enabled", "nft", "others", "user"}
+
+
+@pytest.mark.parametrize(
+    ("at_work", "whole"), [(LISTED, True), (LISTED.replace("policy accept;", "policy accept;\n\t\taccept"), False), ("", False)]
+)
+def test_rules_that_somebody_changed_are_told_from_those_that_were_loaded(tmp_path, monkeypatch, at_work, whole):
+    """Whatever the name of their version says, which stands in a chain of its own."""
+    monkeypatch.setattr(firewall_state, "LOADED", tmp_path / "loaded")
+    assert firewall_state.is_loaded(at_work) is False
+    noted = subprocess.run(["sha256sum"], input=LISTED, capture_output=True, text=True, check=True)
+    firewall_state.LOADED.write_text(noted.stdout, encoding="ascii")
+    assert firewall_state.is_loaded(at_work) is whole
+
+
+# What wg 1.0.20210914 prints of an interface's peers.
+PEERS = "1Zc7J7z9uF4yHc=\tfd74::1/128\nqWk3n8aRr2+U0=\tfd74::2/128 10.0.0.0/8\nx9=\t(none)\n"
+
+
+def test_whom_a_tunnel_lets_in_is_told_as_wg_says_it(monkeypatch):
+    said = {"wg": subprocess.CompletedProcess([], 0, PEERS, "")}
+    monkeypatch.setattr(tunnel_state, "run", lambda program, *_words: said.get(program))
+    found = {"1Zc7J7z9uF4yHc=": "fd74::1/128", "qWk3n8aRr2+U0=": "fd74::2/128 10.0.0.0/8", "x9=": "(none)"}
+    assert tunnel_state.live("tf-cluster") == found
+    said.clear()
+    assert tunnel_state.live("tf-cluster") == {}
+
+
+@pytest.mark.parametrize(("flags", "up"), [("0x1003\n", True), ("0x1002\n", False), (None, False)])
+def test_an_interface_is_up_or_down_or_gone(tmp_path, flags, up):
+    if flags:
+        (tmp_path / "flags").write_text(flags, encoding="ascii")
+    assert tunnel_state.is_up(tmp_path) is up
