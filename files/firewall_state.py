@@ -3,20 +3,25 @@
 
     firewall_state.py
 
-Prints a JSON object: ``version`` (the name of the rules at work, null where there are none or nft is missing), ``wanted`` (that
-of the rules in /etc/tf-cluster/firewall.nft, null where there are none), ``enabled`` (whether they are loaded at boot), ``nft``
-(whether it is installed) and ``others`` (other firewalls at work: firewalld, ufw). Needs root; standard library only.
+Prints a JSON object: ``version`` (the name of the rules at work, null where there are none or nft is missing), ``whole`` (whether
+they are, rule by rule, what tf-firewall.service loaded last, and for the number that the user tensorflow has now), ``wanted``
+(the name of the rules in /etc/tf-cluster/firewall.nft, null where there are none), ``enabled`` (whether they are loaded at
+boot), ``nft`` (whether it is installed) and ``others`` (other firewalls at work: firewalld, ufw). Needs root; standard library
+only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import pwd
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 RULES = Path("/etc/tf-cluster/firewall.nft")
+LOADED = Path("/run/tf-firewall/loaded")  # what sha256sum said of the rules when tf-firewall.service had loaded them
 UFW = Path("/etc/ufw/ufw.conf")
 VERSION = re.compile(r"chain (version_[0-9a-f]+)")
 
@@ -35,6 +40,20 @@ def named(text: str) -> str | None:
     return found[1] if found else None
 
 
+def is_loaded(text: str) -> bool:
+    """Tell whether rules are those that were loaded, and for the right user.
+
+    A table that somebody emptied or added to keeps the name of its version. Of users the kernel knows the number alone, and an
+    account that was made again may have another.
+    """
+    try:
+        number = pwd.getpwnam("tensorflow").pw_uid
+    except KeyError:
+        return False
+    noted = LOADED.read_text(encoding="ascii").split() if LOADED.exists() else []
+    return noted[:1] == [hashlib.sha256(text.encode()).hexdigest()] and f"skuid {number} " in text
+
+
 def state() -> dict:
     """Return what there is."""
     path = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
@@ -42,8 +61,10 @@ def state() -> dict:
     others = ["firewalld"] if output("systemctl", "is-active", "firewalld").strip() == "active" else []
     if UFW.exists() and re.search(r"(?m)^ENABLED=yes", UFW.read_text(encoding="utf-8", errors="replace")):
         others.append("ufw")
+    rules = output(nft, "--stateless", "list", "table", "inet", "tf_cluster") if nft else ""
     return {
-        "version": named(output(nft, "list", "table", "inet", "tf_cluster")) if nft else None,
+        "version": named(rules),
+        "whole": is_loaded(rules),
         "wanted": named(RULES.read_text(encoding="utf-8", errors="replace")) if RULES.exists() else None,
         "enabled": output("systemctl", "is-enabled", "tf-firewall").strip() == "enabled",
         "nft": bool(nft),

@@ -10,12 +10,13 @@ options:
   gate: {description: The tasks as the gate reports them; empty where it could not be asked, type: list, required: true}
   states: {description: Machine -> what files/task_state.py says there, type: dict}
   problems: {description: Machine -> why it says nothing though it was reached; machines in neither are away, type: dict}
+  unguarded: {description: Machines that are to have no firewall (firewall_enabled), type: list, elements: str}
 """
 
 RETURN = """
 _value:
   description:
-    - C(ok), true only if all is as it should be. C(open), sentences on machines whose tasks anybody may reach.
+    - C(ok), true only if all is as it should be. C(open), sentences on machines whose tasks anybody may reach, or nobody should.
     - C(tasks), a list with C(task), C(machine), C(address), C(unit), C(state), C(reason), C(since), C(restarts), C(memory_mb),
       C(version), C(gpus), C(run).
   type: dict
@@ -27,7 +28,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def cluster_status(cluster, gate, states, problems=None):
+def cluster_status(cluster, gate, states, problems=None, unguarded=()):
     """Return the state of each task of the cluster and whether all is well."""
     asked = {task["task"]: task for task in gate}
     tasks = []
@@ -52,12 +53,18 @@ def cluster_status(cluster, gate, states, problems=None):
     order = {job: place for place, job in enumerate(cluster["spec"])}
     tasks.sort(key=lambda task: (order[task["task"].partition(":")[0]], int(task["task"].partition(":")[2])))
     walls = {machine: state["firewall"] for machine, state in states.items() if "firewall" in state}
-    fallen = [machine for machine, wall in walls.items() if wall["version"] != wall["wanted"]]
-    whole = all(task["state"] in ("answers", "free", "runs") for task in tasks) and not fallen
-    return {"ok": whole, "open": _open(fallen, [machine for machine in walls if not walls[machine]["wanted"]]), "tasks": tasks}
+    fallen = [machine for machine, wall in walls.items() if machine not in unguarded and not _stands(wall)]
+    besides = [machine for machine, wall in walls.items() if machine in unguarded and (wall["version"] or wall["wanted"])]
+    without = [machine for machine in walls if machine in unguarded and machine not in besides]
+    whole = all(task["state"] in ("answers", "free", "runs") for task in tasks) and not fallen and not besides
+    return {"ok": whole, "open": _open(fallen, besides, without), "tasks": tasks}
 
 
-def _open(fallen, without):
+def _stands(wall):
+    return wall["version"] is not None and wall["version"] == wall["wanted"] and wall.get("whole", False)
+
+
+def _open(fallen, besides, without):
     sentences = []
     if without:
         sentences.append(
@@ -66,8 +73,13 @@ def _open(fallen, without):
         )
     if fallen:
         sentences.append(
-            f"OPEN: the rules of the firewall of {', '.join(fallen)} are not at work, somebody took them away: "
-            "'ansible-playbook site.yml' loads them."
+            f"OPEN: the rules of the firewall of {', '.join(fallen)} are not at work as they were loaded, somebody took them "
+            "away or changed them: 'ansible-playbook site.yml' loads them."
+        )
+    if besides:
+        sentences.append(
+            f"The firewall of {', '.join(besides)} is at work, and the inventory switches it off (firewall_enabled): "
+            "'ansible-playbook site.yml' takes it away."
         )
     return sentences
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import subprocess
 
 import pytest
@@ -46,6 +47,11 @@ def test_keys_of_machines_that_are_away_stay_known():
 LISTED = """table inet tf_cluster {
 \tchain input {
 \t\ttype filter hook input priority filter; policy accept;
+\t\ttcp dport != @ports accept
+\t}
+
+\tchain output {
+\t\tmeta skuid 998 goto own
 \t}
 
 \tchain version_0a1b2c3d4e5f {
@@ -63,15 +69,23 @@ def test_the_version_of_the_rules_at_work(text, version):
 
 def test_it_answers_without_nft(tmp_path):
     done = call("files/firewall_state.py", input="", env={**os.environ, "PATH": str(tmp_path)})
-    assert set(json.loads(done.stdout)) == {"version", "whole", "wanted", "enabled", "nft", "others", "user"}
+    assert set(json.loads(done.stdout)) == {"version", "whole", "wanted", "enabled", "nft", "others"}
 
 
 @pytest.mark.parametrize(
-    ("at_work", "whole"), [(LISTED, True), (LISTED.replace("policy accept;", "policy accept;\n\t\taccept"), False), ("", False)]
+    ("at_work", "number", "whole"),
+    [
+        (LISTED, 998, True),
+        (LISTED.replace("tcp dport", "accept\n\t\ttcp dport"), 998, False),
+        ("", 998, False),
+        (LISTED, 99, False),
+    ],
 )
-def test_rules_that_somebody_changed_are_told_from_those_that_were_loaded(tmp_path, monkeypatch, at_work, whole):
-    """Whatever the name of their version says, which stands in a chain of its own."""
+def test_rules_that_somebody_changed_are_told_from_those_that_were_loaded(tmp_path, monkeypatch, at_work, number, whole):
+    """Whatever the name of their version says, which stands in a chain of its own; and those for another user."""
     monkeypatch.setattr(firewall_state, "LOADED", tmp_path / "loaded")
+    account = pwd.struct_passwd(("tensorflow", "x", number, number, "", "/", "/bin/false"))
+    monkeypatch.setattr(firewall_state.pwd, "getpwnam", lambda _name: account)
     assert firewall_state.is_loaded(at_work) is False
     noted = subprocess.run(["sha256sum"], input=LISTED, capture_output=True, text=True, check=True)
     firewall_state.LOADED.write_text(noted.stdout, encoding="ascii")

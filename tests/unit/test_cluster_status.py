@@ -43,7 +43,7 @@ CLUSTER = {
 GATE = [
     {"task": f"worker:{index}", "state": "answers", "reason": "", "version": "2.21.0", "gpus": []} for index in range(2)
 ]  # fmt: skip
-WALL = {"version": "version_1a", "wanted": "version_1a"}
+WALL = {"version": "version_1a", "wanted": "version_1a", "whole": True}
 STATES = {
     "a": {"units": {"worker-0": UNIT}, "runs": [], "firewall": WALL},
     "b": {"units": {"worker-1": UNIT}, "runs": [], "firewall": WALL},
@@ -122,16 +122,19 @@ def test_what_systemd_knows_of_tasks_is_told(systemd, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wall", "whole", "words"),
+    ("wall", "unguarded", "ok", "words"),
     [
-        ({"version": None, "wanted": None}, True, "OPEN: whoever reaches the tasks of b over the network"),
-        ({"version": None, "wanted": "version_1a"}, False, "OPEN: the rules of the firewall of b are not at work"),
-        ({"version": "version_2b", "wanted": "version_1a"}, False, "OPEN: the rules of the firewall of b are not at work"),
+        ({"version": None, "wanted": None}, ["b"], True, "OPEN: whoever reaches the tasks of b over the network"),
+        ({"version": None, "wanted": None}, [], False, "OPEN: the rules of the firewall of b are not at work"),
+        ({"version": None, "wanted": "version_1a"}, [], False, "OPEN: the rules of the firewall of b are not at work"),
+        ({"version": "version_2b"}, [], False, "OPEN: the rules of the firewall of b are not at work"),
+        ({"whole": False}, [], False, "OPEN: the rules of the firewall of b are not at work"),
+        ({}, ["b"], False, "The firewall of b is at work, and the inventory switches it off"),
     ],
 )
-def test_a_machine_without_its_firewall_is_told_of(wall, whole, words):
-    states = {**STATES, "b": {**STATES["b"], "firewall": wall}}
-    status = filters.cluster_status(CLUSTER, GATE, states)
-    assert status["ok"] is whole
+def test_a_machine_whose_firewall_is_another_than_the_inventory_says_is_told_of(wall, unguarded, ok, words):
+    states = {**STATES, "b": {**STATES["b"], "firewall": {**WALL, **wall}}}
+    status = filters.cluster_status(CLUSTER, GATE, states, unguarded=unguarded)
+    assert status["ok"] is ok
     assert len(status["open"]) == 1
     assert words in status["open"][0]
