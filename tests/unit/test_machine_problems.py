@@ -98,7 +98,10 @@ def test_nothing_but_the_port_counts():
             {"account": ["tensorflow", "x", 1001, 1001, "Jo", "/home/tensorflow", "/bin/bash"]},
             ["account tensorflow", "/home/tensorflow"],
         ),
-        ({"task": {"reached_by": "10.0.0.2"}}, ["10.0.0.2", "10.0.0.1", "tf_address", "preflight_own_addresses"]),
+        (
+            {"task": {"reached_by": "10.0.0.2"}},
+            ["10.0.0.2", "10.0.0.1", "tf_address", "preflight_own_addresses", "firewall_more_peers"],
+        ),
         ({"task": {"reached_by": "[fd00::2]"}}, ["fd00::2", "tf_address"]),
         (
             {"listeners": [{"port": 2222, "name": "nginx", "pid": 812, "user": "www-data", "unit": ""}]},
