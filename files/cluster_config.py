@@ -17,6 +17,8 @@ from pathlib import Path
 
 # The tasks of these jobs belong to a run: its program starts their servers and ends them.
 RUN_JOBS = ("host", "chief")
+# The number under which a server keeps the file that says who it is: above those that it has opened by then.
+CARD = 1000
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 
 

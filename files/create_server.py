@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -82,13 +83,20 @@ def notify(text: str) -> None:
 
 
 def leave_card(spec: dict[str, list[str]], options: argparse.Namespace, version: str) -> None:
-    """Write who this task is where systemd gave it a folder; the gate reads it through TensorFlow itself."""
-    folder = os.environ.get("RUNTIME_DIRECTORY")
-    if folder:
+    """Leave who this task is, where systemd started it; the gate reads it through TensorFlow itself, by its number.
+
+    A sealed file in memory: no graph can change it, and a full disk does not matter.
+    """
+    if os.environ.get("NOTIFY_SOCKET"):
         gpus = [uuid for uuid in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if uuid]
         card = {"task": f"{options.job}:{options.task}", "version": version, "spec": cluster_config.digest(spec), "gpus": gpus}
         card["wanted"] = int(os.environ.get("TF_TASK_GPUS", "0"))
-        Path(folder, "task.json").write_text(json.dumps(card), encoding="utf-8")
+        memory = os.memfd_create("card", os.MFD_ALLOW_SEALING)
+        os.write(memory, json.dumps(card).encode())
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, seals)
+        os.dup2(memory, cluster_config.CARD, inheritable=False)
+        os.close(memory)
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ import tf_capi
 
 DEADLINE_EXCEEDED, UNIMPLEMENTED = 4, 12
 ATTEMPT = 3.0  # seconds for one connection
-CARD = "/run/tf-cluster/{job}-{index}/task.json"
+CARD = f"/proc/self/fd/{cluster_config.CARD}"
 
 
 def main() -> None:
@@ -218,7 +218,7 @@ class Task:
         path.attr["dtype"].type = types.Value("DT_STRING")
         path.attr["value"].tensor.dtype = types.Value("DT_STRING")
         path.attr["value"].tensor.tensor_shape.SetInParent()
-        path.attr["value"].tensor.string_val.append(CARD.format(job=self.job, index=self.index).encode())
+        path.attr["value"].tensor.string_val.append(CARD.encode())
         graph.node.add(name="read", op="ReadFile", input=["path"], device=device)
         card = graph.node.add(name="card", op="DecodeRaw", input=["read"], device=device)
         card.attr["out_type"].type = types.Value("DT_UINT8")

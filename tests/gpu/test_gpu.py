@@ -68,7 +68,7 @@ def cluster(tasks, tmp_path_factory):
 
 
 def test_the_gate_sees_the_gpu_of_each_task_and_lets_it_compute(cluster):
-    """Whole as the gate of site.yml, but for the card, which systemd's folder holds."""
+    """Whole as the gate of site.yml, but for the card, which only a server of systemd's leaves."""
     program = (
         "import json, sys, time; sys.path.append(sys.argv[1]); import gpu_proof, tf_capi; library = tf_capi.Library()\n"
         "found = {}\n"

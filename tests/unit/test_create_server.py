@@ -1,12 +1,13 @@
 """create_server.py as it is started by hand: what it says when it cannot serve."""
 
+import argparse
 import json
 import os
 import socket
 import sys
 
 import pytest
-from project import call
+from project import call, load
 
 # Python as a machine has it: the standard library alone, TensorFlow in particular is not there.
 BARE = (sys.executable, "-S")
@@ -111,3 +112,23 @@ def test_a_proxy_does_not_matter(refused):
     status, sentence = refused({"worker": [f"127.0.0.1:{free_port()}"]}, "--task=0", http_proxy="http://127.0.0.1:1")
     assert status == 1
     assert "proxy" not in sentence
+
+
+def test_the_card_cannot_be_changed_and_is_left_under_systemd_alone(monkeypatch):
+    """The gate believes it, and a graph may open whatever the server may."""
+    create_server = load("files/create_server.py")
+    card = f"/proc/self/fd/{create_server.cluster_config.CARD}"
+    options = argparse.Namespace(job="worker", task=1)
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    create_server.leave_card({"worker": ["a:1", "b:1"]}, options, "2.21.0")
+    assert not os.path.exists(card)
+    monkeypatch.setenv("NOTIFY_SOCKET", "@nobody")
+    create_server.leave_card({"worker": ["a:1", "b:1"]}, options, "2.21.0")
+    try:
+        for flags in (os.O_TRUNC, 0):
+            with pytest.raises(PermissionError):
+                os.write(os.open(card, os.O_WRONLY | flags), b"x")
+        with open(card, encoding="utf-8") as file:
+            assert json.load(file)["task"] == "worker:1"
+    finally:
+        os.close(create_server.cluster_config.CARD)
