@@ -38,9 +38,7 @@ molecule: lab-check environment ## Only the Molecule scenarios; SCENARIO=default
 	tests/molecule $(SCENARIO)
 
 test-faults: lab-check environment ## Break what can break on a lab, and print what became of it (docs/faults.md)
-	rm -f .cache/faults.json
 	tests/molecule faults
-	python tests/lab/faults_table.py
 
 test-cuda: lab-check environment ## The driver's and CUDA's real packages on a machine without a GPU (5 GB)
 	tests/molecule cuda

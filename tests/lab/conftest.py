@@ -116,22 +116,28 @@ def verdict(folder):
 class Faults:
     """What became of each fault that was tried, for the table that ``make test-faults`` prints."""
 
-    def __init__(self):
-        self.rows = []
+    def __init__(self, figures):
+        self.rows = figures
 
     def note(self, fault, seconds, lost, how):
         """Note a fault: ``seconds`` until it was noticed or mended, what was ``lost``, and ``how`` it ended."""
-        self.rows.append({"fault": fault, "seconds": round(seconds, 1), "lost": lost, "how": how})
+        self.rows.append({"fault": fault, "seconds": round(seconds, 1), "lost": lost, "what became of it": how})
 
 
 @pytest.fixture(scope="session")
-def faults():
-    """Return what faults are noted in; at the end they are added to .cache/faults.json."""
-    found, path = Faults(), ROOT / ".cache/faults.json"
+def figures():
+    """Return a list for rows of tables, column -> cell: at the end they are added to those that tests/molecule prints."""
+    found, path = [], ROOT / f".cache/{SCENARIO.name}.json"
     yield found
     rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(rows + found.rows, indent=1), encoding="utf-8")
+    path.write_text(json.dumps(rows + found, indent=1), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def faults(figures):
+    """Return what faults are noted in."""
+    return Faults(figures)
 
 
 @pytest.fixture(scope="session")
