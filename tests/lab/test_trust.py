@@ -239,7 +239,8 @@ def test_so_is_another_user_of_a_machine_of_the_cluster(trust):
 
 def test_nobody_else_can_pass_for_a_task(trust):
     """Another user takes the port of a stopped task: nobody hears him. What a run listens on is for the cluster alone."""
-    trust.shell("trust-worker-1", "systemctl stop tf-server@worker-1; echo done")
+    machine = "trust-worker-1"
+    trust.inside(machine, "systemctl stop tf-server@worker-1")
     try:
         for port, user, asks, talked in [
             (2222, "alice", "trust-host", False),
@@ -248,17 +249,15 @@ def test_nobody_else_can_pass_for_a_task(trust):
             (5999, "tensorflow", "trust-worker-0", True),
             (5999, "alice", "stranger", True),  # his own affair
         ]:
-            line = f"setpriv --reuid={user} --clear-groups python3 /srv/listen.py {port} >/tmp/heard 2>&1 & sleep 0.5; echo done"
-            trust.shell("trust-worker-1", line)
+            line = f"setsid setpriv --reuid={user} --clear-groups python3 /srv/listen.py {port} >/tmp/heard 2>&1 </dev/null &"
+            trust.inside(machine, f"{line} sleep 0.5")
             place = f"10.89.85.11:{port}"
             found = knock(trust, asks, [place]) if talked else refused(trust, asks, [place])
             assert (found[place] == "in") is talked, (port, user, asks, found)
-            heard = trust.shell(
-                "trust-worker-1", "for i in $(seq 100); do test -s /tmp/heard && break; sleep 0.1; done; cat /tmp/heard"
-            )
-            assert heard["trust-worker-1"] == ("talked" if talked else "nobody"), (port, user, asks)
+            heard = trust.inside(machine, "for i in $(seq 100); do test -s /tmp/heard && break; sleep 0.1; done; cat /tmp/heard")
+            assert heard.strip() == ("talked" if talked else "nobody"), (port, user, asks)
     finally:
-        trust.shell("trust-worker-1", "systemctl start tf-server@worker-1; echo done")
+        trust.inside(machine, "systemctl start tf-server@worker-1")
 
 
 # Somebody else's files that anybody may write, and their folders anybody may use.
