@@ -54,6 +54,7 @@ WAIT = 2.0  # seconds that one call waits for news
 TELL = 10.0  # seconds between two lines that say whom a run waits for
 INSTALL = 1800  # seconds that installing packages may take; of systemd's own limit, 90 s, large ones need more
 ALMOST_NOTHING = 1024 * 1024  # bytes of a disk that is full
+UNSAID = "74"  # how keep_output.py ends where a program ended well, and output is lost of which it could not even say so
 ASKED = 4.0  # seconds that the tasks have to answer after a failure; systemd gives the last note ten
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
 
@@ -316,7 +317,10 @@ def finish(options: argparse.Namespace) -> None:
     if lacking and not noted.get("cancelled"):
         late = f"was not done after {INSTALL} s" if result == "timeout" else "failed, as the run's output says"
         failure = f"the program was not started: installing its packages {late}"
-    if failure and disk_is_full(run):
+    full = bool(failure) and disk_is_full(run)
+    if full and result == "exit-code" and status == UNSAID:
+        failure = "the program ended well, but output of it is lost"
+    if full:
         failure += f"; the disk that holds {runs.RUNS} is full"
     more = {"part": part} if part else {}
     asks = failure and noted.get("servers") and not noted.get("cancelled")

@@ -567,6 +567,14 @@ def test_a_run_can_be_noted_on_a_full_disk(run, monkeypatch):
     assert finish(run)["failure"] == f"the program ended with exit status 1; the disk that holds {runs.RUNS} is full"
 
 
+def test_a_good_program_whose_output_is_lost_has_not_run_well(run, monkeypatch):
+    monkeypatch.setattr(run_program, "ALMOST_NOTHING", 10**18)
+    for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": run_program.UNSAID}.items():
+        monkeypatch.setenv(name, value)
+    assert finish(run)["failure"].startswith("the program ended well, but output of it is lost; the disk that holds")
+    assert int(run_program.UNSAID) == load("files/keep_output.py").UNSAID
+
+
 def test_what_was_half_sent_long_ago_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RUNS", tmp_path)
     for name, age in ((".old.sent", 10**6), (".old.tar", 10**6), (".new.sent", 60), ("run", 10**6)):
