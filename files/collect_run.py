@@ -164,7 +164,11 @@ def why(options: argparse.Namespace) -> dict:
     sentences = {}
     for name in options.tasks:
         unit = f"tf-server@{name}.service"
-        state, since = runs.property_of(unit, "ActiveState"), runs.property_of(unit, "StateChangeTimestamp")
+        try:
+            state, since = runs.property_of(unit, "ActiveState"), runs.property_of(unit, "StateChangeTimestamp")
+        except OSError as error:
+            sentences[name] = str(error)
+            continue
         command = ["journalctl", f"--unit={unit}", "--lines=40", "--output=cat", "--no-pager"]
         lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
         # A task that runs and is amiss has said why somewhere above its last line.

@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import pwd
 import re
@@ -357,8 +358,11 @@ def disk_is_full(run: Run) -> bool:
 
 
 def main_began(unit: str) -> bool:
-    """Tell whether the main process of a unit was ever there."""
-    return int(runs.property_of(unit, "ExecMainStartTimestampMonotonic") or 0) > 0
+    """Tell whether the main process of a unit was ever there; where systemd does not say, that it was."""
+    try:
+        return int(runs.property_of(unit, "ExecMainStartTimestampMonotonic", 1.0) or 0) > 0
+    except OSError:
+        return True
 
 
 def seen_of(run: Run) -> dict:
@@ -395,8 +399,11 @@ def amiss(servers: dict[str, str], silent: dict[str, float]) -> dict[str, str]:
 
 
 def main_seconds(unit: str) -> float:
-    """Return for how many seconds the main process of a unit was there, once it has ended."""
-    begin, end = (int(runs.property_of(unit, f"ExecMain{name}TimestampMonotonic") or 0) for name in ("Start", "Exit"))
+    """Return for how many seconds the main process of a unit was there, once it has ended; as far as systemd says it."""
+    try:
+        begin, end = (int(runs.property_of(unit, f"ExecMain{name}TimestampMonotonic", 1.0) or 0) for name in ("Start", "Exit"))
+    except OSError:
+        return math.inf
     return (end - begin) / 1e6
 
 

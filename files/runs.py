@@ -29,6 +29,7 @@ import cluster_config
 RUNS = Path("/var/lib/tf-cluster/runs")
 RESERVE = 64 * 1024  # bytes that are kept for a run's last note: its program may fill the disk
 FULL = (errno.ENOSPC, errno.EDQUOT)
+HICCUP = 4.0  # seconds that systemd may need until it answers again, while it starts itself anew after an upgrade, say
 
 
 class Run:
@@ -90,10 +91,16 @@ def is_alive(unit: str, run: Run) -> bool:
     return state not in ("", "inactive", "failed") and property_of(unit, "Description") == f"run {run.id}"
 
 
-def property_of(unit: str, name: str) -> str:
-    """Return one property of a unit."""
-    command = ["systemctl", "show", f"--property={name}", "--value", unit]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+def property_of(unit: str, name: str, patience: float = HICCUP) -> str:
+    """Return one property of a unit. Raises OSError where systemd does not answer, which says nothing of the unit."""
+    command, deadline = ["systemctl", "show", f"--property={name}", "--value", unit], time.monotonic() + patience
+    while True:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stdout.strip()
+        if time.monotonic() > deadline:
+            raise OSError(f"systemd does not say how {unit} is: {' '.join(done.stderr.split())}; try again when it does")
+        time.sleep(0.5)
 
 
 def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

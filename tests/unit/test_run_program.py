@@ -204,6 +204,51 @@ def test_a_run_whose_unit_is_gone_is_called_lost(run, monkeypatch):
     assert "was lost" in follow(run)["outcome"]["failure"]
 
 
+@pytest.fixture
+def systemctl(run, monkeypatch):
+    """Return a function that lets systemctl fail so many times before it answers."""
+    monkeypatch.undo()
+    monkeypatch.setattr(runs, "RUNS", run.folder.parent)
+    monkeypatch.setattr(run_program, "WAIT", 0.0)
+    # What a default value was is not changed by changing the name that it came from.
+    monkeypatch.setattr(runs.property_of, "__defaults__", (1.2,))
+
+    def systemctl(failures):
+        states = iter([1] * failures)
+
+        def pretend(command, **_more):
+            status = next(states, 0)
+            answer = f"run {run.id}" if "--property=Description" in command else "active"
+            return subprocess.CompletedProcess(command, status, "" if status else answer, "Failed to connect to bus" * status)
+
+        monkeypatch.setattr(runs.subprocess, "run", pretend)
+
+    return systemctl
+
+
+def test_a_systemd_that_does_not_answer_for_a_moment_has_not_lost_the_run(run, systemctl):
+    systemctl(2)
+    assert runs.is_alive("tf-run-host-0.service", run)
+
+
+@pytest.mark.parametrize(
+    ("call", "more"), [(run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0})]
+)
+def test_of_a_systemd_that_does_not_answer_nothing_is_concluded(run, systemctl, call, more):
+    systemctl(99)
+    with pytest.raises(OSError, match=r"systemd does not say how tf-run-host-0.service is: Failed to connect to bus; try again"):
+        call(SimpleNamespace(run=run.id, **more))
+    assert "ended" not in run.read()
+
+
+def test_a_run_is_noted_as_ended_also_where_systemd_does_not_answer(run, systemctl, monkeypatch):
+    (run.folder / "layer").mkdir()
+    systemctl(99)
+    for name, value in {"SERVICE_RESULT": "timeout", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert "still running after 600.0 s" in finish(run)["failure"]
+
+
 @pytest.mark.parametrize(
     ("result", "code", "status", "failure"),
     [
@@ -238,7 +283,7 @@ def test_how_systemd_says_that_it_ended_becomes_a_sentence(run, monkeypatch, res
 @pytest.mark.parametrize(("seconds", "late"), [(1, False), (599, False), (600.1, True)])
 def test_what_a_program_left_behind_does_not_make_it_late(run, monkeypatch, seconds, late):
     times = {"ExecMainStartTimestampMonotonic": "1000000", "ExecMainExitTimestampMonotonic": f"{1000000 + seconds * 1e6:.0f}"}
-    monkeypatch.setattr(runs, "property_of", lambda _unit, name: times[name])
+    monkeypatch.setattr(runs, "property_of", lambda _unit, name, _patience: times[name])
     for name, value in {"SERVICE_RESULT": "timeout", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
         monkeypatch.setenv(name, value)
     assert ("still running" in finish(run)["failure"]) is late
@@ -855,7 +900,7 @@ def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
 )
 def test_packages_that_cannot_be_installed_are_why_a_run_failed(run, monkeypatch, result, words):
     (run.folder / "layer").mkdir()
-    monkeypatch.setattr(runs, "property_of", lambda _unit, _name: "0")
+    monkeypatch.setattr(runs, "property_of", lambda _unit, _name, _patience: "0")
     monkeypatch.setenv("SERVICE_RESULT", result)
     for name in ("EXIT_CODE", "EXIT_STATUS"):
         monkeypatch.delenv(name, raising=False)
