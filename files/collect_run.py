@@ -79,14 +79,24 @@ def contents(run: Run, left: list[str]) -> tuple[dict, list[pack_run.Found]]:
     noted = run.read()
     training = noted.get("training")
     reserved = RESERVED | {"tasks"} if training else RESERVED
-    found = []
-    for each in pack_run.find(run.folder / "results", "", left):
-        name = f"program-{each.name}" if each.name.partition("/")[0] in reserved else each.name
-        found.append(each._replace(name=name))
+    found = renamed(pack_run.find(run.folder / "results", "", left), reserved)
     if not training or noted["task"] == training["chief"]:  # the others' program is the one that the chief has
         found.append(pack_run.Found("program", run.folder / "program", None))
         found += pack_run.find(run.folder / "program", "program", [], frozenset({"__pycache__"}))
     return noted, found
+
+
+def renamed(found: list[pack_run.Found], reserved: set[str]) -> list[pack_run.Found]:
+    """Return the program's files with other names for those that bear one of the project's own: ``program-`` until it is free."""
+    tops = {each.name.partition("/")[0] for each in found}
+    others = {}
+    for top in tops & reserved:
+        others[top] = f"program-{top}"
+        while others[top] in tops | reserved:
+            others[top] = f"program-{others[top]}"
+    return [
+        each._replace(name="/".join([others.get(top, top), *rest])) for each in found for top, *rest in [each.name.split("/")]
+    ]
 
 
 def pack(options: argparse.Namespace) -> dict:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import tarfile
 import tempfile
 import time
@@ -172,7 +173,9 @@ class ActionModule(ActionBase):
                     progress.show(file.tell())
                 file.seek(0)
                 with tarfile.open(fileobj=file) as tar:
-                    tar.extractall(folder, members=[checked(member) for member in tar])
+                    members = [checked(member) for member in tar]
+                    make_way(folder, members)
+                    tar.extractall(folder, members=members)
                 # Before another gets the lock; also what is left of earlier files of the run.
                 for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
                     part.unlink(missing_ok=True)
@@ -246,6 +249,14 @@ def checked(member):
     member.mode, member.uid, member.gid = 0o755 if member.isdir() else 0o644, os.getuid(), os.getgid()
     member.uname = member.gname = ""
     return member
+
+
+def make_way(folder, members):
+    """Remove what was collected earlier as a file where a folder comes now, or the other way round; never the folder itself."""
+    for member in members:
+        path = folder / member.name
+        if folder in path.parents and os.path.lexists(path) and path.is_dir() != member.isdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def write_below(folder, name, text):

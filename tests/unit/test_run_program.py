@@ -420,6 +420,18 @@ def test_what_bears_a_name_of_the_projects_own_is_kept_beside_it(run, name):
     assert packed.get(name) != "the program's"
 
 
+def test_what_already_has_the_name_that_another_would_get_is_kept_too(run):
+    results = run.folder / "results"
+    (results / "logs").mkdir()
+    left = ("verdict.json", "program-verdict.json", "program-program-verdict.json", "logs/a", "program-logs")
+    for name in left:
+        (results / name).write_text(name, encoding="utf-8")
+    packed = pack(run)
+    assert packed["program-program-program-verdict.json"] == "verdict.json"
+    assert packed["program-program-logs/a"] == "logs/a"
+    assert sorted(text for text in packed.values() if text in left) == sorted(left)
+
+
 def test_links_and_special_files_stay_behind_and_are_named(run):
     (run.folder / "results/link").symlink_to("/etc/passwd")
     (run.folder / "results/folder").symlink_to("/etc")

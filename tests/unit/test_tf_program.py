@@ -276,6 +276,21 @@ def test_what_a_machine_sends_is_unpacked_in_the_folder_alone(fetch, tmp_path):
     ]
 
 
+def test_what_was_a_file_may_come_as_a_folder_and_the_other_way_round(fetch, tmp_path):
+    fetch(member("model"), member("data", tarfile.DIRTYPE), member("data/a"))
+    (tmp_path / "output/run/link").symlink_to(tmp_path)
+    fetch(member("model", tarfile.DIRTYPE), member("model/a"), member("data"), member("link"), made=2)
+    found = {str(path.relative_to(tmp_path / "output/run")): path.is_dir() for path in (tmp_path / "output/run").rglob("*")}
+    assert found == {"model": True, "model/a": False, "data": False, "link": False}
+
+
+def test_the_folder_itself_does_not_make_way(fetch, tmp_path):
+    fetch(member("kept"))
+    with pytest.raises(AnsibleActionFail, match="could not be written"):
+        fetch(member("."), made=2)
+    assert (tmp_path / "output/run/kept").exists()
+
+
 def test_of_a_tar_file_that_reaches_outside_nothing_is_unpacked(fetch, tmp_path):
     with pytest.raises(AnsibleActionFail):
         fetch(member("good"), member("../evil"))
