@@ -94,16 +94,16 @@ def renamed(found: list[pack_run.Found], reserved: set[str]) -> list[pack_run.Fo
         others[top] = f"program-{top}"
         while others[top] in tops | reserved:
             others[top] = f"program-{others[top]}"
-    return [
-        each._replace(name="/".join([others.get(top, top), *rest])) for each in found for top, *rest in [each.name.split("/")]
-    ]
+    parts = [each.name.partition("/") for each in found]
+    return [each._replace(name=others.get(top, top) + slash + rest) for each, (top, slash, rest) in zip(found, parts)]
 
 
 def pack(options: argparse.Namespace) -> dict:
     """Put all that the run left into one tar file, and say how large it is.
 
     Of a run that has ended the file is made once, and is there until it was fetched: a collection that was interrupted goes
-    on with the same file. Where the disk has no room for it, what is needed most comes as it is.
+    on with the same file, which is noted: one that was made before the end may be there too. Where the disk has no room for it,
+    what is needed most comes as it is.
     """
     run = Run(options.run)
     with run.locked("pack"):  # two at once would need the space twice
@@ -111,8 +111,10 @@ def pack(options: argparse.Namespace) -> dict:
         unfinished = path.with_name(f"{path.name}.new")  # an older one, of a machine that was switched off, is overwritten
         noted = run.read()
         try:
-            if not path.exists() or "ended" not in noted or path.stat().st_mtime < noted["ended"]:
+            if not path.exists() or noted.get("packed") != path.stat().st_mtime_ns:
                 write(run, unfinished)
+                if "ended" in noted:
+                    run.note(packed=unfinished.stat().st_mtime_ns)
                 unfinished.replace(path)
         except pack_run.NoRoomError as error:
             return without_room(run, f"What the program left could not be collected: {error}")

@@ -100,8 +100,8 @@ def attempt(run: Run, told: float) -> dict:
         noted = run.read()
         if not noted.get("waiting") or "ended" in noted:
             return {}
-        if "queued" not in noted:
-            noted = run.note(queued=time.time())
+        if noted.get("queued", math.inf) > runs.clock():  # or the machine was started again
+            noted = run.note(queued=runs.clock())
         tried, other = launch(run), "another run"
         if tried.returncode:
             other = runs.property_of(noted["unit"], "Description") or other
@@ -110,7 +110,7 @@ def attempt(run: Run, told: float) -> dict:
             return {"lines": ["installs the packages of the run"]} if (run.folder / "layer").exists() else {}
     if "already" not in tried.stderr:
         return give_up(run, f"systemd could not start the run: {tried.stderr.strip()}")
-    waited = time.time() - noted["queued"]
+    waited = runs.clock() - noted["queued"]
     if waited > noted["wait"]:
         return give_up(
             run,

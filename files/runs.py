@@ -60,7 +60,8 @@ class Run:
         (self.folder / "reserve").write_bytes(os.urandom(RESERVE))  # nothing that a file system could make smaller
 
     def note(self, **facts) -> dict:
-        """Add to what is noted of the run, the file replaced as a whole."""
+        """Add to what is noted of the run, the file replaced as a whole; beside the time of day a clock that does not step."""
+        facts = {**{f"{name}_clock": clock() for name in ("started", "ended") if name in facts}, **facts}
         with self.locked("note"):
             noted = {**(self.read() if (self.folder / "run.json").exists() else {}), **facts}
             try:
@@ -79,10 +80,19 @@ class Run:
         fresh.replace(self.folder / "run.json")
 
 
+def clock() -> float:
+    """Return seconds by a clock that nobody sets, since the machine was started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def timed(noted: dict) -> dict:
     """Return what is noted of a run with ``started`` (when it was asked for, where it never started) and ``seconds``."""
     begun = noted.get("started") or noted["asked"]
-    return {**noted, "started": begun, "seconds": round(noted.get("ended", time.time()) - begun, 2)}
+    seconds = noted.get("ended", time.time()) - begun
+    if "started_clock" in noted:
+        lasted = (noted.get("ended_clock") or clock()) - noted["started_clock"]
+        seconds = seconds if lasted < 0 else lasted  # the machine was started again
+    return {**noted, "started": begun, "seconds": round(max(0.0, seconds), 2)}
 
 
 def is_alive(unit: str, run: Run) -> bool:

@@ -181,7 +181,7 @@ def test_output_without_a_line_end_is_waited_for(run):
 
 def test_a_run_that_ended_gives_its_last_words_and_its_outcome(run):
     (run.folder / "stdout.log").write_bytes(b"step 1\nlast words")
-    run.note(started=100.0, ended=102.5, failure="")
+    run.note(started=100.0, started_clock=10.0, ended=102.4, ended_clock=12.5, failure="")
     answer = follow(run, 7)
     assert answer["lines"] == ["last words"]
     assert "next" not in answer
@@ -366,6 +366,40 @@ def test_a_run_that_goes_on_is_packed_anew(run):
     assert collect(run)["fetch"]["size"] > first["size"]
     run.note(ended=time.time() + 1)
     assert collect(run)["fetch"]["made"] != first["made"]
+
+
+@pytest.fixture
+def set_clock(monkeypatch):
+    """Return a function that sets the time of day forward, or back."""
+    true = time.time
+
+    def set_clock(seconds):
+        monkeypatch.setattr(time, "time", lambda: true() + seconds)
+
+    return set_clock
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_what_was_packed_before_the_end_is_not_the_last_word_whatever_the_clock_says(run, set_clock, step):
+    assert collect(run)["fetch"]  # and is never fetched
+    (run.folder / "results/last.txt").write_text("last", encoding="utf-8")
+    set_clock(step)
+    run.note(ended=time.time())
+    assert pack(run)["last.txt"] == "last"
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_how_long_a_run_took_does_not_depend_on_the_time_of_day(run, set_clock, step):
+    run.note(started=time.time())
+    time.sleep(0.1)
+    set_clock(step)
+    assert 0.1 <= runs.timed(run.read())["seconds"] < 10
+    assert 0.1 <= runs.timed(run.note(ended=time.time()))["seconds"] < 10
+
+
+def test_a_run_never_takes_less_than_no_time():
+    assert runs.timed({"asked": 100.0, "ended": 90.0})["seconds"] == 0
+    assert runs.timed({"started": 100.0, "started_clock": 1e9, "ended": 130.0, "ended_clock": 5.0})["seconds"] == 30
 
 
 @pytest.mark.parametrize(("noted", "failure"), [({}, "the run goes on"), ({"ended": 1e10, "failure": ""}, "")])
@@ -861,8 +895,23 @@ def test_whom_a_run_waits_for_is_said_every_ten_seconds(started, run):
     assert answer["next"] == ["start", run.id, "--told", str(told)]
     assert again(run_program.start, run).get("lines")
     assert not run_program.start(SimpleNamespace(run=run.id, told=told)).get("lines")
-    run.note(queued=time.time() - 11)
+    run.note(queued=runs.clock() - 11)
     assert "(11 s)" in run_program.start(SimpleNamespace(run=run.id, told=told))["lines"][0]
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_how_long_a_run_waits_does_not_depend_on_the_time_of_day(started, run, set_clock, step):
+    started(BUSY)
+    set_clock(step)
+    answer = again(run_program.start, run)
+    assert re.search(r"\([0-9] s\)", answer["lines"][0])
+    assert answer["next"][0] == "start"
+
+
+def test_a_run_that_waits_waits_anew_when_its_machine_was_started_again(started, run):
+    started(BUSY)
+    run.note(queued=runs.clock() + 10**6)
+    assert "(0 s)" in again(run_program.start, run)["lines"][0]
 
 
 def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, monkeypatch):
