@@ -24,6 +24,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import cluster_config
 import pack_run
 import runs
 from runs import Run
@@ -51,7 +52,7 @@ def collect(options: argparse.Namespace) -> dict:
 
 def outcome(options: argparse.Namespace) -> dict:
     """Return what is noted of a run, for how many seconds it has been there, and how long ago it ended (0: it goes on)."""
-    noted, now = Run(options.run).read(), time.time()
+    noted, now = noted_of(Run(options.run)), time.time()
     if "ended" not in noted:
         noted["failure"] = f"the run waits for the task {noted['task']}" if noted.get("waiting") else "the run goes on"
     return {
@@ -59,6 +60,18 @@ def outcome(options: argparse.Namespace) -> dict:
         "age": now - noted["asked"],
         "ended": now - noted["ended"] if "ended" in noted else 0,
     }
+
+
+def noted_of(run: Run) -> dict:
+    """Return what is noted of a run; where that is damaged, what its files tell, as of a run that was lost."""
+    try:
+        return run.read()
+    except cluster_config.ConfigError:
+        begun, ended = run.folder.joinpath("program").stat().st_mtime, run.folder.joinpath("stdout.log").stat().st_mtime
+        return {
+            "run_id": run.id, "program": "?", "task": "?", "asked": min(begun, ended), "ended": ended, "damaged": True,
+            "failure": f"what was noted of the run on its machine is damaged ({run.folder}/run.json)",
+        }  # fmt: skip
 
 
 def journal(name: str, since: float, until: float) -> str:
@@ -76,7 +89,7 @@ def archive(run: Run) -> Path:
 
 def contents(run: Run, left: list[str]) -> tuple[dict, list[pack_run.Found]]:
     """Return what is noted of a run and what of its program's files is packed; add to ``left`` what cannot be."""
-    noted = run.read()
+    noted = noted_of(run)
     training = noted.get("training")
     reserved = RESERVED | {"tasks"} if training else RESERVED
     found = renamed(pack_run.find(run.folder / "results", "", left), reserved)
@@ -109,11 +122,11 @@ def pack(options: argparse.Namespace) -> dict:
     with run.locked("pack"):  # two at once would need the space twice
         path = archive(run)
         unfinished = path.with_name(f"{path.name}.new")  # an older one, of a machine that was switched off, is overwritten
-        noted = run.read()
+        noted = noted_of(run)
         try:
             if not path.exists() or noted.get("packed") != path.stat().st_mtime_ns:
                 write(run, unfinished)
-                if "ended" in noted:
+                if "ended" in noted and not noted.get("damaged"):
                     run.note(packed=unfinished.stat().st_mtime_ns)
                 unfinished.replace(path)
         except pack_run.NoRoomError as error:
@@ -151,7 +164,7 @@ def without_room(run: Run, sentence: str) -> dict:
     with (run.folder / "stdout.log").open("rb") as log:
         log.seek(max(0, log.seek(0, 2) - LAST))
         text = log.read().decode(errors="replace")
-    noted = json.dumps({**run.read(), "uncollected": sentence}, indent=1)
+    noted = json.dumps({**noted_of(run), "uncollected": sentence}, indent=1)
     return {"lines": [sentence], "files": {"run.json": noted, "stdout.log": text}}
 
 

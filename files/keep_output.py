@@ -19,6 +19,7 @@ it; its lines do not count for the limit. When a task was silent for SECONDS (0:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import fcntl
 import os
@@ -37,6 +38,7 @@ LOST = 99  # its exit status when the program is to be ended
 KILL = 10.0  # seconds that the program has then
 LAST = 64 * 1024  # bytes of the end of output that was too long
 PIECE = 1024 * 1024
+SAFE = 5.0  # seconds between two moments at which what was written is on the disk, should the machine lose its power
 FULL = (errno.ENOSPC, errno.EDQUOT)
 AGAIN = 0.2  # seconds until a full disk is tried again
 GIVE_UP = 3.0  # seconds that it is tried once the program has ended, or is to: SIGKILL comes five after SIGTERM
@@ -158,6 +160,17 @@ class Watch:
         return f"[cluster] nobody watches the tasks any more (exit status {status})\n".encode() if status > 0 else b""
 
 
+def keep_safe() -> None:
+    """Bring what was written to the disk, again and again; in a thread of its own, for a busy disk may take its time."""
+    size = 0
+    with contextlib.suppress(OSError):  # it is no file
+        while True:
+            time.sleep(SAFE)
+            before, size = size, os.fstat(1).st_size
+            if size != before:
+                os.fdatasync(1)
+
+
 def sentence(text: str) -> bytes:
     """Return a sentence of this program's as a line of its own."""
     return f"\n... {text} ...\n".encode()
@@ -177,6 +190,7 @@ def main() -> None:
     read_end, write_end = os.pipe()
     program = subprocess.Popen(options.command, stdout=write_end, stderr=write_end)
     os.close(write_end)
+    threading.Thread(target=keep_safe, daemon=True).start()
     watch = Watch(program, options.watch)
     complete = pass_on(program, read_end, woken, Output(options.most), watch)
     watch.stop()

@@ -47,6 +47,11 @@ class Run:
         except FileNotFoundError:
             cluster_config.fail(f"there is no run {self.id} on this machine ({self.folder})", 2)
             raise
+        except ValueError:
+            raise cluster_config.ConfigError(
+                f"what was noted of the run {self.id} is damaged ({self.folder}/run.json), as when a machine loses its power; "
+                f"'ansible-playbook playbooks/collect.yml -e run={self.id}' brings what the run left"
+            ) from None
 
     @contextlib.contextmanager
     def locked(self, what: str):
@@ -77,6 +82,8 @@ class Run:
         fresh = self.folder / "run.new"
         fresh.write_text(json.dumps(noted, indent=1), encoding="utf-8")
         fresh.chmod(0o644)  # train_task.py reads it, as the program's user
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())  # a machine that loses its power would keep the new name and no content
         fresh.replace(self.folder / "run.json")
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from project import ROOT, call, load
@@ -184,6 +185,22 @@ def test_a_program_that_is_ended_on_a_full_disk_is_not_waited_for():
     status, out = full_for(5, text, signal.SIGTERM)
     assert (status, out) == (0, "\n... 10 bytes of output are lost: the disk was full ...\nend\n")
     assert time.monotonic() - begun < 30
+
+
+def test_what_is_new_is_brought_to_the_disk_every_few_seconds(monkeypatch):
+    sizes, synced = [5, 5, 9], []
+
+    def fstat(_descriptor):
+        if not sizes:
+            raise OSError
+        return SimpleNamespace(st_size=sizes.pop(0))
+
+    with monkeypatch.context() as patch:  # pytest itself asks, too
+        patch.setattr(keep_output.time, "sleep", lambda _seconds: None)
+        patch.setattr(keep_output.os, "fstat", fstat)
+        patch.setattr(keep_output.os, "fdatasync", synced.append)
+        keep_output.keep_safe()
+    assert synced == [1, 1]
 
 
 WATCHER = """

@@ -368,6 +368,32 @@ def test_a_run_that_goes_on_is_packed_anew(run):
     assert collect(run)["fetch"]["made"] != first["made"]
 
 
+@pytest.mark.parametrize("text", ["", "\0" * 300, '{"run_id": "20', "\udcff"])
+def test_of_a_run_whose_notes_are_damaged_all_else_is_collected(run, text):
+    (run.folder / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+    (run.folder / "stdout.log").write_bytes(b"step 1")
+    (run.folder / "results/a.txt").write_text("left", encoding="utf-8")
+    answer = collect_run.outcome(SimpleNamespace(run=run.id))
+    assert "is damaged" in answer["outcome"]["failure"]
+    assert answer["outcome"]["seconds"] >= 0
+    packed = pack(run)
+    assert (packed["stdout.log"], packed["a.txt"]) == ("step 1", "left")
+    assert json.loads(packed["run.json"])["failure"] == answer["outcome"]["failure"]
+    for call_of, more in ((run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0})):
+        with pytest.raises(
+            run_program.cluster_config.ConfigError, match=r"run=20260101-000000-demo-ab12' brings what the run left"
+        ):
+            call_of(SimpleNamespace(run=run.id, **more))
+
+
+def test_notes_are_on_the_disk_before_they_get_their_name(run, monkeypatch):
+    done, fsync, replace = [], os.fsync, runs.Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: done.append(os.readlink(f"/proc/self/fd/{number}")) or fsync(number))
+    monkeypatch.setattr(runs.Path, "replace", lambda path, other: done.append(str(other)) or replace(path, other))
+    run.note(a=1)
+    assert done == [str(run.folder / "run.new"), str(run.folder / "run.json")]
+
+
 @pytest.fixture
 def set_clock(monkeypatch):
     """Return a function that sets the time of day forward, or back."""
