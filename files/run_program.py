@@ -278,7 +278,10 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     words = [sys.executable, "-I", "-S", str(KEEPER), f"--most={round(noted['output_mb'] * 1_000_000)}"]
     words += [] if training else [f"--watch={noted['lost']}"]
-    words += [sys.executable, noted["program"], *noted["arguments"]]
+    program = (
+        f"./{noted['program']}" if noted["program"].startswith("-") else noted["program"]
+    )  # or Python takes it for an option
+    words += [sys.executable, program, *noted["arguments"]]
     run.note(started=time.time(), command=words)
     # systemd puts the values of variables into a command; of a dollar that is meant as one, it takes two.
     command += [sys.executable, PART, run.id] if training else [word.replace("$", "$$") for word in words]
@@ -471,6 +474,13 @@ def cancel(options: argparse.Namespace) -> dict:
     return {"lines": [f"run {run.id} was cancelled"]}
 
 
+def number(text: str) -> float:
+    """Return the number that a text is; raise ValueError where it is none that can be counted to."""
+    if not math.isfinite(float(text)):
+        raise ValueError
+    return float(text)
+
+
 def main() -> None:
     """Answer one call."""
     os.umask(0o022)  # the program's user has to get there, whatever the caller's own files are like
@@ -483,14 +493,14 @@ def main() -> None:
         if call is stage:
             sub.add_argument("--program", required=True, help="the file to run, within the tar file")
             sub.add_argument("--task", default="host:0")
-            sub.add_argument("--timeout", type=float, default=600, help="seconds that the program may take")
-            sub.add_argument("--wait", type=float, default=600, help="seconds to wait for another run")
+            sub.add_argument("--timeout", type=number, default=600, help="seconds that the program may take")
+            sub.add_argument("--wait", type=number, default=600, help="seconds to wait for another run")
             sub.add_argument("--arguments", default="[]", help="the program's own, as JSON, for they may look like ours")
             sub.add_argument("--training", default="{}", help="what it is a part of, as JSON (plugins/filter/training.py)")
             sub.add_argument("--servers", default="{}", help="address -> incarnation, as the gate found the tasks, as JSON")
             sub.add_argument("--missing", action="append", default=[], help="address of a task that the run goes on without")
-            sub.add_argument("--lost", type=float, default=0, help="seconds of a task's silence that end the run; 0: never")
-            sub.add_argument("--output-mb", type=float, default=100, help="megabytes of its output that are kept, and its end")
+            sub.add_argument("--lost", type=number, default=0, help="seconds of a task's silence that end the run; 0: never")
+            sub.add_argument("--output-mb", type=number, default=100, help="megabytes of its output that are kept, and its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")
             sub.add_argument("--detach", action="store_true", help="do not name in next what follows the run")
             sub.add_argument("--hold", action="store_true", help="do not name in next what starts it")

@@ -757,7 +757,7 @@ def started(run, monkeypatch, tmp_path):
     monkeypatch.setattr(run_program, "unpack", lambda run: None)
     (run.folder / "run.json").unlink()
 
-    def started(stderr="", task="host:0", wait=600.0, detach=False, trace=False, training=None, missing=()):
+    def started(stderr="", task="host:0", wait=600.0, detach=False, trace=False, training=None, missing=(), program="demo.py"):
         commands = []
 
         def pretend(command, **_more):
@@ -767,7 +767,7 @@ def started(run, monkeypatch, tmp_path):
 
         monkeypatch.setattr(run_program.subprocess, "run", pretend)
         options = SimpleNamespace(
-            run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, arguments='["--", "5 $HOME"]', detach=detach,
+            run=run.id, program=program, task=task, timeout=60.0, wait=wait, arguments='["--", "5 $HOME"]', detach=detach,
             output_mb=0.5, needs_result=False, trace=trace, training=json.dumps(training or {}), hold=False, told=-1,
             lost=30.0, missing=list(missing), servers='{"10.0.0.1:2222": "00a1"}',
         )  # fmt: skip
@@ -814,6 +814,19 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     assert "--property=RuntimeMaxSec=60.0" in command
     assert run.read()["limit"] == 60.0
     assert "TF_CLUSTER_TRACE" not in given
+
+
+def test_a_program_whose_name_looks_like_an_option_is_a_program(started):
+    _answer, command = started(program="-c.py")
+    assert command[-3:] == ["./-c.py", "--", "5 $$HOME"]
+
+
+@pytest.mark.parametrize("name", ["timeout", "wait", "lost", "output-mb"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "much"])
+def test_a_limit_that_is_no_number_is_refused_before_anything_is_put_in_place(name, value):
+    done = call("files/run_program.py", "stage", "r1", "--program=a.py", f"--{name}={value}", input="")
+    assert done.returncode == 2
+    assert f"--{name}" in done.stderr.splitlines()[-1]
 
 
 def test_a_run_may_go_on_without_some_tasks(started, run):
