@@ -31,6 +31,8 @@ from runs import Run
 
 PIECE = 4 * 1024 * 1024  # bytes that one call gives
 SLOW = 100 * 1000 * 1000  # bytes of which it is said that they are packed
+TELL = 10.0  # seconds that one call waits for another that packs the same run, before it says so
+LONGEST = 1800  # seconds that all of them wait
 LAST = 64 * 1024  # bytes of output that come home from a full disk
 MOST_NAMED = 50  # names of what was left behind that are noted
 RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs"}
@@ -45,7 +47,7 @@ def collect(options: argparse.Namespace) -> dict:
         return answer
     size = sum(found.size or 0 for found in contents(Run(options.run), [])[1])
     if size < SLOW:
-        packed = pack(options)
+        packed = pack_waiting(Run(options.run), 0)
         return {**packed, "files": {**answer["files"], **packed.get("files", {})}}
     return {**answer, "lines": [f"packs {size // 1_000_000} MB on the machine"], "next": ["pack", options.run]}
 
@@ -112,28 +114,45 @@ def renamed(found: list[pack_run.Found], reserved: set[str]) -> list[pack_run.Fo
 
 
 def pack(options: argparse.Namespace) -> dict:
+    """Put all that the run left into one tar file, and say how large it is, or that another call does this."""
+    return pack_waiting(Run(options.run), options.waited)
+
+
+def pack_waiting(run: Run, waited: float) -> dict:
+    """Pack the run; where another call does, say so and ask to be called again: two at once would need the space twice."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(run.locked("pack", TELL))
+        except BlockingIOError as error:
+            waited += TELL
+            if waited >= LONGEST:
+                raise OSError(f"{error}; it packs the run, and was waited for {waited:.0f} s") from None
+            line = f"waits for another collection that packs the run ({waited:.0f} s)"
+            return {"lines": [line], "next": ["pack", run.id, f"--waited={waited}"]}
+        return pack_locked(run)
+
+
+def pack_locked(run: Run) -> dict:
     """Put all that the run left into one tar file, and say how large it is.
 
     Of a run that has ended the file is made once, and is there until it was fetched: a collection that was interrupted goes
     on with the same file, which is noted: one that was made before the end may be there too. Where the disk has no room for it,
     what is needed most comes as it is.
     """
-    run = Run(options.run)
-    with run.locked("pack"):  # two at once would need the space twice
-        path = archive(run)
-        unfinished = path.with_name(f"{path.name}.new")  # an older one, of a machine that was switched off, is overwritten
-        noted = noted_of(run)
-        try:
-            if not path.exists() or noted.get("packed") != path.stat().st_mtime_ns:
-                write(run, unfinished)
-                if "ended" in noted and not noted.get("damaged"):
-                    run.note(packed=unfinished.stat().st_mtime_ns)
-                unfinished.replace(path)
-        except pack_run.NoRoomError as error:
-            return without_room(run, f"What the program left could not be collected: {error}")
-        finally:
-            unfinished.unlink(missing_ok=True)
-        found = path.stat()
+    path = archive(run)
+    unfinished = path.with_name(f"{path.name}.new")  # an older one, of a machine that was switched off, is overwritten
+    noted = noted_of(run)
+    try:
+        if not path.exists() or noted.get("packed") != path.stat().st_mtime_ns:
+            write(run, unfinished)
+            if "ended" in noted and not noted.get("damaged"):
+                run.note(packed=unfinished.stat().st_mtime_ns)
+            unfinished.replace(path)
+    except pack_run.NoRoomError as error:
+        return without_room(run, f"What the program left could not be collected: {error}")
+    finally:
+        unfinished.unlink(missing_ok=True)
+    found = path.stat()
     return {"fetch": {"call": ["piece", run.id], "size": found.st_size, "made": found.st_mtime_ns}, "next": ["discard", run.id]}
 
 
@@ -216,6 +235,8 @@ def main() -> None:
             sub.add_argument("--until", type=float, default=0, help="how long ago it ended; 0: it goes on")
             sub.add_argument("--results", choices=["true", "false"], required=True, help="whether the run's folder is here")
             sub.add_argument("--tasks", nargs="*", default=[], help="tasks of this machine, as in worker-0")
+        if call is pack:
+            sub.add_argument("--waited", type=float, default=0, help="seconds that earlier calls have waited for another")
         if call is piece:
             sub.add_argument("--offset", type=int, required=True)
             sub.add_argument("--made", type=int, required=True, help="when the file was made, as pack said")

@@ -157,7 +157,10 @@ class Watch:
             timer.daemon = True
             timer.start()
             return b"[cluster] the program is ended (run_lost)\n"
-        return f"[cluster] nobody watches the tasks any more (exit status {status})\n".encode() if status > 0 else b""
+        if status in (0, -signal.SIGTERM):  # systemd ends it with the run
+            return b""
+        how = f"exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
+        return f"[cluster] nobody watches the tasks any more ({how}); run_lost is off\n".encode()
 
 
 def keep_safe() -> None:

@@ -29,6 +29,7 @@ import cluster_config
 RUNS = Path("/var/lib/tf-cluster/runs")
 RESERVE = 64 * 1024  # bytes that are kept for a run's last note: its program may fill the disk
 FULL = (errno.ENOSPC, errno.EDQUOT)
+BUSY = 30.0  # seconds that another call may lock a run, but for packing it
 HICCUP = 4.0  # seconds that systemd may need until it answers again, while it starts itself anew after an upgrade, say
 
 
@@ -54,10 +55,23 @@ class Run:
             ) from None
 
     @contextlib.contextmanager
-    def locked(self, what: str):
-        """Keep out whoever locks the same of the run; by a file that is root's alone, or a program could hold the lock."""
-        with open(os.open(self.folder / f"{what}.lock", os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    def locked(self, what: str, patience: float = BUSY):
+        """Keep out whoever locks the same of the run; by a file that is root's alone, or a program could hold the lock.
+
+        Raises BlockingIOError where another call holds it for so many seconds: one that was stopped would hold it for ever.
+        """
+        path, deadline = self.folder / f"{what}.lock", time.monotonic() + patience
+        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise BlockingIOError(
+                            f"another call has locked {path} for {patience:g} s: 'lslocks' on its machine names it"
+                        ) from None
+                    time.sleep(0.01)
             yield
 
     def reserve(self) -> None:

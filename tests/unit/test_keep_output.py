@@ -251,7 +251,14 @@ def test_a_lost_task_ends_the_program(watched):
     assert done.returncode == -signal.SIGTERM
 
 
-def test_a_watch_that_fails_does_no_harm(watched):
-    done = watched("import time; time.sleep(1)", then="sys.exit(3)")
-    assert "nobody watches the tasks any more (exit status 3)" in done.stdout
+@pytest.mark.parametrize(
+    ("then", "how"), [("sys.exit(3)", "exit status 3"), ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL")]
+)
+def test_a_watch_that_fails_does_no_harm_and_is_told(watched, then, how):
+    done = watched("import time; time.sleep(1)", then=then)
+    assert f"nobody watches the tasks any more ({how}); run_lost is off" in done.stdout
     assert done.returncode == 0
+
+
+def test_a_watch_that_is_ended_with_the_run_is_nothing_to_tell(watched):
+    assert "nobody" not in watched("import time; time.sleep(1)", then="import os; os.kill(os.getpid(), 15)").stdout

@@ -609,11 +609,32 @@ def test_a_file_that_would_fill_the_disk_is_not_packed(run):
     (run.folder / "stdout.log").write_bytes(b"last words")
     with (run.folder / "results/hole").open("wb") as file:
         file.truncate(4 * 10**12)  # takes no space where it is
-    answer = collect_run.pack(SimpleNamespace(run=run.id))
+    answer = collect_run.pack(SimpleNamespace(run=run.id, waited=0))
     assert re.search(r"needs 4000000 MB in .* which has \d+ MB free", answer["lines"][0])
     assert json.loads(answer["files"]["run.json"])["uncollected"] == answer["lines"][0]
     assert answer["files"]["stdout.log"] == "last words"
     assert list(runs.RUNS.glob(".*")) == []
+
+
+def test_another_collection_that_packs_is_waited_for_in_words_and_not_for_ever(run, monkeypatch):
+    monkeypatch.setattr(collect_run, "TELL", 0.1)
+    monkeypatch.setattr(collect_run, "LONGEST", 0.25)
+    with run.locked("pack"):
+        answer = collect(run)
+        assert answer["lines"] == ["waits for another collection that packs the run (0 s)"]
+        assert answer["next"] == ["pack", run.id, "--waited=0.1"]
+        assert collect_run.pack(SimpleNamespace(run=run.id, waited=0.1))["next"] == ["pack", run.id, "--waited=0.2"]
+        with pytest.raises(
+            OSError, match=r"another call has locked .*pack.lock .* names it; it packs the run, and was waited for"
+        ):
+            collect_run.pack(SimpleNamespace(run=run.id, waited=0.2))
+    assert "fetch" in collect_run.pack(SimpleNamespace(run=run.id, waited=0.1))
+
+
+def test_a_call_that_holds_a_run_is_not_waited_for_without_end(run, monkeypatch):
+    monkeypatch.setattr(runs.Run.locked.__wrapped__, "__defaults__", (0.1,))
+    with run.locked("note"), pytest.raises(BlockingIOError, match=r"another call has locked .*note.lock for 0.1 s"):
+        run.note(a=1)
 
 
 def test_what_grows_beyond_the_disk_meanwhile_is_not_packed_either(run, changing):
