@@ -73,7 +73,9 @@ def program_problems(program, given=None):
         return [f"The variable program is {program}, a folder without main.py: give the file that is to be run this name."]
     if isinstance(data, list) and all(isinstance(item, str) for item in data):
         gone = [item for item in data if not item or not os.path.exists(item)]
-        problems = [f"The variable program_data has {item}, which does not exist on the controller." for item in gone]
+        problems = [
+            f"The variable program_data has {item or repr(item)}, which does not exist on the controller." for item in gone
+        ]
         problems += _name_problems(path, data)
     else:
         problems = [f"The variable program_data is {data!r}: give the path of a file or folder, or a list of paths."]

@@ -153,7 +153,7 @@ def test_data_that_is_not_there_gives_a_sentence(tmp_path):
 def test_data_without_a_name_is_not_the_folder_that_one_is_in(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     [sentence] = problems(str(tmp_path / "a.py"), {"program_data": ""})
-    assert "program_data has , which does not exist" in sentence
+    assert "program_data has '', which does not exist" in sentence
 
 
 def test_two_things_of_one_name_give_a_sentence(tmp_path):
