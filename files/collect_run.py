@@ -24,12 +24,15 @@ import tarfile
 import time
 from pathlib import Path
 
+import cluster_config
 import pack_run
 import runs
 from runs import Run
 
 PIECE = 4 * 1024 * 1024  # bytes that one call gives
 SLOW = 100 * 1000 * 1000  # bytes of which it is said that they are packed
+TELL = 10.0  # seconds that one call waits for another that packs the same run, before it says so
+LONGEST = 1800  # seconds that all of them wait
 LAST = 64 * 1024  # bytes of output that come home from a full disk
 MOST_NAMED = 50  # names of what was left behind that are noted
 RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs"}
@@ -44,14 +47,14 @@ def collect(options: argparse.Namespace) -> dict:
         return answer
     size = sum(found.size or 0 for found in contents(Run(options.run), [])[1])
     if size < SLOW:
-        packed = pack(options)
+        packed = pack_waiting(Run(options.run), 0)
         return {**packed, "files": {**answer["files"], **packed.get("files", {})}}
     return {**answer, "lines": [f"packs {size // 1_000_000} MB on the machine"], "next": ["pack", options.run]}
 
 
 def outcome(options: argparse.Namespace) -> dict:
     """Return what is noted of a run, for how many seconds it has been there, and how long ago it ended (0: it goes on)."""
-    noted, now = Run(options.run).read(), time.time()
+    noted, now = noted_of(Run(options.run)), time.time()
     if "ended" not in noted:
         noted["failure"] = f"the run waits for the task {noted['task']}" if noted.get("waiting") else "the run goes on"
     return {
@@ -59,6 +62,18 @@ def outcome(options: argparse.Namespace) -> dict:
         "age": now - noted["asked"],
         "ended": now - noted["ended"] if "ended" in noted else 0,
     }
+
+
+def noted_of(run: Run) -> dict:
+    """Return what is noted of a run; where that is damaged, what its files tell, as of a run that was lost."""
+    try:
+        return run.read()
+    except cluster_config.ConfigError:
+        begun, ended = run.folder.joinpath("program").stat().st_mtime, run.folder.joinpath("stdout.log").stat().st_mtime
+        return {
+            "run_id": run.id, "program": "?", "task": "?", "asked": min(begun, ended), "ended": ended, "damaged": True,
+            "failure": f"what was noted of the run on its machine is damaged ({run.folder}/run.json)",
+        }  # fmt: skip
 
 
 def journal(name: str, since: float, until: float) -> str:
@@ -76,39 +91,68 @@ def archive(run: Run) -> Path:
 
 def contents(run: Run, left: list[str]) -> tuple[dict, list[pack_run.Found]]:
     """Return what is noted of a run and what of its program's files is packed; add to ``left`` what cannot be."""
-    noted = run.read()
+    noted = noted_of(run)
     training = noted.get("training")
     reserved = RESERVED | {"tasks"} if training else RESERVED
-    found = []
-    for each in pack_run.find(run.folder / "results", "", left):
-        name = f"program-{each.name}" if each.name.partition("/")[0] in reserved else each.name
-        found.append(each._replace(name=name))
+    found = renamed(pack_run.find(run.folder / "results", "", left), reserved)
     if not training or noted["task"] == training["chief"]:  # the others' program is the one that the chief has
         found.append(pack_run.Found("program", run.folder / "program", None))
         found += pack_run.find(run.folder / "program", "program", [], frozenset({"__pycache__"}))
     return noted, found
 
 
+def renamed(found: list[pack_run.Found], reserved: set[str]) -> list[pack_run.Found]:
+    """Return the program's files with other names for those that bear one of the project's own: ``program-`` until it is free."""
+    tops = {each.name.partition("/")[0] for each in found}
+    others = {}
+    for top in tops & reserved:
+        others[top] = f"program-{top}"
+        while others[top] in tops | reserved:
+            others[top] = f"program-{others[top]}"
+    parts = [each.name.partition("/") for each in found]
+    return [each._replace(name=others.get(top, top) + slash + rest) for each, (top, slash, rest) in zip(found, parts)]
+
+
 def pack(options: argparse.Namespace) -> dict:
+    """Put all that the run left into one tar file, and say how large it is, or that another call does this."""
+    return pack_waiting(Run(options.run), options.waited)
+
+
+def pack_waiting(run: Run, waited: float) -> dict:
+    """Pack the run; where another call does, say so and ask to be called again: two at once would need the space twice."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(run.locked("pack", TELL))
+        except BlockingIOError as error:
+            waited += TELL
+            if waited >= LONGEST:
+                raise OSError(f"{error}; it packs the run, and was waited for {waited:.0f} s") from None
+            line = f"waits for another collection that packs the run ({waited:.0f} s)"
+            return {"lines": [line], "next": ["pack", run.id, f"--waited={waited}"]}
+        return pack_locked(run)
+
+
+def pack_locked(run: Run) -> dict:
     """Put all that the run left into one tar file, and say how large it is.
 
     Of a run that has ended the file is made once, and is there until it was fetched: a collection that was interrupted goes
-    on with the same file. Where the disk has no room for it, what is needed most comes as it is.
+    on with the same file, which is noted: one that was made before the end may be there too. Where the disk has no room for it,
+    what is needed most comes as it is.
     """
-    run = Run(options.run)
-    with run.locked("pack"):  # two at once would need the space twice
-        path = archive(run)
-        unfinished = path.with_name(f"{path.name}.new")  # an older one, of a machine that was switched off, is overwritten
-        noted = run.read()
-        try:
-            if not path.exists() or "ended" not in noted or path.stat().st_mtime < noted["ended"]:
-                write(run, unfinished)
-                unfinished.replace(path)
-        except pack_run.NoRoomError as error:
-            return without_room(run, f"What the program left could not be collected: {error}")
-        finally:
-            unfinished.unlink(missing_ok=True)
-        found = path.stat()
+    path = archive(run)
+    unfinished = path.with_name(f"{path.name}.new")  # an older one, of a machine that was switched off, is overwritten
+    noted = noted_of(run)
+    try:
+        if not path.exists() or noted.get("packed") != path.stat().st_mtime_ns:
+            write(run, unfinished)
+            if "ended" in noted and not noted.get("damaged"):
+                run.note(packed=unfinished.stat().st_mtime_ns)
+            unfinished.replace(path)
+    except pack_run.NoRoomError as error:
+        return without_room(run, f"What the program left could not be collected: {error}")
+    finally:
+        unfinished.unlink(missing_ok=True)
+    found = path.stat()
     return {"fetch": {"call": ["piece", run.id], "size": found.st_size, "made": found.st_mtime_ns}, "next": ["discard", run.id]}
 
 
@@ -139,7 +183,7 @@ def without_room(run: Run, sentence: str) -> dict:
     with (run.folder / "stdout.log").open("rb") as log:
         log.seek(max(0, log.seek(0, 2) - LAST))
         text = log.read().decode(errors="replace")
-    noted = json.dumps({**run.read(), "uncollected": sentence}, indent=1)
+    noted = json.dumps({**noted_of(run), "uncollected": sentence}, indent=1)
     return {"lines": [sentence], "files": {"run.json": noted, "stdout.log": text}}
 
 
@@ -164,7 +208,11 @@ def why(options: argparse.Namespace) -> dict:
     sentences = {}
     for name in options.tasks:
         unit = f"tf-server@{name}.service"
-        state, since = runs.property_of(unit, "ActiveState"), runs.property_of(unit, "StateChangeTimestamp")
+        try:
+            state, since = runs.property_of(unit, "ActiveState"), runs.property_of(unit, "StateChangeTimestamp")
+        except OSError as error:
+            sentences[name] = str(error)
+            continue
         command = ["journalctl", f"--unit={unit}", "--lines=40", "--output=cat", "--no-pager"]
         lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
         # A task that runs and is amiss has said why somewhere above its last line.
@@ -187,6 +235,8 @@ def main() -> None:
             sub.add_argument("--until", type=float, default=0, help="how long ago it ended; 0: it goes on")
             sub.add_argument("--results", choices=["true", "false"], required=True, help="whether the run's folder is here")
             sub.add_argument("--tasks", nargs="*", default=[], help="tasks of this machine, as in worker-0")
+        if call is pack:
+            sub.add_argument("--waited", type=float, default=0, help="seconds that earlier calls have waited for another")
         if call is piece:
             sub.add_argument("--offset", type=int, required=True)
             sub.add_argument("--made", type=int, required=True, help="when the file was made, as pack said")

@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import pwd
 import re
@@ -54,6 +55,7 @@ WAIT = 2.0  # seconds that one call waits for news
 TELL = 10.0  # seconds between two lines that say whom a run waits for
 INSTALL = 1800  # seconds that installing packages may take; of systemd's own limit, 90 s, large ones need more
 ALMOST_NOTHING = 1024 * 1024  # bytes of a disk that is full
+UNSAID = "74"  # how keep_output.py ends where a program ended well, and output is lost of which it could not even say so
 ASKED = 4.0  # seconds that the tasks have to answer after a failure; systemd gives the last note ten
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
 
@@ -98,8 +100,8 @@ def attempt(run: Run, told: float) -> dict:
         noted = run.read()
         if not noted.get("waiting") or "ended" in noted:
             return {}
-        if "queued" not in noted:
-            noted = run.note(queued=time.time())
+        if noted.get("queued", math.inf) > runs.clock():  # or the machine was started again
+            noted = run.note(queued=runs.clock())
         tried, other = launch(run), "another run"
         if tried.returncode:
             other = runs.property_of(noted["unit"], "Description") or other
@@ -108,7 +110,7 @@ def attempt(run: Run, told: float) -> dict:
             return {"lines": ["installs the packages of the run"]} if (run.folder / "layer").exists() else {}
     if "already" not in tried.stderr:
         return give_up(run, f"systemd could not start the run: {tried.stderr.strip()}")
-    waited = time.time() - noted["queued"]
+    waited = runs.clock() - noted["queued"]
     if waited > noted["wait"]:
         return give_up(
             run,
@@ -276,7 +278,10 @@ def launch(run: Run) -> subprocess.CompletedProcess:
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     words = [sys.executable, "-I", "-S", str(KEEPER), f"--most={round(noted['output_mb'] * 1_000_000)}"]
     words += [] if training else [f"--watch={noted['lost']}"]
-    words += [sys.executable, noted["program"], *noted["arguments"]]
+    program = (
+        f"./{noted['program']}" if noted["program"].startswith("-") else noted["program"]
+    )  # or Python takes it for an option
+    words += [sys.executable, program, *noted["arguments"]]
     run.note(started=time.time(), command=words)
     # systemd puts the values of variables into a command; of a dollar that is meant as one, it takes two.
     command += [sys.executable, PART, run.id] if training else [word.replace("$", "$$") for word in words]
@@ -316,7 +321,10 @@ def finish(options: argparse.Namespace) -> None:
     if lacking and not noted.get("cancelled"):
         late = f"was not done after {INSTALL} s" if result == "timeout" else "failed, as the run's output says"
         failure = f"the program was not started: installing its packages {late}"
-    if failure and disk_is_full(run):
+    full = bool(failure) and disk_is_full(run)
+    if full and result == "exit-code" and status == UNSAID:
+        failure = "the program ended well, but output of it is lost"
+    if full:
         failure += f"; the disk that holds {runs.RUNS} is full"
     more = {"part": part} if part else {}
     asks = failure and noted.get("servers") and not noted.get("cancelled")
@@ -353,8 +361,11 @@ def disk_is_full(run: Run) -> bool:
 
 
 def main_began(unit: str) -> bool:
-    """Tell whether the main process of a unit was ever there."""
-    return int(runs.property_of(unit, "ExecMainStartTimestampMonotonic") or 0) > 0
+    """Tell whether the main process of a unit was ever there; where systemd does not say, that it was."""
+    try:
+        return int(runs.property_of(unit, "ExecMainStartTimestampMonotonic", 1.0) or 0) > 0
+    except OSError:
+        return True
 
 
 def seen_of(run: Run) -> dict:
@@ -391,8 +402,11 @@ def amiss(servers: dict[str, str], silent: dict[str, float]) -> dict[str, str]:
 
 
 def main_seconds(unit: str) -> float:
-    """Return for how many seconds the main process of a unit was there, once it has ended."""
-    begin, end = (int(runs.property_of(unit, f"ExecMain{name}TimestampMonotonic") or 0) for name in ("Start", "Exit"))
+    """Return for how many seconds the main process of a unit was there, once it has ended; as far as systemd says it."""
+    try:
+        begin, end = (int(runs.property_of(unit, f"ExecMain{name}TimestampMonotonic", 1.0) or 0) for name in ("Start", "Exit"))
+    except OSError:
+        return math.inf
     return (end - begin) / 1e6
 
 
@@ -460,6 +474,13 @@ def cancel(options: argparse.Namespace) -> dict:
     return {"lines": [f"run {run.id} was cancelled"]}
 
 
+def number(text: str) -> float:
+    """Return the number that a text is; raise ValueError where it is none that can be counted to."""
+    if not math.isfinite(float(text)):
+        raise ValueError
+    return float(text)
+
+
 def main() -> None:
     """Answer one call."""
     os.umask(0o022)  # the program's user has to get there, whatever the caller's own files are like
@@ -472,14 +493,14 @@ def main() -> None:
         if call is stage:
             sub.add_argument("--program", required=True, help="the file to run, within the tar file")
             sub.add_argument("--task", default="host:0")
-            sub.add_argument("--timeout", type=float, default=600, help="seconds that the program may take")
-            sub.add_argument("--wait", type=float, default=600, help="seconds to wait for another run")
+            sub.add_argument("--timeout", type=number, default=600, help="seconds that the program may take")
+            sub.add_argument("--wait", type=number, default=600, help="seconds to wait for another run")
             sub.add_argument("--arguments", default="[]", help="the program's own, as JSON, for they may look like ours")
             sub.add_argument("--training", default="{}", help="what it is a part of, as JSON (plugins/filter/training.py)")
             sub.add_argument("--servers", default="{}", help="address -> incarnation, as the gate found the tasks, as JSON")
             sub.add_argument("--missing", action="append", default=[], help="address of a task that the run goes on without")
-            sub.add_argument("--lost", type=float, default=0, help="seconds of a task's silence that end the run; 0: never")
-            sub.add_argument("--output-mb", type=float, default=100, help="megabytes of its output that are kept, and its end")
+            sub.add_argument("--lost", type=number, default=0, help="seconds of a task's silence that end the run; 0: never")
+            sub.add_argument("--output-mb", type=number, default=100, help="megabytes of its output that are kept, and its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")
             sub.add_argument("--detach", action="store_true", help="do not name in next what follows the run")
             sub.add_argument("--hold", action="store_true", help="do not name in next what starts it")

@@ -29,6 +29,8 @@ import cluster_config
 RUNS = Path("/var/lib/tf-cluster/runs")
 RESERVE = 64 * 1024  # bytes that are kept for a run's last note: its program may fill the disk
 FULL = (errno.ENOSPC, errno.EDQUOT)
+BUSY = 30.0  # seconds that another call may lock a run, but for packing it
+HICCUP = 4.0  # seconds that systemd may need until it answers again, while it starts itself anew after an upgrade, say
 
 
 class Run:
@@ -46,12 +48,30 @@ class Run:
         except FileNotFoundError:
             cluster_config.fail(f"there is no run {self.id} on this machine ({self.folder})", 2)
             raise
+        except ValueError:
+            raise cluster_config.ConfigError(
+                f"what was noted of the run {self.id} is damaged ({self.folder}/run.json), as when a machine loses its power; "
+                f"'ansible-playbook playbooks/collect.yml -e run={self.id}' brings what the run left"
+            ) from None
 
     @contextlib.contextmanager
-    def locked(self, what: str):
-        """Keep out whoever locks the same of the run; by a file that is root's alone, or a program could hold the lock."""
-        with open(os.open(self.folder / f"{what}.lock", os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    def locked(self, what: str, patience: float = BUSY):
+        """Keep out whoever locks the same of the run; by a file that is root's alone, or a program could hold the lock.
+
+        Raises BlockingIOError where another call holds it for so many seconds: one that was stopped would hold it for ever.
+        """
+        path, deadline = self.folder / f"{what}.lock", time.monotonic() + patience
+        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise BlockingIOError(
+                            f"another call has locked {path} for {patience:g} s: 'lslocks' on its machine names it"
+                        ) from None
+                    time.sleep(0.01)
             yield
 
     def reserve(self) -> None:
@@ -59,7 +79,8 @@ class Run:
         (self.folder / "reserve").write_bytes(os.urandom(RESERVE))  # nothing that a file system could make smaller
 
     def note(self, **facts) -> dict:
-        """Add to what is noted of the run, the file replaced as a whole."""
+        """Add to what is noted of the run, the file replaced as a whole; beside the time of day a clock that does not step."""
+        facts = {**{f"{name}_clock": clock() for name in ("started", "ended") if name in facts}, **facts}
         with self.locked("note"):
             noted = {**(self.read() if (self.folder / "run.json").exists() else {}), **facts}
             try:
@@ -75,13 +96,24 @@ class Run:
         fresh = self.folder / "run.new"
         fresh.write_text(json.dumps(noted, indent=1), encoding="utf-8")
         fresh.chmod(0o644)  # train_task.py reads it, as the program's user
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())  # a machine that loses its power would keep the new name and no content
         fresh.replace(self.folder / "run.json")
+
+
+def clock() -> float:
+    """Return seconds by a clock that nobody sets, since the machine was started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def timed(noted: dict) -> dict:
     """Return what is noted of a run with ``started`` (when it was asked for, where it never started) and ``seconds``."""
     begun = noted.get("started") or noted["asked"]
-    return {**noted, "started": begun, "seconds": round(noted.get("ended", time.time()) - begun, 2)}
+    seconds = noted.get("ended", time.time()) - begun
+    if "started_clock" in noted:
+        lasted = (noted.get("ended_clock") or clock()) - noted["started_clock"]
+        seconds = seconds if lasted < 0 else lasted  # the machine was started again
+    return {**noted, "started": begun, "seconds": round(max(0.0, seconds), 2)}
 
 
 def is_alive(unit: str, run: Run) -> bool:
@@ -90,10 +122,16 @@ def is_alive(unit: str, run: Run) -> bool:
     return state not in ("", "inactive", "failed") and property_of(unit, "Description") == f"run {run.id}"
 
 
-def property_of(unit: str, name: str) -> str:
-    """Return one property of a unit."""
-    command = ["systemctl", "show", f"--property={name}", "--value", unit]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+def property_of(unit: str, name: str, patience: float = HICCUP) -> str:
+    """Return one property of a unit. Raises OSError where systemd does not answer, which says nothing of the unit."""
+    command, deadline = ["systemctl", "show", f"--property={name}", "--value", unit], time.monotonic() + patience
+    while True:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stdout.strip()
+        if time.monotonic() > deadline:
+            raise OSError(f"systemd does not say how {unit} is: {' '.join(done.stderr.split())}; try again when it does")
+        time.sleep(0.5)
 
 
 def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

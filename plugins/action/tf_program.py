@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import tarfile
 import tempfile
 import time
@@ -24,9 +25,9 @@ short_description: Call a program that answers in JSON, and show its progress
 description:
   - Costs a tenth of a second where a module costs a third, for nothing is sent but the call.
   - The program answers with a JSON object on its last line. C(lines) in it are shown as they come, C(next) is called
-    to go on (where C(seconds) says for how long, a silence is shown), C(files) are written to O(save_to). C(fetch) (C(call),
-    C(size), C(made)) says how to get a tar file piece by piece; it is unpacked to O(save_to). Fetching that was interrupted goes
-    on where it stopped.
+    to go on, with O(script) again where there is one (where C(seconds) says for how long, a silence is shown), C(files) are
+    written to O(save_to). C(fetch) (C(call), C(size), C(made)) says how to get a tar file piece by piece; it is unpacked to
+    O(save_to). Fetching that was interrupted goes on where it stopped.
     With C(failure), a sentence, the task fails.
 options:
   argv: {description: The program and its arguments, type: list, elements: str, required: true}
@@ -62,6 +63,8 @@ answer: {description: What the last call answered, type: dict, returned: always}
 # With input, however little, ssh gives the program no terminal: its errors and its answer stay apart.
 NOTHING = b"\n"
 PIECE = 8 * 1024 * 1024  # bytes that go over in one call
+TELL = 10  # seconds between two lines that say what is waited for
+STUCK = 600  # seconds without anything new after which another collection is not waited for any more
 SILENT = 5  # seconds after which a person wants to know whether it still goes on
 STEP = re.compile(r"step [0-9]+ of [0-9]+")  # as the helper for programs prints it
 ABSENT = re.compile(r"can't open file '(/opt/tf-cluster/[^']+)': \[Errno 2\]")  # as Python says it
@@ -119,7 +122,7 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(answer["failure"])
             if "next" not in answer:
                 return {**result, "changed": True, "answer": gathered}
-            argv, data = [*program, *answer["next"]], NOTHING
+            argv, data = [*program, *answer["next"]], data if options["script"] else NOTHING
 
     def call(self, argv, data, statuses):
         """Call the program once and return its answer."""
@@ -163,7 +166,7 @@ class ActionModule(ActionBase):
             folder.mkdir(parents=True, exist_ok=True)
             progress = Progress("collected", given["size"])
             with local.open("a+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                wait_for_lock(file)
                 if not os.fstat(file.fileno()).st_nlink:
                     return True  # the one that was waited for has unpacked it, and removed it
                 while file.seek(0, os.SEEK_END) < given["size"]:
@@ -175,7 +178,9 @@ class ActionModule(ActionBase):
                     progress.show(file.tell())
                 file.seek(0)
                 with tarfile.open(fileobj=file) as tar:
-                    tar.extractall(folder, members=[checked(member) for member in tar])
+                    members = [checked(member) for member in tar]
+                    make_way(folder, members)
+                    tar.extractall(folder, members=members)
                 # Before another gets the lock; also what is left of earlier files of the run.
                 for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
                     part.unlink(missing_ok=True)
@@ -185,6 +190,28 @@ class ActionModule(ActionBase):
                 f"{error.filename or local} could not be written ({error.strerror}); what the run left stays on its machine, and "
                 f"'ansible-playbook playbooks/collect.yml -e run={folder.name}' goes on from here"
             ) from None
+
+
+def wait_for_lock(file):
+    """Lock a file that another collection may be filling; say that it is waited for, and raise where nothing comes any more."""
+    size, grown, due = -1, time.monotonic(), time.monotonic() + TELL
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            now, before, size = time.monotonic(), size, os.fstat(file.fileno()).st_size
+            grown = grown if size == before else now
+            if now - grown > STUCK:
+                raise AnsibleActionFail(
+                    f"another ansible-playbook collects the same run into {file.name}, and nothing has come for {STUCK} s: "
+                    "'lslocks' names it; end it, and collect the run again"
+                ) from None
+            if now >= due:
+                due = now + TELL
+                Display().display(
+                    f"  waits for another ansible-playbook that collects the same run ({size // 1_000_000} MB so far)"
+                )
+        time.sleep(0.1)
 
 
 class Silence:
@@ -262,6 +289,14 @@ def checked(member):
     member.mode, member.uid, member.gid = 0o755 if member.isdir() else 0o644, os.getuid(), os.getgid()
     member.uname = member.gname = ""
     return member
+
+
+def make_way(folder, members):
+    """Remove what was collected earlier as a file where a folder comes now, or the other way round; never the folder itself."""
+    for member in members:
+        path = folder / member.name
+        if folder in path.parents and os.path.lexists(path) and path.is_dir() != member.isdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def write_below(folder, name, text):

@@ -17,7 +17,7 @@ short_description: Look at a program before it is sent
 options:
   _input: {description: "Path of the program, a Python file or a folder with main.py", type: path, required: true}
   given:
-    description: What else was asked for; C(program_data), C(program_requirements), C(program_args), C(run_timeout), C(run_wait)
+    description: What else was asked for; C(program_data), C(program_requirements), C(program_args), and the run's limits
     type: dict
 """
 
@@ -26,16 +26,22 @@ _value: {description: A sentence for each problem; empty if there is none, type:
 """
 
 ENTRIES = ("main.py", "__main__.py")
-LEAST = {"run_timeout": 1, "run_wait": 0}  # seconds
-MOST = 366 * 24 * 3600  # seconds, of each of them
+YEAR = 366 * 24 * 3600
+# The least and the most that may be asked for, and of what.
+LIMITS = {
+    "run_timeout": (1, YEAR, "seconds"),
+    "run_wait": (0, YEAR, "seconds"),
+    "run_lost": (0, YEAR, "seconds"),
+    "run_output_mb": (0, 10**9, "megabytes"),
+}
 
 
 def program_entry(program):
     """Return the file that is run, as it is called beside the others."""
     path = Path(program)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return path.name
-    return next((name for name in ENTRIES if (path / name).is_file()), ENTRIES[0])
+    return next((name for name in ENTRIES if os.path.isfile(path / name)), ENTRIES[0])
 
 
 def program_arguments(given):
@@ -49,24 +55,31 @@ def program_arguments(given):
 
 def program_problems(program, given=None):
     """Return what keeps a program from being run, a sentence each: not there, not Python, asked for in a way that cannot be."""
-    path, given = Path(program or "."), given or {}
+    # Not pathlib: its questions raise an error for a name that no file can have, one too long, say.
+    given = given or {}
     data = given.get("program_data", [])
     data = [data] if isinstance(data, str) else data
     if not program:
         return ["The variable program is not set: name a Python file or a folder with main.py, as in -e program=my_program.py"]
-    if not _exists(path):
+    if not isinstance(program, str):
+        return [f"The variable program is {program!r}: give the path of a Python file, or of a folder with main.py."]
+    if not os.path.exists(program):
         return [f"The variable program is {program}, which does not exist on the controller."]
-    if not path.is_dir() and not path.is_file():
+    if not os.path.isdir(program) and not os.path.isfile(program):
         return [f"The variable program is {program}, which is neither a file nor a folder."]
+    path = Path(program)
     entry = path / program_entry(program) if path.is_dir() else path
-    if not entry.is_file():
+    if not os.path.isfile(entry):
         return [f"The variable program is {program}, a folder without main.py: give the file that is to be run this name."]
-    problems = [
-        f"The variable program_data has {item}, which does not exist on the controller."
-        for item in data
-        if not _exists(Path(item))
-    ]
-    problems += _name_problems(path, data) + _given_problems(given)
+    if isinstance(data, list) and all(isinstance(item, str) for item in data):
+        gone = [item for item in data if not item or not os.path.exists(item)]
+        problems = [
+            f"The variable program_data has {item or repr(item)}, which does not exist on the controller." for item in gone
+        ]
+        problems += _name_problems(path, data)
+    else:
+        problems = [f"The variable program_data is {data!r}: give the path of a file or folder, or a list of paths."]
+    problems += _given_problems(given)
     files = sorted(_sources(path)) if path.is_dir() else [path]
     return problems + [sentence for file in files if (sentence := _syntax_problem(file))]
 
@@ -83,21 +96,24 @@ def _name_problems(path, data):
 
 
 def _given_problems(given):
-    """Return what is wrong with a program's requirements, arguments and limits of time."""
+    """Return what is wrong with a program's requirements, arguments and limits."""
     problems, requirements = [], given.get("program_requirements")
-    if requirements and not Path(requirements).is_file():
+    if requirements and not isinstance(requirements, str):
+        problems.append(f"The variable program_requirements is {requirements!r}: give the path of one file of requirements.")
+    elif requirements and not os.path.isfile(requirements):
         problems.append(f"The variable program_requirements is {requirements}, which is no file on the controller.")
     try:
         program_arguments(given.get("program_args", []))
     except ValueError as error:
         problems.append(f"The variable program_args is {given['program_args']!r}: {str(error)[0].lower()}{str(error)[1:]}.")
-    for name in LEAST.keys() & given.keys():
+    for name in LIMITS.keys() & given.keys():
+        least, most, unit = LIMITS[name]
         try:
-            seconds = math.nan if isinstance(given[name], bool) else float(given[name])
-        except (TypeError, ValueError):
-            seconds = math.nan
-        if not LEAST[name] <= seconds <= MOST:
-            problems.append(f"The variable {name} is {given[name]!r}: give seconds, a number from {LEAST[name]} to {MOST}.")
+            number = math.nan if isinstance(given[name], bool) else float(given[name])
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not least <= number <= most:
+            problems.append(f"The variable {name} is {given[name]!r}: give {unit}, a number from {least} to {most}.")
     return problems
 
 
@@ -116,14 +132,6 @@ def _sources(folder):
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
         yield from (Path(place, name) for name in files if name.endswith(".py") and Path(place, name).is_file())
-
-
-def _exists(path):
-    """Tell whether there is such a file; a name that no file can have (too long, say) is none."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _syntax_problem(path):
@@ -145,7 +153,7 @@ def _stem(program):
     """Return the name of a program without its ending; nothing where no file can have that name."""
     try:
         return Path(os.path.abspath(program)).stem if program else ""
-    except (OSError, ValueError, RuntimeError):
+    except (OSError, ValueError, TypeError, RuntimeError):
         return ""
 
 

@@ -129,6 +129,20 @@ def test_a_call_that_waits_too_long_for_another_says_so(plan):
         assert "Another site.yml" in environment.make({**plan, "timeout": 0})["failure"]
 
 
+def test_a_call_that_waits_for_another_says_so_and_goes_on_waiting(plan, monkeypatch):
+    monkeypatch.setattr(environment, "TELL", 1)
+    plan["timeout"] = 3
+    with open(environment.LOCK, "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        answer = environment.make(plan)
+        assert "another site.yml installs packages on" in answer["lines"][0]
+        assert answer["next"][:2] == ["python3", "-"]
+        again = json.loads(answer["next"][2])
+        assert again == {**plan, "waited": 1}
+        assert "Another site.yml" in environment.make({**plan, "waited": 2})["failure"]
+    assert environment.make(again)["made"] is True
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not a tar file"])
 def test_packages_that_did_not_arrive_are_a_sentence(plan, content):
     os.unlink(plan["tar"])

@@ -3,19 +3,23 @@
 The same examples each time (derandomize): what fails here fails everywhere.
 """
 
+import base64
 import io
 import ipaddress
 import json
 import os
+import pwd
 import re
 import socket
 import sys
+import tarfile
 import tempfile
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from ansible.errors import AnsibleActionFail
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from project import call, load
@@ -25,7 +29,8 @@ cluster_spec = load("plugins/filter/cluster_spec.py")
 cluster_peers, training = load("plugins/filter/cluster_peers.py"), load("plugins/filter/training.py")
 program = load("plugins/filter/program.py")
 report = load("roles/report/files/report.py")
-runs = load("files/runs.py")
+runs, run_program, collect_run = load("files/runs.py"), load("files/run_program.py"), load("files/collect_run.py")
+tf_program = load("plugins/action/tf_program.py")
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=150)
 settings.load_profile("fixed")
 
@@ -48,7 +53,22 @@ TROUBLE = [
     "%s",
     "{{ 7 }}",
 ]
-TROUBLE += ["안녕하세요", "x" * 300, "한" * 300, "\u202e", "\ud800", "<script>", "\x1b[31m"]
+TROUBLE += [
+    "-c.py",
+    "$HOME",
+    "a b.py",
+    "logs",
+    "verdict.json",
+    "program-logs",
+    "\udcff",
+    "안녕하세요",
+    "x" * 300,
+    "한" * 300,
+    "\u202e",
+    "\ud800",
+    "<script>",
+    "\x1b[31m",
+]
 texts = st.one_of(st.sampled_from(TROUBLE), st.text(max_size=20), st.text(alphabet="a./-_ \n'\"가", max_size=12))
 leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts)
 values = st.recursive(
@@ -116,6 +136,7 @@ def test_the_start_of_a_server(folder, content, job, task):
     assert "Traceback" not in done.stderr
 
 
+tunnels = st.sampled_from(["fd74:6663:6c75::/64", "10.9.0.0/24", "10.9.0.0/31", "10.9.0.1/24", "fd74:6663:6c75::1", "10.9.0.7"])
 machine_variables = st.fixed_dictionaries(
     {},
     optional={
@@ -135,6 +156,9 @@ machine_variables = st.fixed_dictionaries(
             ),
         ),
         "tf_task_options": st.one_of(values, st.dictionaries(st.sampled_from([*cluster_spec.OPTIONS, "other"]), values)),
+        "tf_encryption": st.one_of(st.booleans(), values),
+        "tf_tunnel_network": st.one_of(tunnels, values),
+        "tf_tunnel_address": st.one_of(addresses, tunnels, values),
         "cuda_found": st.sampled_from([{"gpus": [], "pci": []}, {"gpus": [{}], "pci": [{}, {}]}, None, "x"]),
     },
 )
@@ -149,6 +173,9 @@ sane_variables = st.fixed_dictionaries(
             st.one_of(st.integers(1, 4), st.lists(st.fixed_dictionaries({"port": ports}), min_size=1, max_size=2)),
         ),
         "tf_task_options": st.fixed_dictionaries({}, optional={"gpu_memory_fraction": st.floats(), "gpus": leaves}),
+        "tf_encryption": st.just(True),
+        "tf_tunnel_network": tunnels,
+        "tf_tunnel_address": tunnels,
     },
 )
 machine_names = st.one_of(st.sampled_from(["m1", "m2", "m3"]), texts)
@@ -204,17 +231,137 @@ def test_the_firewalls_peers(given_addresses, more, offset):
         assert 2222 in found
 
 
-@given(path=texts, name=st.one_of(values, texts))
+@given(path=st.one_of(texts, values), name=st.one_of(values, texts))
 def test_the_name_of_a_run(folder, path, name):
     found = program.run_name(path, folder, name)
     assert Path(found["folder"]).parent == folder.resolve()
     assert runs.Run(found["id"]).folder.parent == runs.RUNS
 
 
-@given(path=texts, data=st.one_of(st.lists(texts, max_size=2), texts))
-def test_a_program_that_is_named(path, data):
-    for sentence in program.program_problems(path, {"program_data": data}):
+asked_for = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(("program_data", "program_requirements"), st.one_of(st.lists(texts, max_size=2), texts, values)),
+        "program_args": st.one_of(texts, values),
+        **dict.fromkeys(program.LIMITS, st.one_of(st.floats(), texts, values)),
+    },
+)
+
+
+@given(asked=asked_for)
+def test_what_is_asked_for(folder, asked):
+    (folder / "a.py").write_text("", encoding="utf-8")
+    assert all(sentence.startswith("The variable ") for sentence in program.program_problems(str(folder / "a.py"), asked))
+
+
+@given(path=st.one_of(texts, values))
+def test_a_program_that_is_named(path):
+    for sentence in program.program_problems(path):
         assert "The variable program" in sentence or "is not Python" in sentence
+
+
+@contextmanager
+def files_below(folder, *contents):
+    """Make a fresh folder with files of such names, and give it; names that no file can have are left out."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        for number, paths in enumerate(contents):
+            (Path(name) / str(number)).mkdir()
+            for place, path in enumerate(paths):
+                # The name of a file has no slash in it; a path has names between them.
+                with suppress(OSError, ValueError):
+                    file = Path(name, str(number), *(part.replace("/", "|") for part in path))
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(f"# {place}", encoding="utf-8")
+        yield Path(name)
+
+
+def content_of(folder):
+    """Return the text of each file below a folder: path -> text."""
+    return {os.path.relpath(path, folder): path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file()}
+
+
+@settings(max_examples=80)
+@given(name=texts, data=st.lists(texts, max_size=2), around=st.sampled_from(["", "/x/..", "/."]))
+def test_a_program_on_its_way_to_the_machine(folder, name, data, around):
+    with files_below(folder, [[name]], [[each] for each in data]) as place:
+        (place / "1/x").mkdir(exist_ok=True)
+        paths = [str(path) for path in (place / "0").iterdir()]
+        beside = [f"{place}/1{around}/{path.name}" for path in (place / "1").iterdir() if path.is_file()]
+        if not paths or program.program_problems(paths[0], {"program_data": beside}):
+            return
+        tar, commands = io.BytesIO(), []
+        tf_program.pack([Path(path) for path in (paths[0], *beside)], tar)
+        with (
+            mock.patch.object(run_program.runs, "RUNS", place / "runs"),
+            mock.patch.object(run_program, "USER", pwd.getpwuid(os.getuid()).pw_name),
+            mock.patch.object(run_program, "CONFIG", place / "config.json"),
+            mock.patch.object(sys, "stdin", mock.Mock(buffer=io.BytesIO(tar.getvalue()))),
+            mock.patch.object(run_program.subprocess, "run", lambda command, **_more: commands.append(command)),
+        ):
+            run_program.CONFIG.write_text('{"host": ["10.0.0.1:2223"]}', encoding="utf-8")
+            before = set(os.listdir(place))
+            run = run_program.Run("r1")
+            run_program.unpack(run)
+            run.note(program=program.program_entry(paths[0]), arguments=[], task="host:0", training={}, limit=1, unit="u",
+                     output_mb=1, lost=0)  # fmt: skip
+            run_program.launch(run)
+        word = commands[0][-1].replace("$$", "$")
+        assert not word.startswith("-")
+        assert (run.folder / "program" / word).read_text(encoding="utf-8") == Path(paths[0]).read_text(encoding="utf-8")
+        assert [os.path.basename(path) for path in beside if not (run.folder / "program" / os.path.basename(path)).exists()] == []
+        assert set(os.listdir(place)) - before == {"runs"}
+        assert os.listdir(place / "runs") == ["r1"]
+
+
+TAKEN = ["logs", "program-logs", "verdict.json", "program-verdict.json", "program-program-verdict.json"]
+
+
+def fetched(place, given_by, data):
+    """Let the action fetch a tar file into the folder "output/r1", piece by piece."""
+    action = object.__new__(tf_program.ActionModule)
+    action.call = lambda argv, _data, _statuses: {"data": base64.b64encode(data[int(argv[-1]) :][:5000]).decode()}
+    return action.fetch(["run.py"], {**given_by, "size": len(data)}, place / "output/r1")
+
+
+@settings(max_examples=80)
+@given(left=st.lists(st.lists(st.one_of(st.sampled_from(TAKEN), texts), min_size=1, max_size=3), max_size=4))
+def test_what_a_run_left_on_its_way_home(folder, left):
+    with files_below(folder, left) as place:
+        (place / "runs/r1/program").mkdir(parents=True)
+        (place / "0").rename(place / "runs/r1/results")
+        (place / "runs/r1/stdout.log").write_text("", encoding="utf-8")
+        with mock.patch.object(run_program.runs, "RUNS", place / "runs"):
+            run_program.Run("r1").note(run_id="r1", task="host:0")
+            packed = collect_run.pack(mock.Mock(run="r1", waited=0))
+        assert fetched(place, packed["fetch"], (place / "runs/.r1.tar").read_bytes())
+        home, there = content_of(place / "output/r1"), content_of(place / "runs/r1/results")
+        assert {"run.json", "stdout.log"} <= set(home)
+        own = {name: text for name, text in home.items() if text.startswith("# ")}
+        assert sorted(own.values()) == sorted(there.values())
+        assert {name.partition("/")[0] for name in own} & collect_run.RESERVED == set()
+        assert sorted(os.listdir(place)) == ["output", "runs"]
+
+
+OUTSIDE = ["../evil", "a/../../evil", "../../evil", "..", "/tmp/../evil"]
+kinds = st.sampled_from([tarfile.REGTYPE, tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
+
+
+@given(members=st.lists(st.tuples(st.one_of(st.sampled_from([*OUTSIDE, ".", "a/b", "a", "./a"]), texts), kinds), max_size=3))
+def test_a_tar_file_of_a_machine_that_cannot_be_trusted(folder, members):
+    with files_below(folder, [["kept"]]) as place:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for name, kind in members:
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = kind, str(place / "0/kept")
+                with suppress(UnicodeEncodeError):
+                    tar.addfile(member)
+        _done, sentence = outcome(AnsibleActionFail, fetched, place, {"call": ["piece", "r1"], "made": 1}, buffer.getvalue())
+        assert not sentence or "does not belong" in sentence or "could not be written" in sentence
+        assert (place / "0/kept").read_text(encoding="utf-8") == "# 0"
+        assert set(os.listdir(place)) <= {"0", "output"}
+        assert {name for name in os.listdir(place / "output") if not name.startswith(".r1.")} == {"r1"}
+        assert not any(path.is_symlink() for path in place.rglob("*"))
 
 
 @given(task=values)

@@ -1,10 +1,12 @@
 """keep_output.py: what is kept of a program's output, and that it ends as the program ends."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from project import ROOT, call, load
@@ -86,12 +88,119 @@ def test_what_was_kept_back_is_passed_on_before_it_is_killed():
         subprocess.run(["kill", "-KILL", "--", f"-{process.pid}"], check=True)
 
 
-def test_a_full_disk_does_not_end_the_program():
+def test_output_that_is_lost_to_the_end_does_not_pass_for_complete():
     with open("/dev/full", "wb") as full:
-        done = call(
-            "files/keep_output.py", "--most=10", sys.executable, "-c", "print('a' * 99)", capture_output=False, stdout=full
-        )
-    assert done.returncode == 0
+        for status, ended in ((0, keep_output.UNSAID), (3, 3)):
+            text = f"print('a' * 99); raise SystemExit({status})"
+            words = ("files/keep_output.py", "--most=10", sys.executable, "-c", text)
+            assert call(*words, capture_output=False, stdout=full).returncode == ended
+
+
+class Disk:
+    """Stands for a disk with so much room: takes the place of os.write."""
+
+    def __init__(self, room):
+        self.room, self.written, self.error = room, b"", errno.ENOSPC
+
+    def write(self, _descriptor, data):
+        """Write what there is room for."""
+        if data and not self.room:
+            raise OSError(self.error, os.strerror(self.error))
+        now = data[: self.room]
+        self.written, self.room = self.written + now, self.room - len(now)
+        return len(now)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Return a full disk."""
+    disk = Disk(0)
+    monkeypatch.setattr(keep_output.os, "write", disk.write)
+    return disk
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_output_waits_for_room_on_a_full_disk(disk, number):
+    disk.error, output = number, keep_output.Output(LIMIT)
+    output.take(b"first\n")
+    disk.room = 3
+    output.take(b"second\n")
+    disk.room = 100
+    output.flush()
+    assert (disk.written, output.waiting, output.finish()) == (b"first\nsecond\n", b"", True)
+
+
+def test_output_that_was_given_up_is_counted_in_its_place(disk, monkeypatch):
+    monkeypatch.setattr(keep_output, "GIVE_UP", 0.0)
+    disk.room, output = 6, keep_output.Output(LIMIT)
+    output.take(b"first\n")
+    output.hurry()
+    output.take(b"second\n")
+    output.take(b"third\n")
+    disk.room = 1000
+    output.take(b"fourth\n")
+    assert disk.written == b"first\n\n... 13 bytes of output are lost: the disk was full ...\nfourth\n"
+    assert output.finish()
+
+
+def test_another_error_of_the_disk_is_said_as_it_is(disk):
+    disk.error, output = errno.EIO, keep_output.Output(LIMIT)
+    output.take(b"first\n")
+    disk.room = 1000
+    output.take(b"second\n")
+    assert disk.written == b"\n... 6 bytes of output are lost: Input/output error ...\nsecond\n"
+
+
+def full_for(seconds, text, *ending):
+    """Run a program whose disk is full for so long, and send signals, a second apart; return its status and what is written."""
+    source = (ROOT / "files/keep_output.py").read_text(encoding="utf-8")
+    full = f"""
+import errno, os, time
+write, until = os.write, time.monotonic() + {seconds}
+def os_write(descriptor, data):
+    if descriptor == 1 and time.monotonic() < until:
+        raise OSError(errno.ENOSPC, "full")
+    return write(descriptor, data)
+"""
+    source = source.replace("\n\nWATCHER", full + "\nWATCHER", 1).replace("os.write(1, ", "os_write(1, ")
+    source = source.replace("__file__", repr(str(ROOT / "files/keep_output.py")))
+    command = [sys.executable, "-c", source, f"--most={10**6}", sys.executable, "-c", text]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for number in ending:
+            time.sleep(1)
+            process.send_signal(number)
+        out = process.communicate(timeout=60)[0]
+    return process.returncode, out
+
+
+def test_a_program_waits_with_its_output_and_nothing_is_missing():
+    status, out = full_for(2, "for n in range(3000): print(f'{n:<98}x')")
+    assert status == 0
+    assert out == "".join(f"{n:<98}x\n" for n in range(3000))
+
+
+def test_a_program_that_is_ended_on_a_full_disk_is_not_waited_for():
+    begun = time.monotonic()
+    text = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('x' * 9, flush=True)\ntime.sleep(6); print('end')"
+    status, out = full_for(5, text, signal.SIGTERM)
+    assert (status, out) == (0, "\n... 10 bytes of output are lost: the disk was full ...\nend\n")
+    assert time.monotonic() - begun < 30
+
+
+def test_what_is_new_is_brought_to_the_disk_every_few_seconds(monkeypatch):
+    sizes, synced = [5, 5, 9], []
+
+    def fstat(_descriptor):
+        if not sizes:
+            raise OSError
+        return SimpleNamespace(st_size=sizes.pop(0))
+
+    with monkeypatch.context() as patch:  # pytest itself asks, too
+        patch.setattr(keep_output.time, "sleep", lambda _seconds: None)
+        patch.setattr(keep_output.os, "fstat", fstat)
+        patch.setattr(keep_output.os, "fdatasync", synced.append)
+        keep_output.keep_safe()
+    assert synced == [1, 1]
 
 
 WATCHER = """
@@ -142,7 +251,14 @@ def test_a_lost_task_ends_the_program(watched):
     assert done.returncode == -signal.SIGTERM
 
 
-def test_a_watch_that_fails_does_no_harm(watched):
-    done = watched("import time; time.sleep(1)", then="sys.exit(3)")
-    assert "nobody watches the tasks any more (exit status 3)" in done.stdout
+@pytest.mark.parametrize(
+    ("then", "how"), [("sys.exit(3)", "exit status 3"), ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL")]
+)
+def test_a_watch_that_fails_does_no_harm_and_is_told(watched, then, how):
+    done = watched("import time; time.sleep(1)", then=then)
+    assert f"nobody watches the tasks any more ({how}); run_lost is off" in done.stdout
     assert done.returncode == 0
+
+
+def test_a_watch_that_is_ended_with_the_run_is_nothing_to_tell(watched):
+    assert "nobody" not in watched("import time; time.sleep(1)", then="import os; os.kill(os.getpid(), 15)").stdout

@@ -22,6 +22,8 @@ Run = load("files/runs.py").Run
         ("모델.py", "program"),
         ("/", "program"),
         ("", "program"),
+        (5, "program"),
+        (["x"], "program"),
         ("train.v2.py", "train-v2"),
         ("a\nb.py", "a-b"),
         (f"{'x' * 300}.py", "x" * 40),
@@ -78,6 +80,9 @@ def test_a_folder_with_an_entry_is_a_program(tmp_path, entry):
     [
         ("", ["program is not set", "-e program="]),
         (None, ["program is not set"]),
+        (5, ["program is 5", "give the path"]),
+        (["x"], ["program is ['x']", "give the path"]),
+        ("한" * 300, ["does not exist"]),
         ("nothing.py", ["nothing.py", "does not exist"]),
         ("folder", ["folder without main.py"]),
         ("broken.py", ["broken.py, line 2", "is not Python"]),
@@ -145,6 +150,12 @@ def test_data_that_is_not_there_gives_a_sentence(tmp_path):
     assert "program_data has no-such-folder" in sentence
 
 
+def test_data_without_a_name_is_not_the_folder_that_one_is_in(tmp_path):
+    (tmp_path / "a.py").write_text("", encoding="utf-8")
+    [sentence] = problems(str(tmp_path / "a.py"), {"program_data": ""})
+    assert "program_data has '', which does not exist" in sentence
+
+
 def test_two_things_of_one_name_give_a_sentence(tmp_path):
     for name in ("p/main.py", "p/hello.py", "d/hello.py", "e/hello.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -183,6 +194,12 @@ def test_arguments_are_split_as_a_shell_does(given, words):
         ("program_args", [["a"]], "neither a text nor a list"),
         ("program_args", "'a", "no closing quotation"),
         ("program_requirements", "nothing.txt", "is no file on the controller"),
+        ("program_requirements", "한" * 300, "is no file on the controller"),
+        ("program_requirements", ["a"], "the path of one file"),
+        ("program_requirements", 5, "the path of one file"),
+        *(("program_data", given, "a list of paths") for given in (5, None, {"a": 1}, [5], [["a"]])),
+        *(("run_lost", given, "seconds, a number from 0") for given in (-1, "inf", "nan", "soon", 10**400)),
+        *(("run_output_mb", given, "megabytes, a number from 0") for given in (-1, "inf", "nan", "much")),
         *(("run_timeout", given, "a number from 1") for given in (-1, 0, "inf", "nan", "soon", True, None)),
         *(("run_wait", given, "a number from 0") for given in (-1, "inf", "nan", "soon")),
     ],
@@ -190,11 +207,12 @@ def test_arguments_are_split_as_a_shell_does(given, words):
 def test_what_cannot_be_asked_for_gives_a_sentence(tmp_path, name, given, words):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     [sentence] = problems(str(tmp_path / "a.py"), {name: given})
-    assert f"The variable {name} is {given!r}" in sentence.replace(" nothing.txt", " 'nothing.txt'")
+    assert f"The variable {name} is {given!r}" in sentence.replace(f" {given},", f" {given!r},")
     assert words in sentence
 
 
 def test_what_can_be_asked_for_gives_none(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     given = {"program_args": ["a"], "program_requirements": str(tmp_path / "a.py"), "run_timeout": "3600", "run_wait": 0}
+    given |= {"run_lost": "60", "run_output_mb": 0.5}
     assert problems(str(tmp_path / "a.py"), given) == []

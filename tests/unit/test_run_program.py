@@ -181,7 +181,7 @@ def test_output_without_a_line_end_is_waited_for(run):
 
 def test_a_run_that_ended_gives_its_last_words_and_its_outcome(run):
     (run.folder / "stdout.log").write_bytes(b"step 1\nlast words")
-    run.note(started=100.0, ended=102.5, failure="")
+    run.note(started=100.0, started_clock=10.0, ended=102.4, ended_clock=12.5, failure="")
     answer = follow(run, 7)
     assert answer["lines"] == ["last words"]
     assert "next" not in answer
@@ -202,6 +202,51 @@ def test_a_run_that_ended_with_huge_output_comes_to_its_outcome(run):
 def test_a_run_whose_unit_is_gone_is_called_lost(run, monkeypatch):
     monkeypatch.setattr(runs, "is_alive", lambda _unit, _run: False)
     assert "was lost" in follow(run)["outcome"]["failure"]
+
+
+@pytest.fixture
+def systemctl(run, monkeypatch):
+    """Return a function that lets systemctl fail so many times before it answers."""
+    monkeypatch.undo()
+    monkeypatch.setattr(runs, "RUNS", run.folder.parent)
+    monkeypatch.setattr(run_program, "WAIT", 0.0)
+    # What a default value was is not changed by changing the name that it came from.
+    monkeypatch.setattr(runs.property_of, "__defaults__", (1.2,))
+
+    def systemctl(failures):
+        states = iter([1] * failures)
+
+        def pretend(command, **_more):
+            status = next(states, 0)
+            answer = f"run {run.id}" if "--property=Description" in command else "active"
+            return subprocess.CompletedProcess(command, status, "" if status else answer, "Failed to connect to bus" * status)
+
+        monkeypatch.setattr(runs.subprocess, "run", pretend)
+
+    return systemctl
+
+
+def test_a_systemd_that_does_not_answer_for_a_moment_has_not_lost_the_run(run, systemctl):
+    systemctl(2)
+    assert runs.is_alive("tf-run-host-0.service", run)
+
+
+@pytest.mark.parametrize(
+    ("call", "more"), [(run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0})]
+)
+def test_of_a_systemd_that_does_not_answer_nothing_is_concluded(run, systemctl, call, more):
+    systemctl(99)
+    with pytest.raises(OSError, match=r"systemd does not say how tf-run-host-0.service is: Failed to connect to bus; try again"):
+        call(SimpleNamespace(run=run.id, **more))
+    assert "ended" not in run.read()
+
+
+def test_a_run_is_noted_as_ended_also_where_systemd_does_not_answer(run, systemctl, monkeypatch):
+    (run.folder / "layer").mkdir()
+    systemctl(99)
+    for name, value in {"SERVICE_RESULT": "timeout", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert "still running after 600.0 s" in finish(run)["failure"]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +283,7 @@ def test_how_systemd_says_that_it_ended_becomes_a_sentence(run, monkeypatch, res
 @pytest.mark.parametrize(("seconds", "late"), [(1, False), (599, False), (600.1, True)])
 def test_what_a_program_left_behind_does_not_make_it_late(run, monkeypatch, seconds, late):
     times = {"ExecMainStartTimestampMonotonic": "1000000", "ExecMainExitTimestampMonotonic": f"{1000000 + seconds * 1e6:.0f}"}
-    monkeypatch.setattr(runs, "property_of", lambda _unit, name: times[name])
+    monkeypatch.setattr(runs, "property_of", lambda _unit, name, _patience: times[name])
     for name, value in {"SERVICE_RESULT": "timeout", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
         monkeypatch.setenv(name, value)
     assert ("still running" in finish(run)["failure"]) is late
@@ -323,6 +368,66 @@ def test_a_run_that_goes_on_is_packed_anew(run):
     assert collect(run)["fetch"]["made"] != first["made"]
 
 
+@pytest.mark.parametrize("text", ["", "\0" * 300, '{"run_id": "20', "\udcff"])
+def test_of_a_run_whose_notes_are_damaged_all_else_is_collected(run, text):
+    (run.folder / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+    (run.folder / "stdout.log").write_bytes(b"step 1")
+    (run.folder / "results/a.txt").write_text("left", encoding="utf-8")
+    answer = collect_run.outcome(SimpleNamespace(run=run.id))
+    assert "is damaged" in answer["outcome"]["failure"]
+    assert answer["outcome"]["seconds"] >= 0
+    packed = pack(run)
+    assert (packed["stdout.log"], packed["a.txt"]) == ("step 1", "left")
+    assert json.loads(packed["run.json"])["failure"] == answer["outcome"]["failure"]
+    for call_of, more in ((run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0})):
+        with pytest.raises(
+            run_program.cluster_config.ConfigError, match=r"run=20260101-000000-demo-ab12' brings what the run left"
+        ):
+            call_of(SimpleNamespace(run=run.id, **more))
+
+
+def test_notes_are_on_the_disk_before_they_get_their_name(run, monkeypatch):
+    done, fsync, replace = [], os.fsync, runs.Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: done.append(os.readlink(f"/proc/self/fd/{number}")) or fsync(number))
+    monkeypatch.setattr(runs.Path, "replace", lambda path, other: done.append(str(other)) or replace(path, other))
+    run.note(a=1)
+    assert done == [str(run.folder / "run.new"), str(run.folder / "run.json")]
+
+
+@pytest.fixture
+def set_clock(monkeypatch):
+    """Return a function that sets the time of day forward, or back."""
+    true = time.time
+
+    def set_clock(seconds):
+        monkeypatch.setattr(time, "time", lambda: true() + seconds)
+
+    return set_clock
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_what_was_packed_before_the_end_is_not_the_last_word_whatever_the_clock_says(run, set_clock, step):
+    assert collect(run)["fetch"]  # and is never fetched
+    (run.folder / "results/last.txt").write_text("last", encoding="utf-8")
+    set_clock(step)
+    run.note(ended=time.time())
+    assert pack(run)["last.txt"] == "last"
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_how_long_a_run_took_does_not_depend_on_the_time_of_day(run, set_clock, step):
+    run.note(started=time.time())
+    time.sleep(0.1)
+    set_clock(step)
+    assert 0.1 <= runs.timed(run.read())["seconds"] < 10
+    assert 0.1 <= runs.timed(run.note(ended=time.time()))["seconds"] < 10
+
+
+def test_a_run_never_takes_less_than_no_time():
+    assert runs.timed({"asked": 100.0, "ended": 90.0})["seconds"] == 0
+    assert runs.timed({"started": 100.0, "started_clock": 1e9, "ended": 130.0, "ended_clock": 5.0})["seconds"] == 30
+
+
 @pytest.mark.parametrize(("noted", "failure"), [({}, "the run goes on"), ({"ended": 1e10, "failure": ""}, "")])
 def test_a_run_tells_how_it_is(run, noted, failure):
     run.note(asked=time.time() - 60, **noted)
@@ -373,6 +478,18 @@ def test_what_bears_a_name_of_the_projects_own_is_kept_beside_it(run, name):
     packed = pack(run)
     assert packed[f"program-{name}"] == "the program's"
     assert packed.get(name) != "the program's"
+
+
+def test_what_already_has_the_name_that_another_would_get_is_kept_too(run):
+    results = run.folder / "results"
+    (results / "logs").mkdir()
+    left = ("verdict.json", "program-verdict.json", "program-program-verdict.json", "logs/a", "program-logs")
+    for name in left:
+        (results / name).write_text(name, encoding="utf-8")
+    packed = pack(run)
+    assert packed["program-program-program-verdict.json"] == "verdict.json"
+    assert packed["program-program-logs/a"] == "logs/a"
+    assert sorted(text for text in packed.values() if text in left) == sorted(left)
 
 
 def test_links_and_special_files_stay_behind_and_are_named(run):
@@ -492,11 +609,32 @@ def test_a_file_that_would_fill_the_disk_is_not_packed(run):
     (run.folder / "stdout.log").write_bytes(b"last words")
     with (run.folder / "results/hole").open("wb") as file:
         file.truncate(4 * 10**12)  # takes no space where it is
-    answer = collect_run.pack(SimpleNamespace(run=run.id))
+    answer = collect_run.pack(SimpleNamespace(run=run.id, waited=0))
     assert re.search(r"needs 4000000 MB in .* which has \d+ MB free", answer["lines"][0])
     assert json.loads(answer["files"]["run.json"])["uncollected"] == answer["lines"][0]
     assert answer["files"]["stdout.log"] == "last words"
     assert list(runs.RUNS.glob(".*")) == []
+
+
+def test_another_collection_that_packs_is_waited_for_in_words_and_not_for_ever(run, monkeypatch):
+    monkeypatch.setattr(collect_run, "TELL", 0.1)
+    monkeypatch.setattr(collect_run, "LONGEST", 0.25)
+    with run.locked("pack"):
+        answer = collect(run)
+        assert answer["lines"] == ["waits for another collection that packs the run (0 s)"]
+        assert answer["next"] == ["pack", run.id, "--waited=0.1"]
+        assert collect_run.pack(SimpleNamespace(run=run.id, waited=0.1))["next"] == ["pack", run.id, "--waited=0.2"]
+        with pytest.raises(
+            OSError, match=r"another call has locked .*pack.lock .* names it; it packs the run, and was waited for"
+        ):
+            collect_run.pack(SimpleNamespace(run=run.id, waited=0.2))
+    assert "fetch" in collect_run.pack(SimpleNamespace(run=run.id, waited=0.1))
+
+
+def test_a_call_that_holds_a_run_is_not_waited_for_without_end(run, monkeypatch):
+    monkeypatch.setattr(runs.Run.locked.__wrapped__, "__defaults__", (0.1,))
+    with run.locked("note"), pytest.raises(BlockingIOError, match=r"another call has locked .*note.lock for 0.1 s"):
+        run.note(a=1)
 
 
 def test_what_grows_beyond_the_disk_meanwhile_is_not_packed_either(run, changing):
@@ -567,6 +705,14 @@ def test_a_run_can_be_noted_on_a_full_disk(run, monkeypatch):
     assert finish(run)["failure"] == f"the program ended with exit status 1; the disk that holds {runs.RUNS} is full"
 
 
+def test_a_good_program_whose_output_is_lost_has_not_run_well(run, monkeypatch):
+    monkeypatch.setattr(run_program, "ALMOST_NOTHING", 10**18)
+    for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": run_program.UNSAID}.items():
+        monkeypatch.setenv(name, value)
+    assert finish(run)["failure"].startswith("the program ended well, but output of it is lost; the disk that holds")
+    assert int(run_program.UNSAID) == load("files/keep_output.py").UNSAID
+
+
 def test_what_was_half_sent_long_ago_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RUNS", tmp_path)
     for name, age in ((".old.sent", 10**6), (".old.tar", 10**6), (".new.sent", 60), ("run", 10**6)):
@@ -632,7 +778,7 @@ def started(run, monkeypatch, tmp_path):
     monkeypatch.setattr(run_program, "unpack", lambda run: None)
     (run.folder / "run.json").unlink()
 
-    def started(stderr="", task="host:0", wait=600.0, detach=False, trace=False, training=None, missing=()):
+    def started(stderr="", task="host:0", wait=600.0, detach=False, trace=False, training=None, missing=(), program="demo.py"):
         commands = []
 
         def pretend(command, **_more):
@@ -642,7 +788,7 @@ def started(run, monkeypatch, tmp_path):
 
         monkeypatch.setattr(run_program.subprocess, "run", pretend)
         options = SimpleNamespace(
-            run=run.id, program="demo.py", task=task, timeout=60.0, wait=wait, arguments='["--", "5 $HOME"]', detach=detach,
+            run=run.id, program=program, task=task, timeout=60.0, wait=wait, arguments='["--", "5 $HOME"]', detach=detach,
             output_mb=0.5, needs_result=False, trace=trace, training=json.dumps(training or {}), hold=False, told=-1,
             lost=30.0, missing=list(missing), servers='{"10.0.0.1:2222": "00a1"}',
         )  # fmt: skip
@@ -689,6 +835,19 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     assert "--property=RuntimeMaxSec=60.0" in command
     assert run.read()["limit"] == 60.0
     assert "TF_CLUSTER_TRACE" not in given
+
+
+def test_a_program_whose_name_looks_like_an_option_is_a_program(started):
+    _answer, command = started(program="-c.py")
+    assert command[-3:] == ["./-c.py", "--", "5 $$HOME"]
+
+
+@pytest.mark.parametrize("name", ["timeout", "wait", "lost", "output-mb"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "much"])
+def test_a_limit_that_is_no_number_is_refused_before_anything_is_put_in_place(name, value):
+    done = call("files/run_program.py", "stage", "r1", "--program=a.py", f"--{name}={value}", input="")
+    assert done.returncode == 2
+    assert f"--{name}" in done.stderr.splitlines()[-1]
 
 
 def test_a_run_may_go_on_without_some_tasks(started, run):
@@ -796,8 +955,23 @@ def test_whom_a_run_waits_for_is_said_every_ten_seconds(started, run):
     assert answer["next"] == ["start", run.id, "--told", str(told)]
     assert again(run_program.start, run).get("lines")
     assert not run_program.start(SimpleNamespace(run=run.id, told=told)).get("lines")
-    run.note(queued=time.time() - 11)
+    run.note(queued=runs.clock() - 11)
     assert "(11 s)" in run_program.start(SimpleNamespace(run=run.id, told=told))["lines"][0]
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_how_long_a_run_waits_does_not_depend_on_the_time_of_day(started, run, set_clock, step):
+    started(BUSY)
+    set_clock(step)
+    answer = again(run_program.start, run)
+    assert re.search(r"\([0-9] s\)", answer["lines"][0])
+    assert answer["next"][0] == "start"
+
+
+def test_a_run_that_waits_waits_anew_when_its_machine_was_started_again(started, run):
+    started(BUSY)
+    run.note(queued=runs.clock() + 10**6)
+    assert "(0 s)" in again(run_program.start, run)["lines"][0]
 
 
 def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, monkeypatch):
@@ -847,7 +1021,7 @@ def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
 )
 def test_packages_that_cannot_be_installed_are_why_a_run_failed(run, monkeypatch, result, words):
     (run.folder / "layer").mkdir()
-    monkeypatch.setattr(runs, "property_of", lambda _unit, _name: "0")
+    monkeypatch.setattr(runs, "property_of", lambda _unit, _name, _patience: "0")
     monkeypatch.setenv("SERVICE_RESULT", result)
     for name in ("EXIT_CODE", "EXIT_STATUS"):
         monkeypatch.delenv(name, raising=False)

@@ -1,6 +1,7 @@
 """The action tf_program: what goes to a machine, and that nothing comes back where it does not belong."""
 
 import base64
+import fcntl
 import io
 import os
 import tarfile
@@ -170,6 +171,19 @@ def calls():
     return calls
 
 
+def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "script.py").write_text("print(1)", encoding="utf-8")
+    answers, called = [{"next": ["python3", "-", "again"]}, {"done": True}], []
+    action = object.__new__(tf_program.ActionModule)
+    options = dict.fromkeys(("send", "send_call", "input", "save_to", "announce"))
+    options |= {"argv": ["/usr/bin/env", "python3", "-", "first"], "script": str(tmp_path / "script.py"), "statuses": [0]}
+    action.validate_argument_spec = lambda _spec: (None, options)
+    action.call = lambda argv, data, _statuses: called.append((argv[-1], data)) or answers.pop(0)
+    monkeypatch.setattr(tf_program.ActionBase, "run", lambda *_words: {})
+    assert action.run()["answer"] == {"done": True}
+    assert called == [("first", b"print(1)"), ("again", b"print(1)")]
+
+
 def test_the_last_line_is_the_answer(calls):
     assert calls(stdout='a warning\n{"ok": true}\n') == {"ok": True}
 
@@ -257,6 +271,34 @@ def test_two_that_fetch_one_file_at_once_fetch_it_once(fetch, tmp_path):
     assert [path.name for path in (tmp_path / "output").rglob("*")] == ["run", "a"]
 
 
+def test_one_that_is_stopped_does_not_hold_another_for_ever_nor_in_silence(fetch, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(tf_program, "TELL", 0.2)
+    monkeypatch.setattr(tf_program, "STUCK", 0.6)
+    monkeypatch.setattr(tf_program.Display, "display", lambda _self, line: shown.append(line))
+    (tmp_path / "output").mkdir()
+    with (tmp_path / "output/.run.1.part").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(AnsibleActionFail, match=r"into .*/.run.1.part, and nothing has come for 0.6 s"):
+            fetch(member("a"))
+    assert shown[0] == "  waits for another ansible-playbook that collects the same run (0 MB so far)"
+    assert fetch(member("a"))
+
+
+def test_one_that_fetches_is_waited_for_as_long_as_something_comes(fetch, tmp_path, monkeypatch):
+    monkeypatch.setattr(tf_program, "STUCK", 0.4)
+    (tmp_path / "output").mkdir()
+    with ThreadPoolExecutor() as pool, (tmp_path / "output/.run.1.part").open("wb", 0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        waiting = pool.submit(fetch, member("a"))
+        for _each in range(10):
+            time.sleep(0.15)
+            file.write(b"x")
+        file.truncate(0)
+        fcntl.flock(file, fcntl.LOCK_UN)
+        assert waiting.result()
+
+
 def test_one_that_is_done_does_not_break_another(fetch, tmp_path):
     assert fetch(member("a"), before_piece=lambda: fetch(member("b"), made=2))[-1] == 10_000
     assert sorted(path.name for path in (tmp_path / "output").rglob("*")) == ["a", "b", "run"]
@@ -274,6 +316,21 @@ def test_what_a_machine_sends_is_unpacked_in_the_folder_alone(fetch, tmp_path):
         "output/run/b",
         "output/run/logs/a",
     ]
+
+
+def test_what_was_a_file_may_come_as_a_folder_and_the_other_way_round(fetch, tmp_path):
+    fetch(member("model"), member("data", tarfile.DIRTYPE), member("data/a"))
+    (tmp_path / "output/run/link").symlink_to(tmp_path)
+    fetch(member("model", tarfile.DIRTYPE), member("model/a"), member("data"), member("link"), made=2)
+    found = {str(path.relative_to(tmp_path / "output/run")): path.is_dir() for path in (tmp_path / "output/run").rglob("*")}
+    assert found == {"model": True, "model/a": False, "data": False, "link": False}
+
+
+def test_the_folder_itself_does_not_make_way(fetch, tmp_path):
+    fetch(member("kept"))
+    with pytest.raises(AnsibleActionFail, match="could not be written"):
+        fetch(member("."), made=2)
+    assert (tmp_path / "output/run/kept").exists()
 
 
 def test_of_a_tar_file_that_reaches_outside_nothing_is_unpacked(fetch, tmp_path):

@@ -5,8 +5,9 @@
 
 ``made-of`` in the environment holds what it was made of, and a digest of its files as they were then. An environment is made
 beside the one that is there and takes its place in one step: whoever interrupts leaves the old one or the new one, never half of
-one, and what is left beside it goes with the next call. A lock lets one call at a time do that. Answers with one JSON object:
-``id`` (another one after each making), ``made`` (false where another call had done it), and ``failure``, a sentence.
+one, and what is left beside it goes with the next call. A lock lets one call at a time do that; one that waits for it says so
+every ten seconds, by ``lines`` and ``next``, which the action tf_program knows. Answers with one JSON object: ``id`` (another
+one after each making), ``made`` (false where another call had done it), and ``failure``, a sentence.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import tarfile
 import time
 from pathlib import Path
 
+TELL = 10  # seconds that one call waits for another before it says so
 LOCK = "/run/tf-cluster-install.lock"
 # The note itself, the role server's file, and a lock of uv's.
 NOT_COUNTED = ("made-of", "tf-cluster.pth", ".lock")
@@ -59,10 +61,17 @@ def digest(folder: str) -> str:
 
 def make(plan: dict) -> dict:
     """Make the environment, unless another call did while this one waited for it."""
-    deadline = time.monotonic() + plan["timeout"]
+    waited = plan.get("waited", 0)
+    deadline = time.monotonic() + plan["timeout"] - waited
     with open(LOCK, "w", encoding="utf-8") as lock:
-        if not taken(lock, deadline):
-            return {"failure": f"Another site.yml has been installing packages here for {plan['timeout']} s: see what it does."}
+        if not taken(lock, min(deadline, time.monotonic() + TELL)):
+            waited += TELL
+            if waited >= plan["timeout"]:
+                return {
+                    "failure": f"Another site.yml has been installing packages here for {plan['timeout']} s: see what it does."
+                }
+            line = f"another site.yml installs packages on {os.uname().nodename}, which is waited for ({waited} s)"
+            return {"lines": [line], "next": ["python3", "-", json.dumps({**plan, "waited": waited})]}
         found = look(plan["venv"])
         there = found["whole"] and found["made_of"] == plan["made_of"]
         done = {"id": found["id"], "made": False} if there else install(plan, deadline)
