@@ -1,10 +1,11 @@
 """Measure the cluster through TensorFlow: each link between two tasks, and what each task computes. playbooks/benchmark.yml.
 
-    benchmark.py '{"seconds": 30, "tasks": {"10.0.0.5:2222": ["worker:0", "machine-a"]}, "network": [], "notes": []}'
+    benchmark.py '{"seconds": 30, "tasks": {"10.0.0.5:2222": ["worker:0", "machine-a", 0]}, "network": [], "notes": []}'
 
-``tasks``: the cluster's names of the tasks at the addresses that config.json lists, and their machines. ``network``: what iperf3
-measured before, a list of ``from``, ``to`` (machines) and ``gigabytes_per_second``; ``notes``: sentences on it. Prints tables,
-and leaves ``benchmark.json`` and, with the same in it, ``result.json``. Exit status 1 if a task or a link could not be measured.
+``tasks``: what the cluster calls the tasks at the addresses that config.json lists, their machines, and how many GPUs they have.
+``network``: what iperf3 measured before, a list of ``from``, ``to`` (machines) and ``gigabytes_per_second``; ``notes``: sentences
+on it. Prints tables, and leaves ``benchmark.json`` and, with the same in it, ``result.json``. Exit status 1 if a task or a link
+could not be measured.
 
 A link's rate is that of a step that moves a variable from the memory of one task's processor to that of the other's: bytes by
 seconds of the whole step. Its latency is that of a step that moves four bytes. All are medians; GB are 1e9 bytes.
@@ -12,6 +13,7 @@ seconds of the whole step. Its latency is that of a step that moves four bytes. 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -26,32 +28,34 @@ FORMAT = "tf-cluster-benchmark-1"
 SMALL, LARGE = 1_000_000, 64_000_000  # bytes that a link is measured with
 LARGE_STEP = 0.25  # seconds that a step with the large size may take: on a slow link it is made smaller
 EMPTY_STEPS = 21
-PATIENCE = 8.0  # seconds that a step may take, and some more that a link may take until it counts as failed
+STEP_LIMIT = 8.0  # seconds that a step may take
+LINK_LIMIT, DEVICE_LIMIT = 12.0, 24.0  # seconds that a link and a device may take until they count as failed
 CPU_SIZE, GPU_SIZE = 2048, 8192  # of the square matrices
 LONGEST_CHAIN = 32  # products in one step, where one takes too little to be told from the step itself
-# Seconds that a link and a task take on an ordinary network; with so many that they would not fit, several are measured at once.
-LINK_SECONDS, TASK_SECONDS = 0.6, 0.8
+# Seconds that a link and a device take on an ordinary network; where that is too long, several are measured at once.
+LINK_SECONDS, DEVICE_SECONDS = 0.6, 0.8
 TASKS_SHARE = 0.25  # of the time, for what the tasks compute
 MOST_ROWS = 60  # of links that are shown
 FAR_BELOW = 0.5  # of the median: worth a look
 
 
 class Task(NamedTuple):
-    """A standing task: the cluster's name for it, its device in this run, its address and its machine."""
+    """A standing task: the cluster's name for it, its device in this run, its address, its machine and how many GPUs it has."""
 
     name: str
     device: str
     entry: str
     machine: str
+    gpus: int
 
 
-def standing(spec: dict[str, list[str]], known: dict[str, list[str]], run_jobs: tuple[str, ...]) -> list[Task]:
+def standing(spec: dict[str, list[str]], known: dict[str, list], run_jobs: tuple[str, ...]) -> list[Task]:
     """Return the tasks of a cluster spec that are servers of their own."""
     found = []
     for job in spec:
         for index, entry in enumerate(spec[job] if job not in run_jobs else []):
-            name, machine = known.get(entry, [f"{job}:{index}", entry.rpartition(":")[0]])
-            found.append(Task(name, f"/job:{job}/task:{index}", entry, machine))
+            name, machine, gpus = known[entry]
+            found.append(Task(name, f"/job:{job}/task:{index}", entry, machine, gpus))
     return found
 
 
@@ -140,6 +144,7 @@ class Benchmark:
         self.computed: list[dict] = []
         self.links: list[dict] = []
         self.told = -math.inf
+        self.kept: list = []  # sessions that are not closed: with a task that is gone, their end would not come
 
     def left(self) -> float:
         """Return the seconds that are left."""
@@ -151,17 +156,23 @@ class Benchmark:
             self.told = time.monotonic()
             print(f"{text}  ({self.told - self.begun:.0f} s of at most {self.seconds:.0f})", flush=True)
 
+    @contextlib.contextmanager
     def session(self, *tasks: Task):
-        """Open a session on these tasks alone; what it holds there is freed with it."""
+        """Open a session on these tasks alone; what it holds there is freed with it. It is closed only if all went well."""
         config = self.v1.ConfigProto(
             device_filters=[task.device for task in tasks],
-            operation_timeout_in_ms=int(PATIENCE * 1000),
+            operation_timeout_in_ms=int(STEP_LIMIT * 1000),
             isolate_session_state=True,
         )
         # The operations run as they stand: an optimiser would move and fold them.
         config.graph_options.optimizer_options.opt_level = self.v1.OptimizerOptions.L0
         config.graph_options.rewrite_options.disable_meta_optimizer = True
-        return self.v1.Session(self.target, config=config)
+        with self.tf.Graph().as_default():
+            session = self.v1.Session(self.target, config=config)
+            self.kept.append(session)
+            yield session
+            session.close()
+            self.kept.remove(session)
 
     def variable(self, name: str, device: str, value):
         """Return a variable with the value that the function ``value`` makes, there where it lies."""
@@ -181,7 +192,7 @@ class Benchmark:
             call()
             return call
 
-        with tf.Graph().as_default(), self.session(sender, receiver) as session:
+        with self.session(sender, receiver) as session:
             empty = statistics.median(timed(moving(1), 0, EMPTY_STEPS, EMPTY_STEPS))
             small = statistics.median(timed(moving(SMALL // 4), spent / 4, 3, 9))
             size = large_size(small, empty)
@@ -194,54 +205,47 @@ class Benchmark:
             "small_gigabytes_per_second": SMALL / 1e9 / small,
         }
 
-    def products(self, task: Task, spent: float) -> list[dict]:
-        """Measure what each device of a task multiplies; ``spent``: seconds for a device. GPUs use TF32 where they have it."""
-        tf, found = self.tf, []
+    def products(self, task: Task, device: str, spent: float) -> dict:
+        """Measure what a device multiplies, for so many seconds. GPUs use TF32 where they have it."""
+        tf, size, place = self.tf, GPU_SIZE if device.startswith("GPU") else CPU_SIZE, f"{task.device}/device:{device}"
+
+        def chain(count: int):
+            with tf.device(place):
+                made = factor
+                for _each in range(count):
+                    made = tf.matmul(factor, made)
+            with tf.device(f"{task.device}/device:CPU:0"):
+                return session.make_callable(tf.identity(made[0, 0]))  # waits for a GPU, too
+
         with self.session(task) as session:
-            devices = [device.name.rpartition("/device:")[2] for device in session.list_devices() if is_of(task, device.name)]
-        for device in sorted(name for name in devices if name.startswith(("CPU:", "GPU:"))):
-            size = GPU_SIZE if device.startswith("GPU") else CPU_SIZE
-            place = f"{task.device}/device:{device}"
-
-            def chain(count: int):
-                with tf.device(place):  # noqa: B023 (called within the loop)
-                    made = factor  # noqa: B023
-                    for _each in range(count):
-                        made = tf.matmul(factor, made)  # noqa: B023
-                with tf.device(f"{task.device}/device:CPU:0"):
-                    return session.make_callable(tf.identity(made[0, 0]))  # waits for a GPU, too
-
-            with tf.Graph().as_default(), self.session(task) as session:
-                width = math.sqrt(3 / size)  # so that products grow neither large nor small
-                factor = self.variable("factor", place, lambda: tf.random.uniform([size, size], -width, width))  # noqa: B023
-                session.run(factor.initializer)
-                call, count = chain(1), 1
+            width = math.sqrt(3 / size)  # so that products grow neither large nor small
+            factor = self.variable("factor", place, lambda: tf.random.uniform([size, size], -width, width))
+            session.run(factor.initializer)
+            call, count = chain(1), 1
+            taken = timed(call, 0, 1, 1)
+            if taken[0] < spent / 2:  # else the first, which warms it up, has to do
                 taken = timed(call, 0, 1, 1)
-                if taken[0] < spent / 2:  # else the first, which warms it up, has to do
-                    taken = timed(call, 0, 1, 1)
-                if taken[0] < spent / 20:
-                    count = min(LONGEST_CHAIN, int(spent / 10 / taken[0]))
-                    call, taken = chain(count), []
-                    call()
-                taken += timed(call, spent / 2 - sum(taken), 0 if taken else 1, 9)
-            rate = 2 * size**3 * count / 1e9 / statistics.median(taken)
-            found.append({"device": device, "size": size, "gigaflops": rate})
-        return found
+            if taken[0] < spent / 20:
+                count = min(LONGEST_CHAIN, int(spent / 10 / taken[0]))
+                call, taken = chain(count), []
+                call()
+            taken += timed(call, spent / 2 - sum(taken), 0 if taken else 1, 9)
+        return {"size": size, "gigaflops": 2 * size**3 * count / 1e9 / statistics.median(taken)}
 
     def compute(self) -> None:
-        """Measure what all tasks compute, one after the other, several at once where they are many."""
+        """Measure what all devices compute, one after the other, several at once where they are many."""
+        devices = [(task, name) for task in self.tasks for name in ("CPU:0", *(f"GPU:{place}" for place in range(task.gpus)))]
         seconds = self.seconds * TASKS_SHARE
-        most = at_once(len(self.tasks), TASK_SECONDS, seconds)
-        spent = min(1.0, most * seconds / len(self.tasks))
-        for group in batches(self.tasks, lambda task: [task.machine], most):
-            for task, answer in zip(group, attempt(lambda task: self.products(task, spent), group, 3 * PATIENCE)):
-                about = {"task": task.name, "machine": task.machine}
-                if isinstance(answer, Exception):
-                    self.failed[task.name] = reason_of(answer)
-                    self.computed.append({**about, "failure": reason_of(answer)})
-                else:
-                    self.computed += [{**about, **device} for device in answer]
-            self.progress(f"computed: {len({row['task'] for row in self.computed})} of {len(self.tasks)} tasks")
+        most = at_once(len(devices), DEVICE_SECONDS, seconds)
+        spent = min(1.0, most * seconds / len(devices))
+        for group in batches(devices, lambda item: [item[0].machine], most):
+            group = [(task, device) for task, device in group if task.name not in self.failed]
+            answers = attempt(lambda item: self.products(*item, spent), group, DEVICE_LIMIT)
+            self.find_failed([task for (task, _device), answer in zip(group, answers) if isinstance(answer, Exception)])
+            for (task, device), answer in zip(group, answers):
+                answer = {"failure": reason_of(answer)} if isinstance(answer, Exception) else answer
+                self.computed.append({"task": task.name, "machine": task.machine, "device": device, **answer})
+            self.progress(f"computed: {len(self.computed)} of {len(devices)} devices")
 
     def move(self) -> int:
         """Measure the links, round by round while another one fits into the time; return how many at once."""
@@ -263,11 +267,9 @@ class Benchmark:
         """Measure some links at once."""
         alive = [pair for pair in group if not {task.name for task in pair} & self.failed.keys()]
         late = self.left() < -self.seconds  # links that fail take long: twice the time is the end
-        answers = [] if late else attempt(lambda pair: self.link(*pair, spent), alive, 2 * PATIENCE)
+        answers = [] if late else attempt(lambda pair: self.link(*pair, spent), alive, LINK_LIMIT)
         answer_of = dict(zip(alive, answers))
-        for pair in alive:
-            if isinstance(answer_of.get(pair), Exception):
-                self.find_failed(list(pair))
+        self.find_failed(list({task for pair in alive if isinstance(answer_of.get(pair), Exception) for task in pair}))
         for pair in group:
             sender, receiver = pair
             answer = answer_of.get(pair)
@@ -282,12 +284,8 @@ class Benchmark:
         import tf_cluster
 
         asked = attempt(lambda task: tf_cluster._answers(("", 0), task.entry), tasks, 5)
-        self.failed |= {task.name: "does not answer" for task, answer in zip(tasks, asked) if answer is not True}
-
-
-def is_of(task: Task, device: str) -> bool:
-    """Tell whether a device's full name is one of the task's."""
-    return device.replace("/replica:0", "").startswith(f"{task.device}/")
+        silent = [task for task, answer in zip(tasks, asked) if isinstance(answer, Exception) or not answer]
+        self.failed |= {task.name: "does not answer" for task in silent}
 
 
 def with_network(links: list[dict], network: list[dict]) -> list[dict]:
@@ -298,7 +296,12 @@ def with_network(links: list[dict], network: list[dict]) -> list[dict]:
 
 def findings(result: dict) -> list[str]:
     """Return sentences: what failed, the slowest link, the slowest task, and how much was measured."""
-    lines = [f"{task} FAILED: {reason}" for task, reason in result["failed"].items()]
+    lines = [f"{task} FAILED: it {reason}" for task, reason in result["failed"].items()]
+    lines += [
+        f"{row['device']} of {row['task']} FAILED: {row['failure']}"
+        for row in result["computed"]
+        if "failure" in row and row["task"] not in result["failed"]
+    ]
     unmeasured = [row for row in result["links"] if "failure" in row]
     own = [row for row in unmeasured if not {row["from"], row["to"]} & result["failed"].keys()]
     lines += [f"The link {row['from']} -> {row['to']} FAILED: {row['failure']}" for row in own[:5]]
@@ -311,7 +314,7 @@ def findings(result: dict) -> list[str]:
         slow = sum(row["gigabytes_per_second"] < FAR_BELOW * usual for row in rated)
         lines[-1] += f" (one of {slow} such links)" if slow > 1 else ""
     for kind in ("CPU", "GPU"):
-        rows = [row for row in result["computed"] if row.get("device", "").startswith(kind)]
+        rows = [row for row in result["computed"] if row["device"].startswith(kind) and "failure" not in row]
         if rows:
             slowest, usual = extreme(rows, "gigaflops")
             where = f"{slowest['task']} ({slowest['machine']}) on {slowest['device']}"
@@ -336,7 +339,7 @@ def extreme(rows: list[dict], what: str) -> tuple[dict, float]:
 def compared(value: float, usual: float, unit: str) -> str:
     """Return a value and how it stands to the median."""
     share = value / usual
-    return f"{value:.3g} {unit}, {share:.0%} of the median{': FAR BELOW the others' if share < FAR_BELOW else ''}"
+    return f"{number(value)} {unit}, {share:.0%} of the median{': FAR BELOW the others' if share < FAR_BELOW else ''}"
 
 
 def tables(result: dict) -> list[str]:
@@ -345,7 +348,7 @@ def tables(result: dict) -> list[str]:
     lines = table(
         ["task", "machine", "device", "GFLOP/s"],
         [
-            [row["task"], row["machine"], row.get("device", ""), number(row.get("gigaflops")), row.get("failure", "")]
+            [row["task"], row["machine"], row["device"], number(row.get("gigaflops")), row.get("failure", "")]
             for row in result["computed"]
         ],
     )
@@ -415,7 +418,8 @@ def main() -> None:
     Path(os.environ.get("TF_RUN_DIR", "."), "benchmark.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     tf_cluster.save_result({"benchmark": result})
     sys.stdout.flush()
-    os._exit(1 if result["failed"] or any("failure" in row for row in result["links"]) else 0)  # sessions may hang
+    wrong = any("failure" in row for row in (*result["links"], *result["computed"]))
+    os._exit(1 if wrong or result["failed"] else 0)  # sessions that were left alone would hang
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def benchmark_about(cluster, seconds, iperf, links, found, problems):
     ``links`` were to be measured by iperf3, ``found`` are those that were tried; ``problems``: machine -> a sentence.
     """
     tasks = {
-        f"{task['address']}:{task['port']}": [f"{task['job']}:{task['index']}", machine]
+        f"{task['address']}:{task['port']}": [f"{task['job']}:{task['index']}", machine, len(task["options"]["gpus"])]
         for machine, own in cluster["machines"].items()
         for task in own
     }
