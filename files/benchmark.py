@@ -135,10 +135,11 @@ def timed(call, spent: float, least: int, most: int) -> list[float]:
 class Benchmark:
     """The measurements, through sessions on this run's own server."""
 
-    def __init__(self, target: str, tasks: list[Task], seconds: float) -> None:
+    def __init__(self, target: str, own: str, tasks: list[Task], seconds: float) -> None:
         import tensorflow as tf
 
-        self.tf, self.v1, self.target, self.tasks, self.seconds = tf, tf.compat.v1, target, tasks, seconds
+        self.tf, self.v1, self.target, self.own = tf, tf.compat.v1, target, own
+        self.tasks, self.seconds = tasks, seconds
         self.begun = time.monotonic()
         self.failed: dict[str, str] = {}  # task -> why it is measured no more
         self.computed: list[dict] = []
@@ -160,7 +161,8 @@ class Benchmark:
     def session(self, *tasks: Task):
         """Open a session on these tasks alone; what it holds there is freed with it. It is closed only if all went well."""
         config = self.v1.ConfigProto(
-            device_filters=[task.device for task in tasks],
+            # Its own device too: where a run goes on without some tasks, its server does not go without saying.
+            device_filters=[self.own, *(task.device for task in tasks)],
             operation_timeout_in_ms=int(STEP_LIMIT * 1000),
             isolate_session_state=True,
         )
@@ -395,6 +397,8 @@ def measured(benchmark: Benchmark, about: dict, most: int) -> dict:
         "network": about["network"],
         "notes": about["notes"],
     }
+    if os.environ.get("TF_CLUSTER_MISSING"):
+        result["notes"] = [f"Left out, for they did not answer: {os.environ['TF_CLUSTER_MISSING']}.", *about["notes"]]
     return {**result, "findings": findings(result)}
 
 
@@ -410,7 +414,7 @@ def main() -> None:
     tasks = standing(spec, about["tasks"], tf_cluster.RUN_JOBS)
     job, index = tf_cluster.task()
     server = tf.distribute.Server(tf.train.ClusterSpec(spec), job_name=job, task_index=index)
-    benchmark = Benchmark(server.target, tasks, float(about["seconds"]))
+    benchmark = Benchmark(server.target, f"/job:{job}/task:{index}", tasks, float(about["seconds"]))
     benchmark.compute()
     most = benchmark.move()
     result = measured(benchmark, about, most)

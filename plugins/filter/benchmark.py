@@ -53,7 +53,8 @@ def network_links(cluster, seconds, offset=1000):
 def benchmark_about(cluster, seconds, iperf, links, found, problems):
     """Return what the program of the benchmark is told: ``seconds``, ``tasks``, ``network`` and ``notes``.
 
-    ``links`` were to be measured by iperf3, ``found`` are those that were tried; ``problems``: machine -> a sentence.
+    ``links`` were to be measured by iperf3, ``found`` are those that were tried; ``problems``: machine -> a sentence. The program
+    has the ``seconds`` that iperf3 leaves.
     """
     tasks = {
         f"{task['address']}:{task['port']}": [f"{task['job']}:{task['index']}", machine, len(task["options"]["gpus"])]
@@ -61,7 +62,7 @@ def benchmark_about(cluster, seconds, iperf, links, found, problems):
         for task in own
     }
     network = [link for link in found if "failure" not in link]
-    reasons = [f"{machine}: {' '.join(str(problem).split())[:200]}" for machine, problem in problems.items()]
+    reasons = [f"{machine}: {' '.join(str(problem).split())[:200].rstrip(' :')}" for machine, problem in problems.items()]
     reasons += [
         f"{link['from']} -> {link['to']}: {link['failure']}"
         for link in found
@@ -76,7 +77,8 @@ def benchmark_about(cluster, seconds, iperf, links, found, problems):
         notes = [f"iperf3 measured {len(network)} of {count} links between {len(cluster['machines'])} machines."]
         notes[0] += "" if len(links) == count else " NOT ALL: more do not fit into the time (benchmark_seconds)."
     notes += [f"iperf3 did not work on {reason}" for reason in reasons[:FEW]]
-    return {"seconds": seconds, "tasks": tasks, "network": network, "notes": notes}
+    left = float(seconds) - (LINK_SECONDS * len(links) if iperf else 0)
+    return {"seconds": round(left, 1), "tasks": tasks, "network": network, "notes": notes}
 
 
 class FilterModule:

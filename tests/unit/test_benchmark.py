@@ -205,6 +205,7 @@ def test_the_program_is_told_of_tasks_and_network():
     about = told(found=[rate, {"from": "m1", "to": "m0", "failure": "refused"}])
     assert about["tasks"] == {"[fd00::0]:2222": ["worker:0", "m0", 0], "[fd00::1]:2222": ["worker:1", "m1", 0]}
     assert about["network"] == [rate]
+    assert about["seconds"] == 27.4
     assert about["notes"] == [
         "iperf3 measured 1 of 2 links between 2 machines.",
         "iperf3 did not work on m1 -> m0: refused",
@@ -212,6 +213,7 @@ def test_the_program_is_told_of_tasks_and_network():
 
 
 def test_why_there_is_nothing_of_iperf_is_said():
+    assert told(iperf=False)["seconds"] == 30
     assert told(iperf=False)["notes"] == ["iperf3 is switched off (benchmark_iperf)."]
     assert told(count=1)["notes"] == ["iperf3 had nothing to measure: all tasks are on one machine."]
     notes = told(found=[{"from": "m0", "to": "m1", "failure": "refused"}], problems={"m1": "no package\niperf3"})["notes"]
