@@ -440,7 +440,7 @@ def _gpus(value):
 def _misspelt(name):
     """Return a hint if ``name`` is a misspelt variable, or nothing: ours by their prefix, the roles' by likeness."""
     known = _known_variables()
-    if name in known or name.startswith("ansible_"):
+    if name in known or name.startswith(("ansible_", "__")):  # Ansible's, and what roles keep for themselves
         return ""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7 if name.startswith("tf_") else 0.88)
     if near:
@@ -466,6 +466,7 @@ def _known_variables():
         "train_restarts",
         "train_join",
         "train_port_offset",
+        "benchmark_seconds",
         *(name for entry in entries for name in entry.get("options", {})),
     }
 

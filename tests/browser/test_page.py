@@ -125,3 +125,25 @@ def test_a_narrow_screen_shows_all(traced, look, browser):
         assert browser.value("document.documentElement.scrollWidth") <= 420
     finally:
         browser.ask("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_a_benchmark_draws_its_links(run, look, scheme):
+    names = ["worker:0", "worker:1"]
+    links = [{"from": a, "to": b, "gigabytes_per_second": 1.5, "step_milliseconds": 2.0} for a in names for b in names if a != b]
+    computed = [{"task": name, "machine": "m1", "device": "CPU:0", "gigaflops": 50.0} for name in names]
+    found = {
+        "format": "tf-cluster-benchmark-1",
+        "tasks": names,
+        "links": links,
+        "computed": computed,
+        "findings": ["<b>slow</b>"],
+    }
+    run.write("result.json", json.dumps({"benchmark": found}))
+    run.report()
+    browser = look(run, scheme, drawn=False)
+    browser.wait("document.querySelectorAll('#links .heatmaplayer image, #links .heatmaplayer .hm').length > 0")
+    assert "<b>slow</b>" in browser.value("document.body.innerText")
+    assert browser.complaints == []
+    fetched = [address for address in browser.requests if not address.startswith("data:")]  # the cells are a picture in the page
+    assert fetched == [(run.folder / "report.html").as_uri()]

@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 AS_ROOT = ["sudo"] if os.geteuid() else []
 SCENARIO = Path(os.environ.get("TEST_SCENARIO", ROOT / "molecule/default"))
+INVENTORIES = "".join(path.read_text(encoding="utf-8") for path in SCENARIO.glob("inventory/*.yml"))
+LAB = "".join(re.findall(r"lab_name: (\S+)", INVENTORIES))  # what the names of its containers begin with
 
 
 class Cluster:
@@ -63,12 +65,12 @@ class Cluster:
 
     def podman(self, verb, machine, *words):
         """Do something to a lab machine from outside."""
-        container = f"tf-test-{SCENARIO.name}-{machine}"
+        container = f"{LAB}-{machine}"
         subprocess.run([*AS_ROOT, "podman", verb, *words, container], check=True, capture_output=True, timeout=60)
 
     def inside(self, machine, script):
         """Run a shell script on a lab machine without its network, and return what it printed."""
-        command = [*AS_ROOT, "podman", "exec", "--interactive", "--privileged", f"tf-test-{SCENARIO.name}-{machine}", "bash"]
+        command = [*AS_ROOT, "podman", "exec", "--interactive", "--privileged", f"{LAB}-{machine}", "bash"]
         done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, f"{script}: {done.stdout}{done.stderr}"
         return done.stdout

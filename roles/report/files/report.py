@@ -23,6 +23,7 @@ import urllib.parse
 from importlib import metadata
 from pathlib import Path
 
+import benchmark_figure
 import jinja2
 import trace_figure
 
@@ -295,7 +296,7 @@ def write_page(folder: Path, outcome: dict, verdict: dict, drawn: dict | None) -
         for path in sorted(folder.rglob("*"))
         if path.is_file() and (name := str(path.relative_to(folder))) != "report.html"
     ]
-    about = drawn["about"] if drawn else {}
+    about, links = drawn["about"] if drawn else {}, links_of(verdict)
     versions = {"Python": about.get("python"), "TensorFlow of the program": about.get("tensorflow")}
     versions["ansible-core"] = metadata.version("ansible-core")
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
@@ -304,28 +305,43 @@ def write_page(folder: Path, outcome: dict, verdict: dict, drawn: dict | None) -
         verdict=verdict, result=as_json(verdict["result"]) if "result" in verdict else "",
         placement=placement(folder), output=marked(tail(folder / "stdout.log", 2000)), logs=logs, files=files[:500],
         machines=machines_of(outcome, verdict), versions={name: text for name, text in versions.items() if text}, drawing=drawn,
+        links=links, scripts=scripts(*["trace.js"] * bool(drawn), *["benchmark.js"] * bool(links)),
     )  # fmt: skip
     (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def drawing(trace: trace_figure.Trace, machines: dict, names: dict) -> dict:
-    """Return what the page needs to draw the trace; the scripts with their hashes, for no others may run.
+def links_of(verdict: dict) -> dict | None:
+    """Return what the page needs to draw the links of a benchmark, None where there is none."""
+    found = benchmark_figure.read(verdict.get("result"))
+    try:
+        return found and {
+            "figure": data(benchmark_figure.figure(found)),
+            "findings": [str(sentence) for sentence in found["findings"]],
+            "computed": [{**row} for row in found["computed"]],
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):  # a program's own, that only looks like one
+        return None
 
-    ``names``: what the run calls a task -> what the cluster does, where they differ.
-    """
+
+def scripts(*names: str) -> list[dict]:
+    """Return the scripts that draw, after plotly.js, each with its hash, for no others may run; none where there is none."""
     from plotly.offline import get_plotlyjs
 
-    def script(text: str) -> dict:
-        return {"text": text, "hash": base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}
+    texts = [get_plotlyjs(), *((TEMPLATES / name).read_text(encoding="utf-8") for name in names)] if names else []
+    return [{"text": text, "hash": base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()} for text in texts]
 
-    def data(text: str) -> str:
-        return text.replace("<", "\\u003c")  # nothing in it can end the script that it stands in
 
+def data(text: str) -> str:
+    """Return JSON as it may stand in the page: nothing in it can end the script that it stands in."""
+    return text.replace("<", "\\u003c")
+
+
+def drawing(trace: trace_figure.Trace, machines: dict, names: dict) -> dict:
+    """Return what the page needs to draw the trace. ``names``: what the run calls a task -> what the cluster does, if another."""
     machine_of = {task: machine for machine, tasks in machines.items() for task in tasks}
     machine_of |= {task: machine_of.get(known, "") for task, known in names.items()}
     views = trace_figure.views(trace)
     return {
-        "scripts": [script(get_plotlyjs()), script((TEMPLATES / "trace.js").read_text(encoding="utf-8"))],
         "figure": data(trace_figure.figure(trace, machine_of)),
         "views": views,
         "spans": data(json.dumps([view["range"] for view in views])),

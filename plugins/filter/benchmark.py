@@ -1,0 +1,93 @@
+"""What a benchmark is asked for, and what it knows of the cluster and its network before it begins."""
+
+from __future__ import annotations
+
+import math
+
+DOCUMENTATION = """
+name: network_links
+short_description: Choose the links between machines whose network is measured
+options:
+  _input: {description: The cluster as worked out by the filter cluster_spec, type: dict, required: true}
+  seconds: {description: How long the measurements may take, type: float, required: true}
+  offset: {description: What is added to the port of a machine's first task for the port of the measurement, type: int}
+"""
+
+RETURN = """
+_value:
+  description: The links, each with C(from) and C(to) (machines), C(address) and C(port); every machine as often as the others
+    as long as the time is enough for it.
+  type: list
+"""
+
+LEAST, MOST = 10, 86400  # seconds
+LINK_SECONDS = 1.3  # that one link takes
+FEW = 5  # sentences that are shown
+
+
+def benchmark_problems(seconds, iperf):
+    """Return what is wrong with what was asked for, a sentence each."""
+    problems = []
+    try:
+        number = math.nan if isinstance(seconds, bool) else float(seconds)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not LEAST <= number <= MOST:
+        problems.append(f"The variable benchmark_seconds is {seconds!r}: give seconds, a number from {LEAST} to {MOST}.")
+    if str(iperf).lower() not in ("true", "false", "yes", "no"):
+        problems.append(f"The variable benchmark_iperf is {iperf!r}: make it true or false.")
+    return problems
+
+
+def network_links(cluster, seconds, offset=1000):
+    """Return the links that fit into the time, in rounds: in each, every machine sends once and receives once."""
+    names = list(cluster["machines"])
+    pairs = [(name, names[(place + shift) % len(names)]) for shift in range(1, len(names)) for place, name in enumerate(names)]
+    first = {name: tasks[0] for name, tasks in cluster["machines"].items()}
+    return [
+        {"from": begin, "to": end, "address": first[end]["address"].strip("[]"), "port": first[end]["port"] + int(offset)}
+        for begin, end in pairs[: max(1, int(float(seconds) / LINK_SECONDS))]
+    ]
+
+
+def benchmark_about(cluster, seconds, iperf, links, found, problems):
+    """Return what the program of the benchmark is told: ``seconds``, ``tasks``, ``network`` and ``notes``.
+
+    ``links`` were to be measured by iperf3, ``found`` are those that were tried; ``problems``: machine -> a sentence. The program
+    has the ``seconds`` that iperf3 leaves.
+    """
+    tasks = {
+        f"{task['address']}:{task['port']}": [f"{task['job']}:{task['index']}", machine, len(task["options"]["gpus"])]
+        for machine, own in cluster["machines"].items()
+        for task in own
+    }
+    network = [link for link in found if "failure" not in link]
+    reasons = [f"{machine}: {' '.join(str(problem).split())[:200].rstrip(' :')}" for machine, problem in problems.items()]
+    reasons += [
+        f"{link['from']} -> {link['to']}: {link['failure']}"
+        for link in found
+        if "failure" in link and not {link["from"], link["to"]} & problems.keys()
+    ]
+    count = len(cluster["machines"]) * (len(cluster["machines"]) - 1)
+    if not iperf:
+        notes = ["iperf3 is switched off (benchmark_iperf)."]
+    elif not count:
+        notes = ["iperf3 had nothing to measure: all tasks are on one machine."]
+    else:
+        notes = [f"iperf3 measured {len(network)} of {count} links between {len(cluster['machines'])} machines."]
+        notes[0] += "" if len(links) == count else " NOT ALL: more do not fit into the time (benchmark_seconds)."
+    notes += [f"iperf3 did not work on {reason}" for reason in reasons[:FEW]]
+    left = float(seconds) - (LINK_SECONDS * len(links) if iperf else 0)
+    return {"seconds": round(left, 1), "tasks": tasks, "network": network, "notes": notes}
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self):
+        """Return the filters by name."""
+        return {
+            "benchmark_about": benchmark_about,
+            "benchmark_problems": benchmark_problems,
+            "network_links": network_links,
+        }
