@@ -73,9 +73,9 @@ def _text(value):
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-def program_file(name, source, target):
-    """Return one program of the folder ``source`` as a file in the folder ``target``."""
-    return {"path": f"{target}/{name}", "content": Path(source, name).read_text(encoding="utf-8"), "mode": "0755"}
+def program_file(name, source, target, mode="0755"):
+    """Return one file of the folder ``source``, a program where no ``mode`` is given, as a file in the folder ``target``."""
+    return {"path": f"{target}/{name}", "content": Path(source, name).read_text(encoding="utf-8"), "mode": mode}
 
 
 def files_differ(wanted, found, only=()):

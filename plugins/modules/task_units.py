@@ -32,7 +32,7 @@ options:
     description: Names of the project's own drop-ins. Where a task does not start, others that change its unit are named.
     type: list
     elements: str
-    default: [confined.conf, firewall.conf, gpus.conf]
+    default: [confined.conf, firewall.conf, gpus.conf, speed.conf, tunnel.conf]
   reload:
     description: Whether a unit file has changed.
     type: bool
@@ -51,6 +51,9 @@ started: {description: Tasks that were not running, type: list, elements: str, r
 restarted: {description: Tasks that ran with other inputs, type: list, elements: str, returned: always}
 stopped: {description: Tasks that the machine no longer has, type: list, elements: str, returned: always}
 """
+
+
+DROP_INS = ["confined.conf", "firewall.conf", "gpus.conf", "speed.conf", "tunnel.conf"]
 
 
 def parse_show(text):
@@ -124,7 +127,7 @@ def main():
             "template": {"type": "str", "default": "tf-server@.service"},
             "target": {"type": "str", "default": "tf-cluster.target"},
             "tasks": {"type": "dict", "required": True},
-            "drop_ins": {"type": "list", "elements": "str", "default": ["confined.conf", "firewall.conf", "gpus.conf"]},
+            "drop_ins": {"type": "list", "elements": "str", "default": DROP_INS},
             "reload": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

@@ -176,7 +176,7 @@ def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch):
     answers, called = [{"next": ["python3", "-", "again"]}, {"done": True}], []
     action = object.__new__(tf_program.ActionModule)
     options = dict.fromkeys(("send", "send_call", "input", "save_to", "announce"))
-    options |= {"argv": ["/usr/bin/env", "python3", "-", "first"], "script": str(tmp_path / "script.py"), "statuses": [0]}
+    options |= {"argv": ["/usr/bin/env", "python3", "-", "first"], "script": [str(tmp_path / "script.py")], "statuses": [0]}
     action.validate_argument_spec = lambda _spec: (None, options)
     action.call = lambda argv, data, _statuses: called.append((argv[-1], data)) or answers.pop(0)
     monkeypatch.setattr(tf_program.ActionBase, "run", lambda *_words: {})
