@@ -12,6 +12,7 @@ Goes to the machine on standard input with the modules that it imports, for ther
     environment  what environment.py says
     firewall     what firewall_state.py says
     digests      path -> digest, of the files that site.yml writes (OWN)
+    note         what site.yml noted when it was last done here, "" where it did not
     tasks        task -> the inputs that it was started with, null where its unit is not enabled or not running
     target       whether the target of all tasks is enabled and active
     reload       whether systemd has to read these units anew
@@ -46,6 +47,7 @@ OWN = (
     "/opt/tf-cluster/*/*.py",
     "/opt/tf-cluster/venv/lib/python*/site-packages/tf-cluster.pth",
 )
+NOTE = "/etc/tf-cluster/site.note"
 UNIT, TARGET = "tf-server@", "tf-cluster.target"
 PROPERTIES = "Id,ActiveState,UnitFileState,StatusText,NeedDaemonReload,MainPID"
 
@@ -66,7 +68,8 @@ def main() -> None:
                 "gpus": find_gpus.find(),
                 "environment": environment.look(options.venv),
                 "firewall": firewall_state.state(),
-                "digests": {path: digest(path) for pattern in OWN for path in glob.glob(pattern) if os.path.isfile(path)},
+                "digests": {path: digest(path) for pattern in OWN for path in glob.glob(pattern) if is_own(path)},
+                "note": Path(NOTE).read_text(encoding="ascii", errors="replace") if os.path.isfile(NOTE) else "",
                 **tasks(units),
             }
         )
@@ -108,6 +111,11 @@ def listeners(ports: list[int], units: dict[str, dict[str, str]]) -> list[dict]:
     of_unit = {unit.get("MainPID"): name for name, unit in units.items() if name.startswith(UNIT)}
     found = cluster_config.listeners(ports)
     return [{**listener, "unit": of_unit.get(str(listener["pid"]), "")} for listener in found]
+
+
+def is_own(path: str) -> bool:
+    """Tell whether it is a file that site.yml writes for others to read, not its own note."""
+    return os.path.isfile(path) and path != NOTE
 
 
 def account(name: str) -> list:
