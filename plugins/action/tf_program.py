@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -45,6 +45,10 @@ options:
   input: {description: Data; goes to the program's standard input as JSON, type: raw}
   save_to: {description: Folder of the controller for what comes back, type: path}
   announce: {description: A line that is shown first, for a call that is silent for long, type: str}
+  reconnect:
+    description: Whether a call whose connection is broken (by a machine that started anew, say) is made again over a new one.
+    type: bool
+    default: false
   statuses: {description: Exit statuses that come with an answer, type: list, elements: int, default: [0]}
 author: [Distributed TensorFlow by Ansible]
 """
@@ -76,6 +80,7 @@ class ActionModule(ActionBase):
 
     _supports_check_mode = False
     _supports_async = False
+    reconnects = False
 
     def run(self, tmp=None, task_vars=None):
         """Call, show, fetch, and call again until there is no ``next``."""
@@ -89,10 +94,11 @@ class ActionModule(ActionBase):
                 "input": {"type": "raw"},
                 "save_to": {"type": "path"},
                 "announce": {"type": "str"},
+                "reconnect": {"type": "bool", "default": False},
                 "statuses": {"type": "list", "elements": "int", "default": [0]},
             }
         )
-        argv, gathered = options["argv"], {}
+        argv, gathered, self.reconnects = options["argv"], {}, options["reconnect"]
         program = argv[:2] if argv[1:] and argv[1].endswith(".py") else argv[:1]
         if options["send"]:
             data = self.send([Path(path) for path in options["send"]], [*program, *(options["send_call"] or [])])
@@ -126,7 +132,13 @@ class ActionModule(ActionBase):
 
     def call(self, argv, data, statuses):
         """Call the program once and return its answer."""
-        done = self._low_level_execute_command(shlex.join(argv), sudoable=True, in_data=data)
+        try:
+            done = self._low_level_execute_command(shlex.join(argv), sudoable=True, in_data=data)
+        except AnsibleConnectionFailure:
+            if not self.reconnects:
+                raise
+            self._connection.reset()
+            done = self._low_level_execute_command(shlex.join(argv), sudoable=True, in_data=data)
         missing = argv[0] if done["rc"] == NOT_FOUND else (ABSENT.search(done["stderr"]) or (None, None))[1]
         if missing:
             raise AnsibleActionFail(

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -53,6 +55,7 @@ stopped: {description: Tasks that the machine no longer has, type: list, element
 """
 
 
+LOCK, MOST = "/run/tf-cluster-units.lock", 180  # seconds
 DROP_INS = ["confined.conf", "firewall.conf", "gpus.conf", "speed.conf", "tunnel.conf"]
 
 
@@ -132,6 +135,8 @@ def main():
         },
         supports_check_mode=True,
     )
+    lock = open(LOCK, "w", encoding="utf-8")  # noqa: SIM115 (it falls with the process)
+    wait_for(lock, module)
     template, target = module.params["template"], module.params["target"]
     wanted = {template.replace("@", f"@{task}"): inputs for task, inputs in module.params["tasks"].items()}
     systemd = Systemd(module)
@@ -161,6 +166,18 @@ def main():
     module.exit_json(
         changed=bool(enable or start or restart or stop), started=start, restarted=restart, stopped=stop, enabled=enable
     )
+
+
+def wait_for(lock, module):
+    """Take the lock: two that start and stop the same tasks at once end each other's."""
+    deadline = time.monotonic() + MOST
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                module.fail_json(msg=f"Another site.yml has been starting the tasks here for {MOST} s: see what it does.")
+            time.sleep(0.2)
 
 
 def complaint(module, systemd, wanted, template, drop_ins):

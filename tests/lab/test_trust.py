@@ -308,9 +308,9 @@ def test_flushing_and_reloading_leave_nothing_open(trust):
     with storm(trust, "trust-host", places[:1]) as control, storm(trust, "stranger", places) as found:
         trust.inside(worker, loop)
     count(CHANGE, found["made"], found["in"])
-    assert found["made"] > 500
+    assert found["made"] > 200  # two a reload
     assert found["in"] == 0
-    assert control["in"] > 100  # it would have been seen
+    assert control["in"] > 20  # it would have been seen
 
 
 def test_after_a_start_of_the_machine_nothing_is_open(trust):

@@ -175,7 +175,7 @@ def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch):
     (tmp_path / "script.py").write_text("print(1)", encoding="utf-8")
     answers, called = [{"next": ["python3", "-", "again"]}, {"done": True}], []
     action = object.__new__(tf_program.ActionModule)
-    options = dict.fromkeys(("send", "send_call", "input", "save_to", "announce"))
+    options = dict.fromkeys(("send", "send_call", "input", "save_to", "announce", "reconnect"))
     options |= {"argv": ["/usr/bin/env", "python3", "-", "first"], "script": [str(tmp_path / "script.py")], "statuses": [0]}
     action.validate_argument_spec = lambda _spec: (None, options)
     action.call = lambda argv, data, _statuses: called.append((argv[-1], data)) or answers.pop(0)
@@ -371,3 +371,24 @@ def test_a_call_that_is_no_run_shows_nothing(monkeypatch):
     monkeypatch.setattr(tf_program, "SILENT", -1)
     monkeypatch.setattr(tf_program.Display, "display", lambda *_words: pytest.fail("shown"))
     tf_program.Silence().show([], None)
+
+
+@pytest.mark.parametrize("reconnects", [True, False])
+def test_a_broken_connection_is_made_anew_where_that_does_no_harm(reconnects):
+    action, called = object.__new__(tf_program.ActionModule), []
+
+    def execute(_line, **_more):
+        called.append("call")
+        if len(called) == 1:
+            raise tf_program.AnsibleConnectionFailure("Data could not be sent")
+        return {"rc": 0, "stdout": '{"done": true}', "stderr": ""}
+
+    action._low_level_execute_command = execute
+    action._connection = type("Connection", (), {"reset": lambda _self: called.append("reset")})()
+    action.reconnects = reconnects
+    if reconnects:
+        assert action.call(["x"], b"", [0]) == {"done": True}
+        assert called == ["call", "reset", "call"]
+    else:
+        with pytest.raises(tf_program.AnsibleConnectionFailure):
+            action.call(["x"], b"", [0])
