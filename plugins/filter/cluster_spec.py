@@ -80,7 +80,7 @@ class Inventory:
     def __init__(self, groups, hostvars, provisional=False):
         self.groups, self.jobs, self.provisional, self.tunnel = groups, JOBS, provisional, None
         self.variables = {machine: hostvars[machine] for machine in groups.get("all", [])}
-        self.problems, self.open_jobs = [], set()
+        self.problems, self.open_jobs, self.members = [], set(), {}
         self.tasks = {}  # job -> list of tasks, in the inventory's order, then in the order of the indices
 
     def say(self, sentence):
@@ -103,6 +103,7 @@ class Inventory:
         self.check_groups()
         self.tunnel = self.read_tunnel()
         machines = dict.fromkeys(name for job in self.jobs for name in self.groups.get(job, []))
+        self.members = {job: set(self.groups.get(job, [])) for job in self.jobs}
         own = {machine: self.read_machine(machine) for machine in machines}
         for job in self.jobs:
             tasks = [task for machine in self.groups.get(job, []) for task in own[machine] if task["job"] == job]
@@ -210,7 +211,7 @@ class Inventory:
             self.check_reached_by(machine, reached_by)
         wanted = self.value(machine, "tf_tasks")
         wanted = {} if wanted is None else wanted
-        own_jobs = [job for job in self.jobs if machine in self.groups.get(job, [])]
+        own_jobs = [job for job in self.jobs if machine in self.members[job]]
         if not isinstance(wanted, dict):
             self.say(f"The variable tf_tasks of machine {machine} is {wanted!r}: write a job and its tasks, as in {{worker: 2}}.")
             return []

@@ -446,9 +446,9 @@ def test_whatever_stands_in_the_inventory_there_is_a_spec_or_a_sentence():
 def test_ten_thousand_machines_take_a_moment(variables):
     machines = {f"node-{number:05}": ("worker", dict.fromkeys(variables, "x")) for number in range(10_000)}
     machines["node-00000"] = ("host", {})
-    begun = time.perf_counter()
+    begun = time.process_time()
     cluster = cluster_of(machines)
-    assert time.perf_counter() - begun < 3
+    assert time.process_time() - begun < 1
     assert len(cluster["spec"]["worker"]) == 9_999
 
 
