@@ -319,10 +319,13 @@ def test_a_task_takes_all_the_memory(cluster, faults, run, mended):
     status, text, _found, output = running.end()
     assert status != 0
     assert steps(output) == [1]
-    assert "worker:0 on machine faults-worker-0 (10.89.86.10:2222) was restarted while the run went on" in text
+    # The kernel kills it, or lets it crawl, reading its own program again and again, until the run's deadline.
+    named = re.search(r"worker:0 on machine faults-worker-0 \(10.89.86.10:2222\) (was restarted|does not answer)", text)
+    assert named, text
     assert cluster.inside(FIRST, others) == before
     assert cluster.inside(SECOND, f"echo {PID.format('tf-server@worker-1')}") == second
-    faults.note("memory exhausted by one task", time.monotonic() - begun, "nothing", "that task alone killed and back; named")
+    how = "killed and back" if named[1] == "was restarted" else "at a crawl until the run's deadline"
+    faults.note("memory exhausted by one task", time.monotonic() - begun, "nothing", f"that task alone {how}; named")
 
 
 def small_disk(cluster, machine, mended):
