@@ -20,7 +20,8 @@ _value:
   type: list
 """
 
-LEAST, MOST = 10, 86400  # seconds
+LEAST = 10  # seconds
+MOST = 86400
 LINK_SECONDS = 1.3  # that one link takes
 FEW = 5  # sentences that are shown
 

@@ -54,7 +54,9 @@ MACHINE_VARIABLES = (
 )  # fmt: skip
 TUNNEL_NETWORK = "fd74:6663:6c75::/64"  # of the addresses that everybody may use within (RFC 4193)
 # What can be said of a task, what it must be, and what holds where nothing is said: the seed's own.
-NUMBER, SHARE, SWITCH = "a whole number from 0", "a number above 0 and up to 1", "true or false"
+NUMBER = "a whole number from 0"
+SHARE = "a number above 0 and up to 1"
+SWITCH = "true or false"
 GPUS = "a list of GPUs by number or UUID, as in [0, 1]"
 OPTIONS = {
     "gpu_memory_fraction": (SHARE, 0.2),

@@ -23,7 +23,8 @@ _value: {description: A sentence for each problem; empty if there is none, type:
 
 PYTHONS = ((3, 10), (3, 13))  # TensorFlow 2.21 has wheels for these and all between
 PROCESSORS = ("x86_64", "aarch64")
-OWN_USER, HOME = "tensorflow", "/var/lib/tf-cluster"
+OWN_USER = "tensorflow"
+HOME = "/var/lib/tf-cluster"
 
 
 def machine_problems(tasks, machine, found, needs):

@@ -55,7 +55,8 @@ stopped: {description: Tasks that the machine no longer has, type: list, element
 """
 
 
-LOCK, MOST = "/run/tf-cluster-units.lock", 180  # seconds
+LOCK = "/run/tf-cluster-units.lock"
+MOST = 180  # seconds
 DROP_INS = ["confined.conf", "firewall.conf", "gpus.conf", "speed.conf", "tunnel.conf"]
 
 
