@@ -760,7 +760,8 @@ def test_a_program_is_staged_with_a_link_to_the_config(tmp_path, monkeypatch):
             member.type, member.linkname = kind, "/etc/passwd" if kind == tarfile.SYMTYPE else ""
             tar.addfile(member)
     monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(run_program.pwd, "getpwnam", lambda _name: SimpleNamespace(pw_uid=os.getuid(), pw_gid=os.getgid()))
+    us = SimpleNamespace(pw_uid=os.getuid(), pw_gid=os.getgid())
+    monkeypatch.setattr(run_program, "pwd", SimpleNamespace(getpwnam=lambda _name: us))  # not the module, which tarfile uses too
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(buffer.getvalue())))
     run = run_program.Run("r1")
     run_program.unpack(run)
