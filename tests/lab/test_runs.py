@@ -218,7 +218,12 @@ def test_a_run_that_waits_can_be_followed_and_cancelled(cluster, detached):
         if "waits for the task" in line:
             break
     follower = cluster.begin("ansible-playbook", "playbooks/attach.yml", f"--extra-vars=run={waiting[1]}")
-    assert any("waits for the task host:0" in line for line in follower.stdout)
+    shown = []
+    for line in follower.stdout:
+        shown.append(line)
+        if "waits for the task host:0" in line:
+            break
+    assert "waits for the task host:0" in shown[-1], "".join(shown)
     for run in (waiting[1], first):
         done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
         assert done.returncode == 0, said(done)
