@@ -5,6 +5,10 @@
 
 Goes to the machine on standard input with the modules that it imports, for there may be nothing on it yet. Prints a JSON object:
 
+    python       {"version": as in 3.11, "executable"}, of the Python that runs this
+    processor    as in x86_64
+    init         what process 1 is
+    addresses    the machine's own, without their zones; interfaces: the names of its network interfaces
     listeners    who listens on the ports: [{"port", "name", "pid", "user", "unit"}]; unit: the task's whose main process it is
     account      the entry of the account "tensorflow" in /etc/passwd, a list of its fields; empty where there is none
     disk_mb      free disk under /opt
@@ -27,9 +31,11 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import pwd
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import cluster_config
@@ -62,6 +68,10 @@ def main() -> None:
     print(
         json.dumps(
             {
+                "python": {"version": f"{sys.version_info[0]}.{sys.version_info[1]}", "executable": sys.executable},
+                "processor": platform.machine(),
+                "init": "systemd" if os.path.isdir("/run/systemd/system") else Path("/proc/1/comm").read_text().strip(),
+                **network(),
                 "listeners": listeners(options.ports, units),
                 "account": account("tensorflow"),
                 "disk_mb": free_megabytes("/opt"),
@@ -76,12 +86,24 @@ def main() -> None:
     )
 
 
-def systemctl(*words: str) -> str:
-    """Return what systemctl prints; nothing where there is no systemd."""
+def printed(*command: str) -> str:
+    """Return what a command prints; nothing where it is not there."""
     try:
-        return subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False, timeout=20).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def systemctl(*words: str) -> str:
+    """Return what systemctl prints."""
+    return printed("systemctl", *words)
+
+
+def network() -> dict[str, list[str]]:
+    """Return ``addresses`` and ``interfaces``."""
+    found = json.loads(printed("ip", "-json", "address") or "[]")
+    addresses = [address["local"] for interface in found for address in interface.get("addr_info", ()) if "local" in address]
+    return {"addresses": sorted(set(addresses)), "interfaces": sorted(interface["ifname"] for interface in found)}
 
 
 def show_units() -> dict[str, dict[str, str]]:

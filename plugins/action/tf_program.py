@@ -15,7 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.executor.interpreter_discovery import discover_interpreter
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -30,7 +32,11 @@ description:
     O(save_to). Fetching that was interrupted goes on where it stopped.
     With C(failure), a sentence, the task fails.
 options:
-  argv: {description: The program and its arguments, type: list, elements: str, required: true}
+  argv:
+    description: The program and its arguments; the program C(python) is the one that Ansible runs its modules with.
+    type: list
+    elements: str
+    required: true
   send:
     description:
       - Files and folders of the controller, as a tar file on the program's standard input; a folder that comes first as its
@@ -72,7 +78,11 @@ STUCK = 600  # seconds without anything new after which another collection is no
 SILENT = 5  # seconds after which a person wants to know whether it still goes on
 STEP = re.compile(r"step [0-9]+ of [0-9]+")  # as the helper for programs prints it
 ABSENT = re.compile(r"can't open file '(/opt/tf-cluster/[^']+)': \[Errno 2\]")  # as Python says it
+# First of all, for what comes then is no Python to an old one.
+TOO_OLD = "-: Python %d.%d is too old: install one of 3.10 to 3.13 and name it in ansible_python_interpreter"
+OLD = f"if sys.version_info < (3, 8): sys.exit({TOO_OLD!r} % sys.version_info[:2])"
 NOT_FOUND = 127  # what a shell says of a program that is not there
+DISCOVERED = "discovered_interpreter_python"  # as Ansible calls it
 
 
 class ActionModule(ActionBase):
@@ -99,7 +109,11 @@ class ActionModule(ActionBase):
             }
         )
         argv, gathered, self.reconnects = options["argv"], {}, options["reconnect"]
-        program = argv[:2] if argv[1:] and argv[1].endswith(".py") else argv[:1]
+        if argv[0] == "python":
+            python, facts = self.python(task_vars)
+            argv, result = [*python, *argv[1:]], result | facts
+        words = argv.index("-") + 1 if options["script"] else 2 if argv[1:] and argv[1].endswith(".py") else 1
+        program = argv[:words]
         if options["send"]:
             data = self.send([Path(path) for path in options["send"]], [*program, *(options["send_call"] or [])])
         elif options["script"]:
@@ -129,6 +143,14 @@ class ActionModule(ActionBase):
             if "next" not in answer:
                 return {**result, "changed": True, "answer": gathered}
             argv, data = [*program, *answer["next"]], data if options["script"] else NOTHING
+
+    def python(self, task_vars):
+        """Return the machine's Python as Ansible finds it for its modules, and as a result what had to be found out for that."""
+        wanted = self._templar.template(constants.config.get_config_value("INTERPRETER_PYTHON", variables=task_vars))
+        if not wanted.startswith("auto"):
+            return shlex.split(wanted), {}
+        found = task_vars.get("ansible_facts", {}).get(DISCOVERED) or discover_interpreter(self, "python", wanted, task_vars)
+        return [found], {"ansible_facts": {DISCOVERED: found}}
 
     def call(self, argv, data, statuses):
         """Call the program once and return its answer."""
@@ -262,7 +284,7 @@ def bundle(paths):
     *modules, program = ((path.stem, path.read_text(encoding="utf-8")) for path in paths)
     if not modules:
         return program[1].encode()
-    lines = ["import sys, types"]
+    lines = ["import sys, types", OLD]
     for name, text in modules:
         lines.append(f"module = sys.modules[{name!r}] = types.ModuleType({name!r})")
         lines.append(f"exec(compile({text!r}, {name + '.py'!r}, 'exec'), module.__dict__)")

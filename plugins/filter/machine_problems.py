@@ -10,10 +10,7 @@ short_description: Hold a machine's tasks against what was found on it
 options:
   _input: {description: The machine's tasks as worked out by the filter cluster_spec, type: list, required: true}
   machine: {description: Name of the machine in the inventory, type: str, required: true}
-  found:
-    description: C(facts) as Ansible gathers them, and C(state), what files/machine_state.py says.
-    type: dict
-    required: true
+  found: {description: What files/machine_state.py says, type: dict, required: true}
   needs: {description: C(disk_mb) and C(own_addresses), type: dict, required: true}
 """
 
@@ -29,44 +26,41 @@ HOME = "/var/lib/tf-cluster"
 
 def machine_problems(tasks, machine, found, needs):
     """Return the machine's problems."""
-    facts, state = found["facts"], found["state"]
     problems = []
-    if facts.get("service_mgr") != "systemd":
-        problems.append(f"Machine {machine} runs {facts.get('service_mgr')} as process 1, but its tasks need systemd.")
-    if facts.get("architecture") not in PROCESSORS:
+    if found["init"] != "systemd":
+        problems.append(f"Machine {machine} runs {found['init']} as process 1, but its tasks need systemd.")
+    if found["processor"] not in PROCESSORS:
         problems.append(
-            f"Machine {machine} has a {facts.get('architecture')} processor, "
-            f"TensorFlow 2.21 has wheels for {' and '.join(PROCESSORS)}."
+            f"Machine {machine} has a {found['processor']} processor, TensorFlow 2.21 has wheels for {' and '.join(PROCESSORS)}."
         )
-    version = tuple(facts["python"]["version"][part] for part in ("major", "minor"))
-    if not PYTHONS[0] <= version <= PYTHONS[1]:
+    executable, version = found["python"]["executable"], found["python"]["version"]
+    if not PYTHONS[0] <= tuple(map(int, version.split("."))) <= PYTHONS[1]:
         problems.append(
-            f"Machine {machine} has Python {version[0]}.{version[1]} as {facts['python'].get('executable', 'python3')}, "
+            f"Machine {machine} has Python {version} as {executable}, "
             "TensorFlow 2.21 has wheels for 3.10 to 3.13: install one of them and name it in ansible_python_interpreter."
         )
-    if str(executable := facts["python"].get("executable", "")).startswith(("/root/", "/home/")):
+    if executable.startswith(("/root/", "/home/")):
         problems.append(
             f"Machine {machine} has its Python in somebody's home, {executable}, where the servers' user does not get: name "
             "another in ansible_python_interpreter, such as /usr/bin/python3."
         )
-    if state["account"] and state["account"][5] != HOME:
+    if found["account"] and found["account"][5] != HOME:
         problems.append(
-            f"Machine {machine} has an account {OWN_USER} already, with the home {state['account'][5]}: the servers run as an "
+            f"Machine {machine} has an account {OWN_USER} already, with the home {found['account'][5]}: the servers run as an "
             "account of this name of their own; rename or remove that one."
         )
-    free = state["disk_mb"]
-    if not state["environment"]["made_of"] and free < int(needs["disk_mb"]):
+    free = found["disk_mb"]
+    if not found["environment"]["made_of"] and free < int(needs["disk_mb"]):
         problems.append(
             f"Machine {machine} has {free} MB of free disk under /opt, and TensorFlow takes {needs['disk_mb']} MB: "
             "make room there (the variable preflight_disk_mb says how much is asked for)."
         )
     if needs["own_addresses"]:
-        problems += _address_problems(tasks, machine, facts)
-    return [*problems, *_port_problems(tasks, machine, state["listeners"])]
+        problems += _address_problems(tasks, machine, found["addresses"])
+    return [*problems, *_port_problems(tasks, machine, found["listeners"])]
 
 
-def _address_problems(tasks, machine, facts):
-    own = {str(address).partition("%")[0] for family in ("ipv4", "ipv6") for address in facts.get(f"all_{family}_addresses", [])}
+def _address_problems(tasks, machine, own):
     for text in dict.fromkeys(task["reached_by"].strip("[]") for task in tasks):
         try:
             address = ipaddress.ip_address(text)

@@ -31,7 +31,7 @@ NO_INPUT = {
     "cluster_site", "cuda_found", "environment", "group_names", "groups", "hostvars", "inventory_dir", "inventory_file", "omit",
     "play_hosts", "playbook_dir", "preflight_state", "role_names", "spec_cluster", "tensorflow_made", "vars",
 }  # fmt: skip
-PASSING = ("disk_mb", "gpus", "listeners", "note")  # of what was found on a machine
+PASSING = ("addresses", "disk_mb", "gpus", "interfaces", "listeners", "note")  # of what was found on a machine
 
 
 def site_notes(cluster, hostvars, peers):
@@ -44,7 +44,7 @@ def site_notes(cluster, hostvars, peers):
         if not found:
             continue  # it is away
         in_full = cluster["tunnel"] or any(task["options"]["gpus"] for task in tasks)
-        if not in_full and "tf-cluster" not in variables["ansible_facts"].get("interfaces", []):
+        if not in_full and "tf-cluster" not in found["interfaces"]:
             state = {name: value for name, value in found.items() if name not in PASSING}
             notes[machine] = f"{common} {digest(inputs(variables))} {digest(state)}"
         if notes.get(machine) != found["note"]:
@@ -55,7 +55,7 @@ def site_notes(cluster, hostvars, peers):
 def inputs(variables):
     """Return what a machine's variables say, but those of the connection and those that are found out on the way."""
     names = [name for name in variables if not name.startswith(("ansible_", "__")) and name not in NO_INPUT]
-    return {**{name: variables[name] for name in names}, "python": variables["ansible_facts"]["python"]}
+    return {name: variables[name] for name in names}
 
 
 def project():

@@ -11,28 +11,25 @@ machine_problems = load("plugins/filter/machine_problems.py").machine_problems
 TASK = {"job": "worker", "index": 0, "name": "worker-0", "reached_by": "10.0.0.1", "port": 2222}
 NEEDS = {"disk_mb": 2500, "own_addresses": True}
 FOUND = {
-    "facts": {
-        "service_mgr": "systemd",
-        "architecture": "x86_64",
-        "python": {"version": {"major": 3, "minor": 11}, "executable": "/usr/bin/python3"},
-        "all_ipv4_addresses": ["10.0.0.1", "172.17.0.1"],
-        "all_ipv6_addresses": ["fe80::1%eth0", "fd00::1"],
-    },
-    "state": {
-        "listeners": [{"port": 22, "name": "sshd", "pid": 1, "user": "root", "unit": ""}],
-        "disk_mb": 2500,
-        "account": [],
-        "environment": {"made_of": ""},
-    },
+    "init": "systemd",
+    "processor": "x86_64",
+    "python": {"version": "3.11", "executable": "/usr/bin/python3"},
+    "addresses": ["10.0.0.1", "172.17.0.1", "fe80::1", "fd00::1"],
+    "listeners": [{"port": 22, "name": "sshd", "pid": 1, "user": "root", "unit": ""}],
+    "disk_mb": 2500,
+    "account": [],
+    "environment": {"made_of": ""},
 }
 
 
-def problems(task=(), needs=(), facts=(), **state):
+def python(version, executable="/usr/bin/python3"):
+    """Return what a machine says of its Python."""
+    return {"version": version, "executable": executable}
+
+
+def problems(task=(), needs=(), **found):
     """Return the problems of the machine "m1", which is well but for what is given."""
-    machine = copy.deepcopy(FOUND)
-    machine["facts"].update(facts)
-    machine["state"].update(state)
-    return machine_problems([TASK | dict(task)], "m1", machine, NEEDS | dict(needs))
+    return machine_problems([TASK | dict(task)], "m1", copy.deepcopy(FOUND) | found, NEEDS | dict(needs))
 
 
 def test_a_good_machine_has_no_problems():
@@ -41,7 +38,7 @@ def test_a_good_machine_has_no_problems():
 
 @pytest.mark.parametrize("minor", [10, 11, 12, 13])
 def test_each_python_with_wheels_will_do(minor):
-    assert problems(facts={"python": {"version": {"major": 3, "minor": minor}}}) == []
+    assert problems(python=python(f"3.{minor}")) == []
 
 
 @pytest.mark.parametrize("address", ["fd00::1", "[fd00::1]", "[fe80::1]", "127.0.0.1", "m1.example.org", "172.17.0.1"])
@@ -80,18 +77,15 @@ def test_nothing_but_the_port_counts():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"facts": {"service_mgr": "openrc"}}, ["openrc", "systemd"]),
-        ({"facts": {"service_mgr": None}}, ["systemd"]),
-        ({"facts": {"architecture": "riscv64"}}, ["riscv64", "x86_64 and aarch64"]),
-        (
-            {"facts": {"python": {"version": {"major": 3, "minor": 9}, "executable": "/usr/bin/python3"}}},
-            ["Python 3.9", "/usr/bin/python3", "3.10 to 3.13", "ansible_python_interpreter"],
-        ),
-        ({"facts": {"python": {"version": {"major": 3, "minor": 14}}}}, ["Python 3.14"]),
-        ({"facts": {"python": {"version": {"major": 2, "minor": 11}}}}, ["Python 2.11"]),
+        ({"init": "openrc"}, ["openrc", "systemd"]),
+        ({"init": ""}, ["systemd"]),
+        ({"processor": "riscv64"}, ["riscv64", "x86_64 and aarch64"]),
+        ({"python": python("3.9")}, ["Python 3.9", "/usr/bin/python3", "3.10 to 3.13", "ansible_python_interpreter"]),
+        ({"python": python("3.14")}, ["Python 3.14"]),
+        ({"python": python("2.11")}, ["Python 2.11"]),
         ({"disk_mb": 2499}, ["2499 MB", "/opt", "2500 MB", "preflight_disk_mb"]),
         (
-            {"facts": {"python": {"version": {"major": 3, "minor": 11}, "executable": "/root/.pyenv/versions/3.11/bin/python"}}},
+            {"python": python("3.11", "/root/.pyenv/versions/3.11/bin/python")},
             ["/root/.pyenv", "ansible_python_interpreter"],
         ),
         (
@@ -126,6 +120,6 @@ def test_a_port_held_on_two_addresses_is_one_problem():
 
 
 def test_all_problems_are_said_at_once():
-    worst = {"service_mgr": "runit", "architecture": "i386", "python": {"version": {"major": 3, "minor": 5}}}
+    worst = {"init": "runit", "processor": "i386", "python": python("3.5")}
     listeners = [{"port": 2222, "name": "x", "pid": 1, "user": "root", "unit": ""}]
-    assert len(problems(facts=worst, disk_mb=0, task={"reached_by": "10.9.9.9"}, listeners=listeners)) == 6
+    assert len(problems(**worst, disk_mb=0, task={"reached_by": "10.9.9.9"}, listeners=listeners)) == 6

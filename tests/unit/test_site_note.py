@@ -14,14 +14,15 @@ CLUSTER = {
 PEERS = {"ipv4": ["10.0.0.1", "10.0.0.2"], "ipv6": []}
 STATE = {
     "note": "", "digests": {"/etc/tf-cluster/config.json": "12 0644"}, "tasks": {"worker-0": "ab"}, "disk_mb": 5000,
-    "listeners": [], "gpus": {"gpus": []}, "firewall": {"whole": True},
+    "listeners": [], "gpus": {"gpus": []}, "firewall": {"whole": True}, "python": {"version": "3.11"}, "interfaces": ["eth0"],
+    "addresses": ["10.0.0.1"],
 }  # fmt: skip
 
 
 def machine():
     """Return a machine's variables as Ansible gives them, some of them its own and of each call."""
     return {
-        "ansible_facts": {"python": {"version": {"minor": 11}}, "interfaces": ["eth0"], "date_time": 1},
+        "ansible_facts": {"date_time": 1},
         "ansible_host": "10.0.0.1", "groups": {"all": 1}, "firewall_enabled": True, "__server_written": {"changed": False},
         "preflight_state": {"answer": copy.deepcopy(STATE)},
     }  # fmt: skip
@@ -66,12 +67,12 @@ def change(path, value):
     [
         change(("firewall_enabled",), False),
         change(("tf_task_options",), {"intra_op_threads": 2}),
-        change(("ansible_facts", "python"), {"version": {"minor": 12}}),
+        change(("preflight_state", "answer", "python"), {"version": "3.12"}),
         change(("preflight_state", "answer", "digests", "/etc/tf-cluster/config.json"), "13 0644"),
         change(("preflight_state", "answer", "tasks"), {"worker-0": None}),
         change(("preflight_state", "answer", "firewall"), {"whole": False}),
         change(("preflight_state", "answer", "note"), "another"),
-        change(("ansible_facts", "interfaces"), ["eth0", "tf-cluster"]),
+        change(("preflight_state", "answer", "interfaces"), ["eth0", "tf-cluster"]),
     ],
 )
 def test_a_change_of_one_machine_is_to_do_there_alone(noted, change):
@@ -87,6 +88,8 @@ def test_a_change_of_one_machine_is_to_do_there_alone(noted, change):
         change(("groups",), {}),
         change(("__server_written",), {"changed": True}),
         change(("preflight_state", "answer", "disk_mb"), 1),
+        change(("preflight_state", "answer", "interfaces"), ["eth0", "veth1"]),
+        change(("preflight_state", "answer", "addresses"), ["10.0.0.1", "fd00::7"]),
         change(("preflight_state", "answer", "gpus"), {"gpus": [{"temperature": 70}]}),
     ],
 )

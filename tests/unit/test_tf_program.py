@@ -4,10 +4,12 @@ import base64
 import fcntl
 import io
 import os
+import sys
 import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from ansible.errors import AnsibleActionFail
@@ -173,15 +175,39 @@ def calls():
 
 def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch):
     (tmp_path / "script.py").write_text("print(1)", encoding="utf-8")
-    answers, called = [{"next": ["python3", "-", "again"]}, {"done": True}], []
+    answers, called = [{"next": ["again"]}, {"done": True}], []
     action = object.__new__(tf_program.ActionModule)
     options = dict.fromkeys(("send", "send_call", "input", "save_to", "announce", "reconnect"))
-    options |= {"argv": ["/usr/bin/env", "python3", "-", "first"], "script": [str(tmp_path / "script.py")], "statuses": [0]}
+    options |= {"argv": ["python", "-", "first"], "script": [str(tmp_path / "script.py")], "statuses": [0]}
     action.validate_argument_spec = lambda _spec: (None, options)
-    action.call = lambda argv, data, _statuses: called.append((argv[-1], data)) or answers.pop(0)
+    action.call = lambda argv, data, _statuses: called.append((argv, data)) or answers.pop(0)
     monkeypatch.setattr(tf_program.ActionBase, "run", lambda *_words: {})
-    assert action.run()["answer"] == {"done": True}
-    assert called == [("first", b"print(1)"), ("again", b"print(1)")]
+    action._templar = SimpleNamespace(template=lambda text: text)
+    assert action.run(task_vars={"ansible_python_interpreter": "/usr/bin/env python3"}) == {
+        "changed": True,
+        "answer": {"done": True},
+    }
+    assert called == [(["/usr/bin/env", "python3", "-", word], b"print(1)") for word in ("first", "again")]
+
+
+def test_a_script_runs_with_the_python_that_ansible_finds(monkeypatch):
+    action = object.__new__(tf_program.ActionModule)
+    action._templar = SimpleNamespace(template=lambda text: text)
+    asked = []
+    action._low_level_execute_command = lambda command, **_more: (
+        asked.append(command) or {"rc": 0, "stdout": "FOUND\n/usr/bin/python3.12\n/usr/bin/python3\nENDFOUND\n", "stderr": ""}
+    )
+    python, facts = action.python({"ansible_python_interpreter": "auto_silent"})
+    assert python == ["/usr/bin/python3.12"]
+    # For all that comes later, Ansible's modules too.
+    assert action.python({"ansible_python_interpreter": "auto_silent", **facts}) == (python, facts)
+    assert len(asked) == 1
+
+
+def test_a_python_that_is_too_old_is_said_to_be(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 6, 8))
+    with pytest.raises(SystemExit, match=r"^-: Python 3.6 is too old: .* ansible_python_interpreter$"):
+        exec(tf_program.bundle([tf_program.Path(__file__), tf_program.Path(__file__)]))
 
 
 def test_the_last_line_is_the_answer(calls):

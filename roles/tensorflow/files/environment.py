@@ -71,7 +71,7 @@ def make(plan: dict) -> dict:
                     "failure": f"Another site.yml has been installing packages here for {plan['timeout']} s: see what it does."
                 }
             line = f"another site.yml installs packages on {os.uname().nodename}, which is waited for ({waited} s)"
-            return {"lines": [line], "next": ["python3", "-", json.dumps({**plan, "waited": waited})]}
+            return {"lines": [line], "next": [json.dumps({**plan, "waited": waited})]}
         found = look(plan["venv"])
         there = found["whole"] and found["made_of"] == plan["made_of"]
         done = {"id": found["id"], "made": False} if there else install(plan, deadline)
