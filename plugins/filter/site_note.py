@@ -28,8 +28,9 @@ ROOT = Path(__file__).parents[2]
 PARTS = ("files", "playbooks", "plugins", "roles")
 # What is found out on the way, or is another each time.
 NO_INPUT = {
-    "cluster_site", "cuda_found", "environment", "group_names", "groups", "hostvars", "inventory_dir", "inventory_file", "omit",
-    "play_hosts", "playbook_dir", "preflight_state", "role_names", "spec_cluster", "tensorflow_made", "vars",
+    "cluster_site", "cuda_found", "environment", "gather_subset", "group_names", "groups", "hostvars", "inventory_dir",
+    "inventory_file", "module_setup", "omit", "play_hosts", "playbook_dir", "preflight_state", "role_names", "spec_cluster",
+    "tensorflow_made", "vars",
 }  # fmt: skip
 PASSING = ("addresses", "disk_mb", "gpus", "interfaces", "listeners", "note")  # of what was found on a machine
 

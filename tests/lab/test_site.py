@@ -18,6 +18,14 @@ def changed_inventory(cluster, tmp_path):
     assert cluster.playbook("site.yml").returncode == 0
 
 
+def test_where_nothing_is_to_do_no_role_is_called(cluster):
+    for _time in range(2):
+        done = cluster.playbook("site.yml")
+        assert done.returncode == 0, said(done)
+    assert "preflight : " in done.stdout
+    assert [role for role in ("tensorflow", "tunnel", "firewall", "server") if f"TASK [{role} : " in done.stdout] == []
+
+
 def test_only_the_task_whose_inputs_changed_is_restarted(cluster, changed_inventory):
     before = cluster.pids()
     done = changed_inventory("site.yml", {"test-worker-1": {"tf_tasks": {"worker": [{"intra_op_threads": 1}]}}})

@@ -86,6 +86,8 @@ def test_a_change_of_one_machine_is_to_do_there_alone(noted, change):
         change(("ansible_facts", "date_time"), 2),
         change(("ansible_host",), "10.0.0.9"),
         change(("groups",), {}),
+        change(("module_setup",), True),  # where facts were gathered
+        change(("gather_subset",), ["platform"]),
         change(("__server_written",), {"changed": True}),
         change(("preflight_state", "answer", "disk_mb"), 1),
         change(("preflight_state", "answer", "interfaces"), ["eth0", "veth1"]),
