@@ -6,6 +6,8 @@ VENV := .venv
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+# Lines come one by one also where they go into a pipe, not by the block.
+export PYTHONUNBUFFERED ?= 1
 export ANSIBLE_FORCE_COLOR ?= $(if $(MAKE_TERMOUT),1,0)
 # Before a call of uv: the index that pip is set to.
 WITH_INDEX = INDEX=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); UV_DEFAULT_INDEX=$${UV_DEFAULT_INDEX:-$$INDEX}

@@ -36,6 +36,7 @@ class Cluster:
         """Start one of Ansible's commands, in a process group of its own."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "MOLECULE_"))}
         environment["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
+        environment["PYTHONUNBUFFERED"] = "1"  # into a pipe, Ansible's lines would come by the block
         return subprocess.Popen(
             [words[0], *self.inventory, *map(str, words[1:])], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
