@@ -1,13 +1,15 @@
 """lab_check.py: whether a lab can be made, told in a sentence."""
 
 import json
+import re
 import resource
 import shutil
 import subprocess
 from collections import namedtuple
 
 import pytest
-from project import call, load
+import yaml
+from project import ROOT, call, load
 
 lab_check = load("roles/lab/files/lab_check.py")
 GIGABYTE = 10**9
@@ -194,3 +196,17 @@ def test_here_it_answers_in_json_or_with_a_sentence():
     else:
         assert done.stderr.startswith("A lab cannot be made here: ")
     assert shutil.which("true")
+
+
+def test_packages_that_are_upgraded_are_not_taken_away_with_the_lab():
+    """As ``apt-get install --simulate`` of Debian 12 said it."""
+    said = """5 upgraded, 2 newly installed, 0 to remove and 129 not upgraded.
+Inst libapt-pkg6.0 [2.6.1] (2.6.2 Debian-Security:12/oldstable-security [amd64])
+Conf libapt-pkg6.0 (2.6.2 Debian-Security:12/oldstable-security [amd64])
+Inst login [1:4.13+dfsg1-1+deb12u1] (1:4.13+dfsg1-1+deb12u2 Debian:12.15/oldstable [amd64])
+Inst libpcap0.8 (1.10.3-1 Debian:12.15/oldstable [amd64])
+Inst tcpdump (4.99.3-1 Debian:12.15/oldstable [amd64])
+Conf tcpdump (4.99.3-1 Debian:12.15/oldstable [amd64])
+"""
+    variables = yaml.safe_load((ROOT / "roles/lab/vars/main.yml").read_text(encoding="utf-8"))
+    assert re.findall(variables["__lab_new_package"], said) == ["libpcap0.8", "tcpdump"]
