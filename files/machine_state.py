@@ -13,7 +13,7 @@ Goes to the machine on standard input with the modules that it imports, for ther
     account      the entry of the account "tensorflow" in /etc/passwd, a list of its fields; empty where there is none
     disk_mb      free disk under /opt
     gpus         what find_gpus.py says
-    environment  what environment.py says
+    environment  what environment.py says; compiled: whether it has been byte-compiled
     firewall     what firewall_state.py says
     digests      path -> digest, of the files that site.yml writes (OWN)
     note         what site.yml noted when it was last done here, "" where it did not
@@ -77,6 +77,7 @@ def main() -> None:
                 "disk_mb": free_megabytes("/opt"),
                 "gpus": find_gpus.find(),
                 "environment": environment.look(options.venv),
+                "compiled": os.path.exists(f"{options.venv}/byte-compiled"),
                 "firewall": firewall_state.state(),
                 "digests": {path: digest(path) for pattern in OWN for path in glob.glob(pattern) if is_own(path)},
                 "note": Path(NOTE).read_text(encoding="ascii", errors="replace") if os.path.isfile(NOTE) else "",

@@ -43,6 +43,7 @@ options:
         content. Links in it are followed. Where it is large, it goes before, piece by piece, to the call O(send_call).
     type: list
     elements: path
+  put: {description: A large file for a program that runs as root; its path on the machine is the last argument, type: path}
   send_call: {description: The call that takes pieces of a large tar file, type: list, elements: str}
   script:
     description: A program of the controller's, for a Python that reads its standard input, after the modules that it imports.
@@ -100,6 +101,7 @@ class ActionModule(ActionBase):
                 "argv": {"type": "list", "elements": "str", "required": True},
                 "send": {"type": "list", "elements": "path"},
                 "send_call": {"type": "list", "elements": "str"},
+                "put": {"type": "path"},
                 "script": {"type": "list", "elements": "path"},
                 "input": {"type": "raw"},
                 "save_to": {"type": "path"},
@@ -124,9 +126,10 @@ class ActionModule(ActionBase):
             data = NOTHING
         if options["announce"]:
             Display().display(f"  {options['announce']}")
+        last = [self.put(options["put"])] if options["put"] else []
         silence, again = Silence(), True
         while True:
-            answer = self.call(argv, data, options["statuses"])
+            answer = self.call([*argv, *last], data, options["statuses"])
             for line in answer.get("lines", []):
                 Display().display(f"  {line}")
             silence.show(answer.get("lines", []), answer.get("seconds") if "next" in answer else None)
@@ -175,6 +178,12 @@ class ActionModule(ActionBase):
             return json.loads(done["stdout"].strip().splitlines()[-1])
         except (ValueError, IndexError, RecursionError):
             raise AnsibleActionFail(f"{argv} did not answer in JSON: {done['stdout'][-300:]}") from None
+
+    def put(self, path):
+        """Send a file as it is, which Ansible removes after the task, and return where it lies on the machine."""
+        place = self._connection._shell.join_path(self._make_tmp_path(), os.path.basename(path))
+        self._transfer_file(path, place)
+        return place
 
     def send(self, paths, call):
         """Return files and folders as a tar file; where it is large, send it before and return nothing."""

@@ -32,7 +32,7 @@ NO_INPUT = {
     "inventory_file", "module_setup", "omit", "play_hosts", "playbook_dir", "preflight_state", "role_names", "spec_cluster",
     "tensorflow_made", "vars",
 }  # fmt: skip
-PASSING = ("addresses", "disk_mb", "gpus", "interfaces", "listeners", "note")  # of what was found on a machine
+PASSING = ("addresses", "compiled", "disk_mb", "gpus", "interfaces", "listeners", "note")  # of what was found on a machine
 
 
 def site_notes(cluster, hostvars, peers):

@@ -23,10 +23,10 @@ esac
 def plan(tmp_path, monkeypatch):
     """Return a plan whose packages lie ready."""
     monkeypatch.setattr(environment, "LOCK", str(tmp_path / "lock"))
-    (tmp_path / "opt/packages").mkdir(parents=True)
     plan = {
-        "venv": str(tmp_path / "opt/venv"), "made_of": MADE_OF, "tar": str(tmp_path / "opt/packages/wheels.tar"),
-        "python": "python3", "sync": ["./uv", "pip", "sync"], "settings": {}, "timeout": 5,
+        "venv": str(tmp_path / "opt/venv"), "made_of": MADE_OF, "packages": str(tmp_path / "wheels.tar"),
+        "work": str(tmp_path / "opt/packages"),
+        "python": "python3", "sync": ["./uv", "pip", "sync"], "settings": {}, "before": ["true"], "timeout": 5,
     }  # fmt: skip
     send(plan)
     return plan
@@ -37,9 +37,9 @@ environment = load("roles/tensorflow/files/environment.py")
 
 def send(plan, requirements=""):
     """Put the packages where they are sent to."""
-    with tarfile.open(plan["tar"], "w") as tar:
+    with tarfile.open(plan["packages"], "w") as tar:
         for name, text in (("uv", UV), ("requirements.txt", requirements)):
-            path = os.path.join(os.path.dirname(plan["tar"]), "..", name)
+            path = os.path.join(os.path.dirname(plan["packages"]), name)
             with open(path, "w", encoding="utf-8") as file:
                 file.write(text)
             os.chmod(path, 0o755)
@@ -47,8 +47,8 @@ def send(plan, requirements=""):
 
 
 def left(plan):
-    """Return what lies in the folder for packages."""
-    return os.listdir(os.path.dirname(plan["tar"]))
+    """Return what lies beside the environment."""
+    return [path for path in (plan["work"], plan["packages"]) if os.path.lexists(path)]
 
 
 def test_an_environment_is_made_and_found_whole(plan):
@@ -64,7 +64,7 @@ def test_one_that_is_whole_is_not_made_again(plan):
     environment.make(plan)
     send(plan)
     assert environment.make(plan)["made"] is False
-    assert left(plan) == []
+    assert left(plan) == [plan["packages"]]  # which the action removes that has sent it
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,10 @@ def test_damage_is_noticed_and_mended(plan, tmp_path, damage):
     assert environment.look(plan["venv"])["whole"] is True
 
 
-@pytest.mark.parametrize("name", ["lib/tf-cluster.pth", "lib/a.cpython-311.opt-1.pyc", ".lock"])
+@pytest.mark.parametrize("name", ["lib/tf-cluster.pth", "lib/__pycache__/a.cpython-311.pyc", "byte-compiled", ".lock"])
 def test_what_others_leave_is_no_damage(plan, tmp_path, name):
     environment.make(plan)
+    (tmp_path / "opt/venv" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "opt/venv" / name).write_text("/opt/tf-cluster/lib\n", encoding="utf-8")
     assert environment.look(plan["venv"])["whole"] is True
 
@@ -144,9 +145,9 @@ def test_a_call_that_waits_for_another_says_so_and_goes_on_waiting(plan, monkeyp
 
 @pytest.mark.parametrize("content", [None, b"", b"not a tar file"])
 def test_packages_that_did_not_arrive_are_a_sentence(plan, content):
-    os.unlink(plan["tar"])
+    os.unlink(plan["packages"])
     if content is not None:
-        with open(plan["tar"], "wb") as file:
+        with open(plan["packages"], "wb") as file:
             file.write(content)
-    done = call("roles/tensorflow/files/environment.py", json.dumps(plan), python=(sys.executable,))
+    done = call("roles/tensorflow/files/environment.py", json.dumps(plan), plan["packages"], python=(sys.executable,))
     assert "could not be installed" in json.loads(done.stdout)["failure"]

@@ -173,12 +173,16 @@ def calls():
     return calls
 
 
-def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("put", "last"), [(None, []), ("/cache/packages.tar", ["/tmp/made/packages.tar"])])
+def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch, put, last):
     (tmp_path / "script.py").write_text("print(1)", encoding="utf-8")
     answers, called = [{"next": ["again"]}, {"done": True}], []
     action = object.__new__(tf_program.ActionModule)
     options = dict.fromkeys(("send", "send_call", "input", "save_to", "announce", "reconnect"))
-    options |= {"argv": ["python", "-", "first"], "script": [str(tmp_path / "script.py")], "statuses": [0]}
+    options |= {"argv": ["python", "-", "first"], "script": [str(tmp_path / "script.py")], "statuses": [0], "put": put}
+    action._connection = SimpleNamespace(_shell=SimpleNamespace(join_path=os.path.join))
+    action._make_tmp_path, transferred = lambda: "/tmp/made", []
+    action._transfer_file = lambda *paths: transferred.append(paths)
     action.validate_argument_spec = lambda _spec: (None, options)
     action.call = lambda argv, data, _statuses: called.append((argv, data)) or answers.pop(0)
     monkeypatch.setattr(tf_program.ActionBase, "run", lambda *_words: {})
@@ -187,7 +191,8 @@ def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch):
         "changed": True,
         "answer": {"done": True},
     }
-    assert called == [(["/usr/bin/env", "python3", "-", word], b"print(1)") for word in ("first", "again")]
+    assert called == [(["/usr/bin/env", "python3", "-", word, *last], b"print(1)") for word in ("first", "again")]
+    assert transferred == [(put, path) for path in last]
 
 
 def test_a_script_runs_with_the_python_that_ansible_finds(monkeypatch):

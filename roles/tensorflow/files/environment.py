@@ -1,13 +1,13 @@
 """The environment that TensorFlow lies in: tell whether it is whole, or make it anew. Runs on the machine, as root.
 
-    python3 - '{"venv": "/opt/tf-cluster/venv", "made_of": "...", "tar": PATH, "python": PATH, "sync": ["./uv", ...],
-                "settings": {...}, "timeout": 1800}'
+    python3 - '{"venv": "/opt/tf-cluster/venv", "work": FOLDER, "made_of": "...", "python": PATH, "sync": ["./uv", ...],
+                "settings": {...}, "before": ["systemctl", "stop", ...], "timeout": 1800}' PACKAGES.tar
 
 ``made-of`` in the environment holds what it was made of, and a digest of its files as they were then. An environment is made
 beside the one that is there and takes its place in one step: whoever interrupts leaves the old one or the new one, never half of
-one, and what is left beside it goes with the next call. A lock lets one call at a time do that; one that waits for it says so
-every ten seconds, by ``lines`` and ``next``, which the action tf_program knows. Answers with one JSON object: ``id`` (another
-one after each making), ``made`` (false where another call had done it), and ``failure``, a sentence.
+one, and what is left beside it (in ``work``) goes with the next call. A lock lets one call at a time do that; one that waits for
+it says so every ten seconds, by ``lines`` and ``next``, which the action tf_program knows. Answers with one JSON object: ``id``
+(another one after each making), ``made`` (false where another call had done it), and ``failure``, a sentence.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from pathlib import Path
 
 TELL = 10  # seconds that one call waits for another before it says so
 LOCK = "/run/tf-cluster-install.lock"
-# The note itself, the role server's file, and a lock of uv's.
-NOT_COUNTED = ("made-of", "tf-cluster.pth", ".lock")
+# The note itself, what the role server adds, what Python makes of a file that is there, and a lock of uv's.
+NOT_COUNTED = ("made-of", "tf-cluster.pth", "byte-compiled", "__pycache__", ".lock")
 
 
 def main() -> None:
     """Answer."""
-    plan = json.loads(sys.argv[1])
+    plan = {**json.loads(sys.argv[1]), "packages": sys.argv[2]}
     try:
         print(json.dumps(make(plan)))
     except (OSError, tarfile.TarError) as error:
@@ -50,9 +50,10 @@ def look(venv: str) -> dict:
 def digest(folder: str) -> str:
     """Return a digest of the paths, sizes and times of all files below a folder; reading them all would take seconds."""
     lines = []
-    for place, _folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in NOT_COUNTED]
         for name in names:
-            if name not in NOT_COUNTED and ".opt-" not in name:  # what root's python -O would leave
+            if name not in NOT_COUNTED:
                 path = os.path.join(place, name)
                 found = os.lstat(path)
                 lines.append(f"{os.path.relpath(place, folder)}/{name} {found.st_size} {int(found.st_mtime)}")
@@ -74,10 +75,7 @@ def make(plan: dict) -> dict:
             return {"lines": [line], "next": [json.dumps({**plan, "waited": waited})]}
         found = look(plan["venv"])
         there = found["whole"] and found["made_of"] == plan["made_of"]
-        done = {"id": found["id"], "made": False} if there else install(plan, deadline)
-        for sent in Path(plan["tar"]).parent.glob("*.tar"):  # those of interrupted calls as well
-            sent.unlink(missing_ok=True)
-        return done
+        return {"id": found["id"], "made": False} if there else install(plan, deadline)
 
 
 def taken(lock, deadline: float) -> bool:
@@ -95,12 +93,12 @@ def taken(lock, deadline: float) -> bool:
 def install(plan: dict, deadline: float) -> dict:
     """Unpack, install beside, and put it in place."""
     os.umask(0o022)  # for all to read, whatever root's own files are like here
-    venv, work = Path(plan["venv"]), Path(plan["tar"]).parent / "work"
+    venv, work = Path(plan["venv"]), Path(plan["work"])
     remove(work)
-    work.mkdir()
-    with tarfile.open(plan["tar"]) as packed:
+    work.mkdir(parents=True)
+    with tarfile.open(plan["packages"]) as packed:
         packed.extractall(work)
-    os.remove(plan["tar"])  # at once, for the room that it takes
+    os.remove(plan["packages"])  # at once, for the room that it takes
     fresh = work / "venv"
     # uv's cache lies beside the environment while it installs, so that files are linked, not copied.
     settings = {**os.environ, **plan["settings"], "VIRTUAL_ENV": str(fresh), "UV_CACHE_DIR": str(work / "cache")}
@@ -120,6 +118,8 @@ def install(plan: dict, deadline: float) -> dict:
     made = digest(str(fresh))
     (fresh / "made-of").write_text(f"{plan['made_of']}\n{made}", encoding="utf-8")
     os.sync()  # a machine that loses its power keeps files of length 0 otherwise
+    # What may still byte-compile the old one would write into it while it is removed.
+    subprocess.run(plan["before"], capture_output=True, check=False, stdin=subprocess.DEVNULL)
     with contextlib.suppress(FileNotFoundError):
         os.rename(venv, work / "old")
     os.rename(fresh, venv)
