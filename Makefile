@@ -74,7 +74,7 @@ $(VENV)/complete: requirements.txt
 	@grep -A99 '^uv==' requirements.txt | sed '1!{/^[a-z]/,$$d}' | $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
 	@$(WITH_INDEX) uv pip sync --quiet --require-hashes requirements.txt
 	@# Compiled once, not by each of Ansible's processes where Python may not write. Collections: the few modules that are used.
-	@$(VENV)/bin/python -m compileall -q -j0 -x ansible_collections $(VENV)/lib
+	@$(VENV)/bin/python -m compileall -q -j0 -x ansible_collections $(VENV)/lib plugins
 	@touch $@
 
 lock: environment ## Make requirements.txt and the machines' lists anew from their .in files
