@@ -30,8 +30,19 @@ def test_every_standing_task_runs_under_systemd(cluster, expected):
     running = cluster.shell("lab", "systemctl list-units --plain --no-legend --state=active 'tf-server@*' | cut -d' ' -f1")
     assert {unit for text in running.values() for unit in text.split()} == wanted
     assert not any(cluster.shell("lab", "systemctl list-units --plain --no-legend --failed").values())
-    users = cluster.shell("worker", "ps -o user= -C python")
+    users = cluster.shell("worker", "ps -o user= -p \"$(systemctl show -P MainPID 'tf-server@*' | xargs)\"")
     assert {user for text in users.values() for user in text.split()} == {"tensorflow"}
+
+
+def test_the_packages_are_byte_compiled(cluster):
+    """Once the servers stand, while nothing else wants the processor; at the next boot where that was interrupted."""
+    unit, folder = "tf-cluster-compile.service", "/opt/tf-cluster/venv"
+    waits = f"for _ in $(seq 120); do test -e {folder}/byte-compiled && break; sleep 1; done; "
+    count = f"find {folder}/lib -name '*.pyc' | wc -l; systemctl is-enabled {unit}"
+    compiled = cluster.shell("lab", waits + count)
+    assert all(int(text.split()[0]) > 3000 and text.split()[1] == "enabled" for text in compiled.values()), compiled
+    interrupted = f"rm {folder}/byte-compiled; find {folder}/lib -name '*s*.pyc' -delete; systemctl start {unit}; "
+    assert cluster.shell("host", interrupted + waits + count) == {name: compiled[name] for name in cluster.shell("host", "true")}
 
 
 def test_show_spec_prints_the_spec(cluster, expected):
