@@ -32,6 +32,9 @@ def arguments() -> argparse.Namespace:
     def default(name: str, otherwise: str) -> str:
         return os.environ.get(f"TF_TASK_{name}") or otherwise
 
+    def switch(text: str) -> bool:
+        return text.lower() in ("1", "true", "yes")
+
     parser = argparse.ArgumentParser(description="Run the TensorFlow server of one task of the cluster.")
     parser.add_argument("--job", default="worker", help='job name, such as "worker" (the default) or "host"')
     parser.add_argument("--task", type=int, required=True, help="index of the task in config.json, from 0")
@@ -41,11 +44,15 @@ def arguments() -> argparse.Namespace:
         help="share of each GPU's memory, 0 to 1 (default 0.2)",
     )  # fmt: skip
     parser.add_argument(
-        "--gpu-allow-growth", type=lambda text: text.lower() in ("1", "true", "yes"),
-        default=default("GPU_ALLOW_GROWTH", "true"), help="take GPU memory as it is needed (default true)",
+        "--gpu-allow-growth", type=switch, default=default("GPU_ALLOW_GROWTH", "true"),
+        help="take GPU memory as it is needed (default true)",
     )  # fmt: skip
     parser.add_argument("--intra-op-threads", type=int, default=default("INTRA_OP_THREADS", "0"), help="0: TensorFlow's")
     parser.add_argument("--inter-op-threads", type=int, default=default("INTER_OP_THREADS", "0"), help="0: TensorFlow's")
+    parser.add_argument(
+        "--thread-spinning", type=switch, default=default("THREAD_SPINNING", "false"),
+        help="let idle threads look for work for a while before they sleep, as TensorFlow does by itself (default false)",
+    )  # fmt: skip
     return parser.parse_args()
 
 
@@ -61,6 +68,8 @@ def server_def(spec: dict[str, list[str]], options: argparse.Namespace) -> bytes
     config.gpu_options.allow_growth = options.gpu_allow_growth
     config.intra_op_parallelism_threads = options.intra_op_threads
     config.inter_op_parallelism_threads = options.inter_op_threads
+    # Threads that spin take the processor from those that move tensors, and from a machine's other tasks (docs/benchmark.md).
+    config.experimental.disable_thread_spinning = not options.thread_spinning
     return message.SerializeToString()
 
 

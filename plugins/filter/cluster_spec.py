@@ -64,6 +64,7 @@ OPTIONS = {
     "gpus": (GPUS, []),
     "intra_op_threads": (NUMBER, 0),
     "inter_op_threads": (NUMBER, 0),
+    "thread_spinning": (SWITCH, False),
 }
 
 

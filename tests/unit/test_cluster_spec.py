@@ -15,6 +15,7 @@ SEEDS_OPTIONS = {
     "gpus": [],
     "intra_op_threads": 0,
     "inter_op_threads": 0,
+    "thread_spinning": False,
 }
 TWO = "10.0.0.2:2222"
 # What Ansible itself gives every machine.
@@ -200,6 +201,7 @@ def test_a_tasks_options_are_kept_as_given():
         "gpus": [0, "GPU-1f3a"],
         "intra_op_threads": 0,
         "inter_op_threads": 4,
+        "thread_spinning": True,
     }
     [task] = cluster_of(with_tasks([{**options, "port": 7000}]))["machines"]["one"]
     assert task["options"] == options
@@ -303,6 +305,7 @@ TASKS = "The variable tf_tasks.worker of machine one"
                 "gpus": (None, True, {}, 0.5, -1, [0, 0], [True], ["a"], ["GPU-"], "0 1", "0;1", [[0]]),
                 "intra_op_threads": (-1, 1.5, "x", True, False, 0.0, None, [], [0]),
                 "inter_op_threads": (-1, {}, "two"),
+                "thread_spinning": (1, 0, "no", None, [False], {}),
             }.items()
             for value in values
         ),
