@@ -97,8 +97,8 @@ def install(plan: dict, deadline: float) -> dict:
     remove(work)
     work.mkdir(parents=True)
     with tarfile.open(plan["packages"]) as packed:
+        os.remove(plan["packages"])  # at once: whoever interrupts leaves none of it
         packed.extractall(work)
-    os.remove(plan["packages"])  # at once, for the room that it takes
     fresh = work / "venv"
     # uv's cache lies beside the environment while it installs, so that files are linked, not copied.
     settings = {**os.environ, **plan["settings"], "VIRTUAL_ENV": str(fresh), "UV_CACHE_DIR": str(work / "cache")}
