@@ -53,7 +53,7 @@ MACHINE_VARIABLES = (
     "tf_address", "tf_encryption", "tf_jobs", "tf_tasks", "tf_task_options", "tf_tunnel_address", "tf_tunnel_network",
 )  # fmt: skip
 TUNNEL_NETWORK = "fd74:6663:6c75::/64"  # of the addresses that everybody may use within (RFC 4193)
-# What can be said of a task, what it must be, and what holds where nothing is said: the seed's own.
+# What can be said of a task, what it must be, and what holds where nothing is said: the seed's own, but for spinning.
 NUMBER = "a whole number from 0"
 SHARE = "a number above 0 and up to 1"
 SWITCH = "true or false"
