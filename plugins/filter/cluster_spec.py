@@ -77,6 +77,13 @@ def cluster_spec(groups, hostvars, provisional=False):
     return {"problems": [], **inventory.cluster()}
 
 
+def machines_per_gpu(groups, hostvars):
+    """Return the machines whose GPUs have to be known before the cluster is: a job is to have a task for each."""
+    inventory = Inventory(groups, hostvars)
+    wanted = {machine: inventory.value(machine, "tf_tasks") for machine in inventory.variables}
+    return [machine for machine, tasks in wanted.items() if isinstance(tasks, dict) and PER_GPU in tasks.values()]
+
+
 class Inventory:
     """The inventory on its way to a cluster; ``problems`` collects sentences."""
 
@@ -480,4 +487,4 @@ class FilterModule:
 
     def filters(self):
         """Return the filters by name."""
-        return {"cluster_spec": cluster_spec}
+        return {"cluster_spec": cluster_spec, "machines_per_gpu": machines_per_gpu}

@@ -7,7 +7,8 @@ import time
 import pytest
 from project import load
 
-cluster_spec = load("plugins/filter/cluster_spec.py").cluster_spec
+module = load("plugins/filter/cluster_spec.py")
+cluster_spec, machines_per_gpu = module.cluster_spec, module.machines_per_gpu
 SEED = {"worker": ["10.10.100.87:2222", "10.10.102.74:2222"], "host": ["10.10.100.87:2223"]}
 SEEDS_OPTIONS = {
     "gpu_memory_fraction": 0.2,
@@ -239,6 +240,14 @@ def test_a_task_for_each_gpu(found):
 def test_a_task_for_each_gpu_takes_gpus(found, words):
     problems = sentences_of(three(one={"tf_tasks": {"worker": "per_gpu"}, **found}))
     assert any("tf_tasks.worker of machine one is 'per_gpu'" in problem and words in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "asked"),
+    [({"worker": "per_gpu"}, ["one"]), ({"ps": 1, "worker": "per_gpu"}, ["one"]), ({"worker": 2}, []), ("per_gpu", []), (None, [])],
+)
+def test_machines_are_asked_for_their_gpus_where_that_says_how_many_tasks_there_are(tasks, asked):
+    assert machines_per_gpu({"all": ["one", "two"]}, {"one": {"tf_tasks": tasks}, "two": {}}) == asked
 
 
 TASKS = "The variable tf_tasks.worker of machine one"

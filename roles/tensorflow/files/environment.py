@@ -50,13 +50,13 @@ def look(venv: str) -> dict:
 def digest(folder: str) -> str:
     """Return a digest of the paths, sizes and times of all files below a folder; reading them all would take seconds."""
     lines = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names, opened in os.fwalk(folder):
         folders[:] = [name for name in folders if name not in NOT_COUNTED]
+        within = os.path.relpath(place, folder)
         for name in names:
             if name not in NOT_COUNTED:
-                path = os.path.join(place, name)
-                found = os.lstat(path)
-                lines.append(f"{os.path.relpath(place, folder)}/{name} {found.st_size} {int(found.st_mtime)}")
+                found = os.lstat(name, dir_fd=opened)
+                lines.append(f"{within}/{name} {found.st_size} {int(found.st_mtime)}")
     return hashlib.sha256("\n".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
