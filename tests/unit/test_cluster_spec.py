@@ -244,7 +244,7 @@ def test_a_task_for_each_gpu_takes_gpus(found, words):
 
 @pytest.mark.parametrize(
     ("tasks", "asked"),
-    [({"worker": "per_gpu"}, ["one"]), ({"ps": 1, "worker": "per_gpu"}, ["one"]), ({"worker": 2}, []), ("per_gpu", []), (None, [])],
+    [({"worker": "per_gpu"}, ["one"]), ({"ps": 1, "worker": "per_gpu"}, ["one"]), ({"worker": 2}, []), ("per_gpu", [])],
 )
 def test_machines_are_asked_for_their_gpus_where_that_says_how_many_tasks_there_are(tasks, asked):
     assert machines_per_gpu({"all": ["one", "two"]}, {"one": {"tf_tasks": tasks}, "two": {}}) == asked
