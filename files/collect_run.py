@@ -133,7 +133,7 @@ def pack_waiting(run: Run, waited: float) -> dict:
 
 
 def pack_locked(run: Run) -> dict:
-    """Put all that the run left into one tar file, and say how large it is.
+    """Put all that the run left into one tar file, and give it, or where it is large, say how large it is.
 
     Of a run that has ended the file is made once, and is there until it was fetched: a collection that was interrupted goes
     on with the same file, which is noted: one that was made before the end may be there too. Where the disk has no room for it,
@@ -153,7 +153,13 @@ def pack_locked(run: Run) -> dict:
     finally:
         unfinished.unlink(missing_ok=True)
     found = path.stat()
-    return {"fetch": {"call": ["piece", run.id], "size": found.st_size, "made": found.st_mtime_ns}, "next": ["discard", run.id]}
+    fetch = {"size": found.st_size, "made": found.st_mtime_ns}
+    if found.st_size > PIECE:
+        return {"fetch": {**fetch, "call": ["piece", run.id]}, "next": ["discard", run.id]}
+    # With this answer: of what comes in one piece there is nothing to go on with, and two calls are saved.
+    data = path.read_bytes()
+    path.unlink()
+    return {"fetch": {**fetch, "data": base64.b64encode(data).decode()}}
 
 
 def write(run: Run, path: Path) -> None:

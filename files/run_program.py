@@ -2,7 +2,7 @@
 """Run a program of the user's on the host machine, under systemd.
 
     run_program.py receive RUN --offset 0 < piece              a piece of a tar file that is too large for one call
-    run_program.py stage RUN --program demo.py < program.tar   puts it in place; --hold: and does not go on to start
+    run_program.py stage RUN --program demo.py < program.tar   puts it in place and goes on to start; --hold: does not
     run_program.py start RUN                                   starts it, when its task is free
     run_program.py follow RUN --offset 0                       its output since then, and how it ended
     run_program.py cancel RUN --by NAME                        ends it
@@ -74,7 +74,7 @@ def stage(options: argparse.Namespace) -> dict:
         detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
         training=training, lost=options.lost, servers=json.loads(options.servers), missing=options.missing,
     )  # fmt: skip
-    return {} if options.hold else {"next": ["start", run.id]}
+    return {} if options.hold else start(argparse.Namespace(run=run.id, told=-1.0))
 
 
 def start(options: argparse.Namespace) -> dict:
@@ -503,7 +503,7 @@ def main() -> None:
             sub.add_argument("--output-mb", type=number, default=100, help="megabytes of its output that are kept, and its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")
             sub.add_argument("--detach", action="store_true", help="do not name in next what follows the run")
-            sub.add_argument("--hold", action="store_true", help="do not name in next what starts it")
+            sub.add_argument("--hold", action="store_true", help="do not go on to start it")
             sub.add_argument("--trace", action="store_true", help="record TensorFlow's step statistics of all tasks")
         if call in (receive, follow):
             sub.add_argument("--offset", type=int, default=0)

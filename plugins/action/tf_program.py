@@ -28,8 +28,8 @@ description:
   - Costs a tenth of a second where a module costs a third, for nothing is sent but the call.
   - The program answers with a JSON object on its last line. C(lines) in it are shown as they come, C(next) is called
     to go on, with O(script) again where there is one (where C(seconds) says for how long, a silence is shown), C(files) are
-    written to O(save_to). C(fetch) (C(call), C(size), C(made)) says how to get a tar file piece by piece; it is unpacked to
-    O(save_to). Fetching that was interrupted goes on where it stopped.
+    written to O(save_to). C(fetch) (C(call), C(size), C(made)) says how to get a tar file piece by piece, or is one (C(data), in
+    base64); it is unpacked to O(save_to). Fetching that was interrupted goes on where it stopped.
     With C(failure), a sentence, the task fails.
 options:
   argv:
@@ -212,6 +212,9 @@ class ActionModule(ActionBase):
                 wait_for_lock(file)
                 if not os.fstat(file.fileno()).st_nlink:
                     return True  # the one that was waited for has unpacked it, and removed it
+                if "data" in given:
+                    file.truncate(0)
+                    file.write(base64.b64decode(given["data"]))
                 while file.seek(0, os.SEEK_END) < given["size"]:
                     call = [*program, *given["call"], "--made", str(given["made"]), "--offset", str(file.tell())]
                     answer = self.call(call, NOTHING, [0])

@@ -83,6 +83,9 @@ def size(machines: int, hand: float) -> tuple[float, ...]:
     inventory(machines)
     playbook("playbooks/make_lab.yml")
     cold = playbook("site.yml")
+    # What has nothing to do is not measured beside the byte-compiling that site.yml leaves behind.
+    compiled = '{"path": "/opt/tf-cluster/venv/byte-compiled", "timeout": 900}'
+    call("ansible", "all", "--module-name=ansible.builtin.wait_for", f"--args={compiled}")
     pings, nothing = [], []
     for _time in range(TIMES):
         pings.append(call("ansible", "all", "--module-name=ansible.builtin.ping"))

@@ -333,7 +333,7 @@ def test_what_a_run_left_on_its_way_home(folder, left):
         with mock.patch.object(run_program.runs, "RUNS", place / "runs"):
             run_program.Run("r1").note(run_id="r1", task="host:0")
             packed = collect_run.pack(mock.Mock(run="r1", waited=0))
-        assert fetched(place, packed["fetch"], (place / "runs/.r1.tar").read_bytes())
+        assert fetched(place, packed["fetch"], base64.b64decode(packed["fetch"]["data"]))
         home, there = content_of(place / "output/r1"), content_of(place / "runs/r1/results")
         assert {"run.json", "stdout.log"} <= set(home)
         own = {name: text for name, text in home.items() if text.startswith("# ")}

@@ -254,7 +254,7 @@ def test_what_is_not_json_is_called_so(calls, stdout):
 def fetch(tmp_path):
     """Return a function that fetches a tar file of some members from a machine into the folder "output/run"."""
 
-    def fetch(*members, breaks_after=10**9, made=1, before_piece=lambda: None):
+    def fetch(*members, breaks_after=10**9, made=1, before_piece=lambda: None, at_once=False):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for member in members:
@@ -271,7 +271,8 @@ def fetch(tmp_path):
             return {"data": base64.b64encode(data[offsets[-1] :][:1000]).decode()}
 
         action.call = call
-        given = {"call": ["piece", "r1"], "size": len(data), "made": made}
+        how = {"data": base64.b64encode(data).decode()} if at_once else {"call": ["piece", "r1"]}
+        given = {**how, "size": len(data), "made": made}
         action.fetch(["run.py"], given, tmp_path / "output/run")
         return offsets
 
@@ -283,6 +284,14 @@ def test_a_fetch_that_was_interrupted_goes_on_where_it_stopped(fetch, tmp_path):
         fetch(member("a"), breaks_after=3)
     assert fetch(member("a"))[0] == 3000
     assert [path.name for path in (tmp_path / "output").rglob("*")] == ["run", "a"]
+
+
+def test_a_small_file_comes_with_the_answer_also_where_an_earlier_fetch_was_interrupted(fetch, tmp_path):
+    with pytest.raises(AnsibleActionFail, match="the connection broke"):
+        fetch(member("a"), breaks_after=3)
+    assert fetch(member("a"), at_once=True) == []
+    assert (tmp_path / "output/run/a").is_file()
+    assert os.listdir(tmp_path / "output") == ["run"]
 
 
 def test_another_file_is_fetched_from_its_beginning(fetch, tmp_path):

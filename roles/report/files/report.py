@@ -20,12 +20,12 @@ import os
 import re
 import sys
 import urllib.parse
-from importlib import metadata
 from pathlib import Path
 
 import benchmark_figure
 import jinja2
 import trace_figure
+from ansible.release import __version__ as ansible_core
 
 sys.path.append(str(Path(__file__).parents[3] / "files"))
 from plain_text import plain_lines
@@ -298,7 +298,7 @@ def write_page(folder: Path, outcome: dict, verdict: dict, drawn: dict | None) -
     ]
     about, links = drawn["about"] if drawn else {}, links_of(verdict)
     versions = {"Python": about.get("python"), "TensorFlow of the program": about.get("tensorflow")}
-    versions["ansible-core"] = metadata.version("ansible-core")
+    versions["ansible-core"] = ansible_core
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
     environment.filters |= {"size": trace_figure.size, "seconds": trace_figure.seconds}
     page = environment.get_template("report.html.j2").render(
