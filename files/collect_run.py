@@ -114,7 +114,7 @@ def renamed(found: list[pack_run.Found], reserved: set[str]) -> list[pack_run.Fo
 
 
 def pack(options: argparse.Namespace) -> dict:
-    """Put all that the run left into one tar file, and say how large it is, or that another call does this."""
+    """Put all that the run left into one tar file, and give it or say how large it is, or that another call does this."""
     return pack_waiting(Run(options.run), options.waited)
 
 
@@ -135,7 +135,7 @@ def pack_waiting(run: Run, waited: float) -> dict:
 def pack_locked(run: Run) -> dict:
     """Put all that the run left into one tar file, and give it, or where it is large, say how large it is.
 
-    Of a run that has ended the file is made once, and is there until it was fetched: a collection that was interrupted goes
+    Of a run that has ended a large file is made once, and is there until it was fetched: a collection that was interrupted goes
     on with the same file, which is noted: one that was made before the end may be there too. Where the disk has no room for it,
     what is needed most comes as it is.
     """

@@ -61,7 +61,7 @@ MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
 
 
 def stage(options: argparse.Namespace) -> dict:
-    """Put the program in place, from a tar file on standard input."""
+    """Put the program in place, from a tar file on standard input, and start it, unless it is held."""
     run = Run(options.run)
     if not CONFINED.exists():
         cluster_config.fail(f"{CONFINED} is missing, and a run has to be confined: 'ansible-playbook site.yml' writes it", 1)

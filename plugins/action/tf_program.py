@@ -28,7 +28,7 @@ description:
   - Costs a tenth of a second where a module costs a third, for nothing is sent but the call.
   - The program answers with a JSON object on its last line. C(lines) in it are shown as they come, C(next) is called
     to go on, with O(script) again where there is one (where C(seconds) says for how long, a silence is shown), C(files) are
-    written to O(save_to). C(fetch) (C(call), C(size), C(made)) says how to get a tar file piece by piece, or is one (C(data), in
+    written to O(save_to). C(fetch) (C(size), C(made)) says by C(call) how to get a tar file piece by piece, or is one (C(data) in
     base64); it is unpacked to O(save_to). Fetching that was interrupted goes on where it stopped.
     With C(failure), a sentence, the task fails.
 options:
@@ -204,7 +204,7 @@ class ActionModule(ActionBase):
 
         Returns false where the machine does not have this file any more: somebody else has collected the run meanwhile.
         """
-        local = folder.parent / f".{folder.name}.{given['made']}.part"
+        local = folder.parent / f".{folder.name}.{'whole' if 'data' in given else given['made']}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             progress = Progress("collected", given["size"])

@@ -50,6 +50,7 @@ def look(venv: str) -> dict:
 def digest(folder: str) -> str:
     """Return a digest of the paths, sizes and times of all files below a folder; reading them all would take seconds."""
     lines = []
+    folder = os.path.realpath(folder)  # it may be a link to a larger disk
     for place, folders, names, opened in os.fwalk(folder):
         folders[:] = [name for name in folders if name not in NOT_COUNTED]
         within = os.path.relpath(place, folder)
