@@ -294,6 +294,18 @@ def test_a_small_file_comes_with_the_answer_also_where_an_earlier_fetch_was_inte
     assert os.listdir(tmp_path / "output") == ["run"]
 
 
+def test_small_files_of_one_run_are_unpacked_one_after_the_other(fetch, tmp_path):
+    (tmp_path / "output").mkdir()
+    with ThreadPoolExecutor() as pool:
+        with (tmp_path / "output/.run.whole.part").open("wb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            waiting = pool.submit(fetch, member("a"), made=2, at_once=True)
+            time.sleep(0.3)
+            assert not waiting.done()
+        waiting.result(timeout=10)
+    assert (tmp_path / "output/run/a").is_file()
+
+
 def test_another_file_is_fetched_from_its_beginning(fetch, tmp_path):
     with pytest.raises(AnsibleActionFail, match="the connection broke"):
         fetch(member("a"), breaks_after=3)
