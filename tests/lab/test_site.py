@@ -18,6 +18,22 @@ def changed_inventory(cluster, tmp_path):
     assert cluster.playbook("site.yml").returncode == 0
 
 
+def test_byte_compiling_that_is_interrupted_goes_on_at_the_next_start(cluster):
+    """It is not taken for done: not all of the files that there were are there again."""
+    unit, folder = "tf-cluster-compile.service", "/opt/tf-cluster/venv"
+    count = f"find {folder}/lib -name '*.pyc' | wc -l"
+    compiled = int(cluster.shell("host", count)[cluster.host])
+    assert compiled > 3000
+    again = f"find {folder}/lib -name '*.pyc' -delete; rm {folder}/byte-compiled; systemctl start {unit}; "
+    interrupted = f"sleep 1; systemctl stop {unit}; test -e {folder}/byte-compiled || echo not done; {count}"
+    words, left = cluster.shell("host", again + interrupted)[cluster.host].splitlines()
+    assert words == "not done"
+    assert 0 < int(left) < compiled
+    done = f"for _ in $(seq 180); do test -e {folder}/byte-compiled && echo done && break; sleep 1; done; "
+    found = cluster.shell("host", f"systemctl start {unit}; {done} systemctl is-failed {unit}; {count}")[cluster.host]
+    assert found.split() == ["done", "inactive", str(compiled)]
+
+
 def test_where_nothing_is_to_do_no_role_is_called(cluster):
     for _time in range(2):
         done = cluster.playbook("site.yml")
