@@ -14,6 +14,8 @@ AS_ROOT = ["sudo"] if os.geteuid() else []
 SCENARIO = Path(os.environ.get("TEST_SCENARIO", ROOT / "molecule/default"))
 INVENTORIES = "".join(path.read_text(encoding="utf-8") for path in SCENARIO.glob("inventory/*.yml"))
 LAB = "".join(re.findall(r"lab_name: (\S+)", INVENTORIES))  # what the names of its containers begin with
+# For the shell of a machine: waits until its packages are byte-compiled, and says "done" if they are.
+UNTIL_COMPILED = "for _ in $(seq 180); do test -e /opt/tf-cluster/venv/byte-compiled && echo done && break; sleep 1; done"
 
 
 class Cluster:

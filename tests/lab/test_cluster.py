@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import ROOT, folder_of, said, verdict
+from conftest import ROOT, UNTIL_COMPILED, folder_of, said, verdict
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,7 @@ def test_every_standing_task_runs_under_systemd(cluster, expected):
 
 def test_the_packages_are_byte_compiled(cluster):
     """Once the servers stand; what comes after this is not measured beside it."""
-    done = "for _ in $(seq 180); do test -e /opt/tf-cluster/venv/byte-compiled && echo done && break; sleep 1; done; "
-    found = cluster.shell("lab", f"{done} systemctl is-enabled tf-cluster-compile.service")
+    found = cluster.shell("lab", f"{UNTIL_COMPILED}; systemctl is-enabled tf-cluster-compile.service")
     assert set(found.values()) == {"done\nenabled"}
 
 

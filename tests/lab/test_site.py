@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from conftest import said
+from conftest import UNTIL_COMPILED, said
 
 
 @pytest.fixture
@@ -29,8 +29,7 @@ def test_byte_compiling_that_is_interrupted_goes_on_at_the_next_start(cluster):
     words, left = cluster.shell("host", again + interrupted)[cluster.host].splitlines()
     assert words == "not done"
     assert 0 < int(left) < compiled
-    done = f"for _ in $(seq 180); do test -e {folder}/byte-compiled && echo done && break; sleep 1; done; "
-    found = cluster.shell("host", f"systemctl start {unit}; {done} systemctl is-failed {unit}; {count}")[cluster.host]
+    found = cluster.shell("host", f"systemctl start {unit}; {UNTIL_COMPILED}; systemctl is-failed {unit}; {count}")[cluster.host]
     assert found.split() == ["done", "inactive", str(compiled)]
 
 
