@@ -46,7 +46,8 @@ print(result)
 ran = {}
 for device in record.step_stats.dev_stats:
     for node in device.node_stats:
-        if node.node_name in ("c", "ab", "log", "d"):
+        # TensorFlow also lists what ran on a GPU under devices without a task, such as "/device:GPU:0/stream:all".
+        if node.node_name in ("c", "ab", "log", "d") and device.device.startswith("/job:"):
             ran[node.node_name] = device.device
 for name, device in sorted(ran.items()):
     print(f"{name} ran on {device}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import struct
 import time
 
@@ -35,8 +36,18 @@ def problem(library: tf_capi.Library, target: str, devices: list[str], deadline:
             if wrong:
                 return f"{device} computes wrongly: {len(wrong)} of {len(found)} numbers differ, the first is {wrong[0]:.3g}"
     except tf_capi.TensorFlowError as error:
-        return f"a GPU does not compute: {str(error).splitlines()[0][:200]}"
+        return f"a GPU does not compute: {reason(error)}"
     return ""
+
+
+def reason(error: Exception) -> str:
+    """Return TensorFlow's reason on one line of at most 300 characters.
+
+    An error of a remote task begins with lines that only say where it comes from ("From /job:worker/replica:0/task:0:").
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    reasons = [line for line in lines if line and not re.fullmatch(r"From /job:\S+:", line)]
+    return " ".join(reasons or lines)[:300]
 
 
 def graph(devices: list[str]) -> bytes:

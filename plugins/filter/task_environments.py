@@ -26,6 +26,7 @@ FOLDER = "/etc/tf-cluster/tasks"
 # What any program on an NVIDIA GPU opens besides the GPU's own /dev/nvidia<minor>.
 SHARED_DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 NODES_UNIT = "tf-gpu-nodes.service"
+GPU_START_SECONDS = 300
 
 
 def task_environments(tasks, files, packages=""):
@@ -59,6 +60,8 @@ def _device_files(task):
     lines = ["# Written by Ansible. The devices of this task's GPUs.", "[Unit]", f"Wants={NODES_UNIT}", f"After={NODES_UNIT}"]
     lines += ["[Service]", "PrivateDevices=false", "DevicePolicy=closed", *(f"DeviceAllow={device} rw" for device in devices)]
     lines += ["DeviceAllow=char-nvidia-caps rw"] if parts else []
+    # A server listens once CUDA has started on each of its GPUs.
+    lines.append(f"TimeoutStartSec={GPU_START_SECONDS}")
     # A task with a server of its own may take part in a training besides: that is a run.
     units = [f"tf-server@{task['name']}"] if task["standing"] else []
     return [

@@ -56,7 +56,7 @@ stopped: {description: Tasks that the machine no longer has, type: list, element
 
 
 LOCK = "/run/tf-cluster-units.lock"
-MOST = 180  # seconds
+MOST = 420  # seconds: longer than a server with GPUs may take to start
 DROP_INS = ["confined.conf", "firewall.conf", "gpus.conf", "speed.conf", "tunnel.conf"]
 
 

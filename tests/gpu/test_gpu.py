@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import find_gpus
@@ -72,7 +71,15 @@ def test_the_gate_sees_the_gpu_of_each_task_and_lets_it_compute(cluster):
     program = (
         "import json, sys, time; sys.path.append(sys.argv[1]); import gpu_proof, tf_capi; library = tf_capi.Library()\n"
         "found = {}\n"
+        "import socket\n"
+        "def wait(entry):\n"
+        "    for _attempt in range(600):\n"
+        "        try:\n"
+        "            return socket.create_connection(entry.split(':')).close()\n"
+        "        except OSError:\n"
+        "            time.sleep(0.2)\n"
         "for entry in json.load(open(sys.argv[2]))['worker']:\n"
+        "    wait(entry)\n"
         "    config = tf_capi.message('config_pb2', 'ConfigProto')(operation_timeout_in_ms=60000)\n"
         "    config.device_filters.append('/job:nobody')\n"
         "    devices = library.session('grpc://' + entry, config.SerializeToString()).devices()\n"
@@ -80,7 +87,6 @@ def test_the_gate_sees_the_gpu_of_each_task_and_lets_it_compute(cluster):
         "    found[entry] = [gpus, gpu_proof.problem(library, 'grpc://' + entry, gpus, time.monotonic() + 60)]\n"
         "print(json.dumps(found))\n"
     )
-    time.sleep(20)
     done = subprocess.run(
         [PYTHON, "-c", program, ROOT / "files", cluster / "config.json"], capture_output=True, text=True, check=False, timeout=120
     )

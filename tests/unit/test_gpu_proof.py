@@ -49,7 +49,14 @@ def test_what_differs_is_wrong(problem, product):
     assert f"{GPU} computes wrongly" in problem(product)
 
 
-def test_a_gpu_that_fails_is_quoted(problem):
-    assert problem(gpu_proof.tf_capi.TensorFlowError(13, "CUDA_ERROR_LAUNCH_FAILED\nmore")) == (
-        "a GPU does not compute: CUDA_ERROR_LAUNCH_FAILED"
-    )
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("CUDA_ERROR_LAUNCH_FAILED\nmore", "CUDA_ERROR_LAUNCH_FAILED more"),
+        ("From /job:worker/replica:0/task:0:\nBlas GEMM launch failed\n\t [[{{node product1}}]]", "Blas GEMM launch failed [[{{node product1}}]]"),
+        ("From /job:worker/replica:0/task:0:", "From /job:worker/replica:0/task:0:"),
+        ("x" * 400, "x" * 300),
+    ],
+)  # fmt: skip
+def test_a_failing_gpu_is_reported_with_the_reason(problem, said, reason):
+    assert problem(gpu_proof.tf_capi.TensorFlowError(13, said)) == f"a GPU does not compute: {reason}"

@@ -127,7 +127,7 @@ def test_a_task_gets_its_gpus_by_uuid_and_their_devices_alone():
     assert [line.split("=")[1] for line in lines if line.startswith("DeviceAllow=")] == [
         "/dev/nvidia3 rw", "/dev/nvidia1 rw", "/dev/nvidiactl rw", "/dev/nvidia-uvm rw", "/dev/nvidia-uvm-tools rw",
     ]  # fmt: skip
-    assert {"PrivateDevices=false", "DevicePolicy=closed"} <= set(lines)
+    assert {"PrivateDevices=false", "DevicePolicy=closed", "TimeoutStartSec=300"} <= set(lines)
 
 
 def test_a_part_of_a_gpu_comes_with_the_devices_of_parts():

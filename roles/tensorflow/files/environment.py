@@ -116,6 +116,9 @@ def install(plan: dict, deadline: float) -> dict:
             return {"failure": f"'{' '.join(command[:3])}' did not end within {plan['timeout']} s (tensorflow_timeout)."}
         if done.returncode:
             return {"failure": f"'{' '.join(command[:3])}' failed: {' '.join(done.stderr.split())[-1500:]}"}
+    failure = check_libraries(plan, fresh)
+    if failure:
+        return {"failure": failure}
     made = digest(str(fresh))
     (fresh / "made-of").write_text(f"{plan['made_of']}\n{made}", encoding="utf-8")
     os.sync()  # a machine that loses its power keeps files of length 0 otherwise
@@ -126,6 +129,21 @@ def install(plan: dict, deadline: float) -> dict:
     os.rename(fresh, venv)
     remove(work)
     return {"id": made, "made": True}
+
+
+def check_libraries(plan: dict, fresh: Path) -> str:
+    """Let TensorFlow find its CUDA libraries; return a sentence if it cannot open one. The program came with the packages."""
+    site = next(fresh.glob("lib/python*/site-packages/nvidia"), None)
+    if site is None:
+        return ""
+    command = [str(fresh / "bin/python"), "-I", "-S", "cuda_libraries.py", str(site.parent)]
+    done = subprocess.run(command, cwd=plan["work"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    try:
+        failures = json.loads(done.stdout)["failures"]
+    except (ValueError, KeyError):
+        failures = [f"cuda_libraries.py failed: {' '.join(done.stderr.split())[-1500:]}"]
+    remedy = f"The packages in {plan['venv']} would use no GPU and were not installed. Change roles/tensorflow/files/gpu.in."
+    return " ".join([*(f"{failure}." for failure in failures), remedy]) if failures else ""
 
 
 def remove(path: Path) -> None:

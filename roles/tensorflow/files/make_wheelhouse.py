@@ -59,6 +59,7 @@ def main() -> None:
             tar.add(folder / "requirements.txt", "requirements.txt")
             if not options.extra:
                 tar.add(extract_uv(folder), "uv")
+                tar.add(Path(__file__).with_name("cuda_libraries.py"), "cuda_libraries.py")
             tar.add(folder / "wheels", "wheels")
         packed.replace(options.out)
     print(json.dumps({"made": str(options.out)}))
