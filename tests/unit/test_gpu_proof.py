@@ -53,7 +53,7 @@ def test_what_differs_is_wrong(problem, product):
     ("said", "reason"),
     [
         ("CUDA_ERROR_LAUNCH_FAILED\nmore", "CUDA_ERROR_LAUNCH_FAILED more"),
-        ("From /job:worker/replica:0/task:0:\nBlas GEMM launch failed\n\t [[{{node product1}}]]", "Blas GEMM launch failed [[{{node product1}}]]"),
+        ("From /job:worker/replica:0/task:0:\nBlas GEMM failed\n\t [[{{node p1}}]]", "Blas GEMM failed [[{{node p1}}]]"),
         ("From /job:worker/replica:0/task:0:", "From /job:worker/replica:0/task:0:"),
         ("x" * 400, "x" * 300),
     ],

@@ -69,7 +69,8 @@ def reason_not_open(site: Path, *words: str) -> str:
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_MAX_VLOG_LEVEL": "1"}
     environment.pop("LD_LIBRARY_PATH", None)
     done = subprocess.run(
-        [sys.executable, __file__, str(site), *words], env=environment, capture_output=True, text=True, errors="replace", check=False,
+        [sys.executable, __file__, str(site), *words], env=environment, check=False,
+        capture_output=True, text=True, errors="replace",
     )  # fmt: skip
     if done.returncode == 0:
         return ""
