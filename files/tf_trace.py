@@ -5,8 +5,8 @@ TensorFlow's sessions, so that some steps are run with a full trace, and adds wh
 in ``TF_RUN_DIR``: the first 20 steps, then each 50th, 100 in all, and no more once there are 100,000 operations. The program
 need not know of it: what it passes to ``run`` and what it gets back are as ever.
 
-The file is whole after each traced step. A process is a task of the cluster, a thread is a lane of a device or of what arrives
-from other tasks; times are microseconds since the trace began, each by the clock of the machine that it was taken on.
+The file is whole after each traced step. A process is a task of the cluster, a thread is a lane of a device, of a stream of a GPU
+or of what arrives from other tasks; times are microseconds since the trace began, each by the clock of the machine that it was taken on.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ MOST_OPERATIONS = 100_000  # some 40 MB of trace.json
 MOST_LABEL = 300  # characters of an operation's inputs that are kept
 FORMAT = "tf-cluster-1"  # what tells this file from a trace that the program wrote itself
 END = b"\n]}\n"
+NO_TASK = ""
+# Devices of a GPU that list again what its streams list.
+REPEATED = ("/stream:all", "/memcpy")
 TRANSFER = re.compile(r"(?:edge_\d+_)?(\S+) from (\S+) to (\S+)$")
 
 
@@ -69,8 +72,12 @@ class Recorder:
             events[-1]["args"] = {"step": step}
             made: dict[tuple[str, str], dict] = {}  # (task, operation) -> its event, where transfers begin
             arrived = []
+            owners = kernel_owners(step_stats)
             for device in step_stats.dev_stats:
                 task, name = split_device(device.device)
+                if task == NO_TASK:
+                    events += self.kernels(step, owners.get(id(device), self.program_task), name, device)
+                    continue
                 for node in sorted(device.node_stats, key=start_of):
                     if node.node_name == "RecvTensor":
                         arrived.append(node)
@@ -98,6 +105,17 @@ class Recorder:
         if node.scheduled_nanos:
             arguments["waited_us"] = round((node.all_start_nanos - node.scheduled_nanos) / 1e3, 3)
         events[-1]["args"] = {name: value for name, value in arguments.items() if value not in ("", [], 0)}
+        return events
+
+    def kernels(self, step: int, task: str, name: str, device) -> list[dict]:
+        """Return the events of what ran on one stream of a GPU, as the driver recorded it."""
+        events = []
+        if name.endswith(REPEATED):
+            return events
+        for node in sorted(device.node_stats, key=start_of):
+            operation = node.node_name.rpartition(":")[0] or node.node_name
+            events += self.slice(task, name, operation, "kernel", self.since(start_of(node)), duration_of(node))
+            events[-1]["args"] = {"step": step, "kernel": node.timeline_label[:MOST_LABEL]}
         return events
 
     def transfer(self, step: int, node, made: dict) -> list[dict]:
@@ -153,16 +171,39 @@ class Recorder:
         self.place, self.empty = self.place + len(text), False
 
 
+def kernel_owners(step_stats) -> dict[int, str]:
+    """Return ``id`` of each device without a task -> the task that it belongs to.
+
+    What ran on a GPU is listed under devices such as "/device:GPU:0/stream:13". Their names have no task, their nodes are named
+    by operation and type ("c:MatMul"), and those of one task come before that task's own devices (seen with TensorFlow 2.21).
+    """
+    operations, owners, waiting = {}, {}, []
+    for device in step_stats.dev_stats:
+        task = split_device(device.device)[0]
+        if task != NO_TASK:
+            operations.update((node.node_name, task) for node in device.node_stats if node.node_name != "RecvTensor")
+    for device in step_stats.dev_stats:
+        task = split_device(device.device)[0]
+        if task == NO_TASK:
+            waiting.append(device)
+        elif any(node.node_name != "RecvTensor" for node in device.node_stats):
+            named = [operations.get(node.node_name.rpartition(":")[0]) for one in waiting for node in one.node_stats]
+            known = [owner for owner in named if owner]
+            owners.update((id(one), max(set(known), key=known.count) if known else task) for one in waiting)
+            waiting = []
+    return owners
+
+
 def within(event: dict, part: float) -> float:
     """Return a time within an event: the ends of an arrow are found by the event that they lie in."""
     return round(event["ts"] + event["dur"] * part, 3)
 
 
 def split_device(name: str) -> tuple[str, str]:
-    """Return task and device of TensorFlow's long name of a device: ("worker:1", "CPU:0")."""
+    """Return task and device of TensorFlow's long name of a device: ("worker:1", "CPU:0"); the task may be NO_TASK."""
     job, task = re.search(r"/job:([^/]+)", name), re.search(r"/task:(\d+)", name)
     device = re.search(r"/(?:device:)?([a-zA-Z]+:\d+.*)$", re.sub(r"^(/(job|replica|task):[^/]+)+", "", name))
-    return f"{job[1] if job else 'localhost'}:{task[1] if task else 0}", device[1] if device else name
+    return f"{job[1]}:{task[1] if task else 0}" if job else NO_TASK, device[1] if device else name
 
 
 def start_of(node) -> int:

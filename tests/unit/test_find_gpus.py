@@ -6,7 +6,7 @@ import stat
 
 import gpu_machines as machines
 import pytest
-from project import call, load
+from project import ROOT, call, load
 
 find_gpus = load("files/find_gpus.py")
 
@@ -84,6 +84,27 @@ def test_a_kernel_whose_modules_are_gone_waits_for_a_reboot(machine):
     assert machine.find()["reboot_required"] is True
     (machine.root / "lib/modules" / os.uname().release).mkdir()
     assert machine.find()["reboot_required"] is False
+
+
+def test_a_real_h200_is_found(machine):
+    """What a real machine printed (NVIDIA H200, driver 580.159.04), with another UUID."""
+    recorded = json.loads((ROOT / "tests/unit/recorded/h200.json").read_text(encoding="utf-8"))
+    machine.card("0000:00:06.0", kind="0x030200", device="0x2335")
+    machine.write("proc/driver/nvidia/version", recorded["proc_version"])
+    machine.write("proc/driver/nvidia/gpus/0000:00:06.0/information", recorded["proc_information"])
+    machine.smi(recorded["query-gpu"], listed=recorded["list-gpus"], processes=recorded["query-compute-apps"])
+    found = machine.find()
+    uuid = "GPU-42000000-6666-4c00-8d00-000000000001"
+    assert found["gpus"] == [
+        {
+            "index": 0, "model": "NVIDIA H200", "uuid": uuid, "bus": "0000:00:06.0", "memory_mb": 143771, "memory_used_mb": 0,
+            "temperature": 36, "compute_capability": "9.0", "driver": "580.159.04", "minor": 0, "mig": False, "parts": [],
+        }
+    ]  # fmt: skip
+    assert (found["kernel"], found["error"]) == ("580.159.04", "")
+    assert [(process["gpu"], process["pid"], process["name"]) for process in found["processes"]] == [(uuid, 599, "python3")]
+    machine.smi(recorded["no_such_field"], status=2)
+    assert machine.find()["error"] == 'Field "no_such_field" is not a valid field to query.'
 
 
 def test_the_driver_says_more(machine):

@@ -213,9 +213,48 @@ def test_no_more_is_traced_than_a_person_can_use(recorder, monkeypatch):
     [
         ("/job:worker/replica:0/task:3/device:GPU:1", ("worker:3", "GPU:1")),
         ("/job:ps/replica:0/task:0/device:GPU:0/stream:all", ("ps:0", "GPU:0/stream:all")),
-        ("/device:CPU:0", ("localhost:0", "CPU:0")),
-        ("strange", ("localhost:0", "strange")),
+        ("/device:CPU:0", ("", "CPU:0")),
+        ("strange", ("", "strange")),
     ],
 )
 def test_a_devices_name_is_split(name, parts):
     assert tf_trace.split_device(name) == parts
+
+
+@pytest.fixture
+def gpu_step():
+    """Return the step statistics of one step on two tasks that share an NVIDIA H200 (driver 580.159.04, TensorFlow 2.21.0)."""
+    recorded = json.loads((ROOT / "tests/unit/recorded/gpu_step_stats.json").read_text(encoding="utf-8"))
+
+    def statistics(entry):
+        description = SimpleNamespace(allocation_description=SimpleNamespace(requested_bytes=entry.get("bytes", 0)))
+        return SimpleNamespace(
+            **{"all_start_nanos": 0, "all_end_rel_nanos": 0, "scheduled_nanos": 0, "memory": [], **entry},
+            output=[SimpleNamespace(tensor_description=description)] if "bytes" in entry else [],
+        )
+
+    devices = [{"device": device["device"], "node_stats": list(map(statistics, device["node_stats"]))} for device in recorded]
+    return SimpleNamespace(dev_stats=[SimpleNamespace(**device) for device in devices])
+
+
+def test_kernels_belong_to_the_task_whose_operation_started_them(recorder, gpu_step):
+    recorder.add(1, 10**9, 2 * 10**9, gpu_step)
+    events = recorder.events()
+    tasks = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    kernels = [event for event in events if event.get("cat") == "kernel"]
+    assert [(tasks[event["pid"]], lanes[event["tid"]], event["name"]) for event in kernels] == [
+        ("worker:1", "GPU:0/stream:14<MemcpyH2D>", "MakeTensorFromProto"),
+        ("worker:1", "GPU:0/stream:13", "add"),
+        ("worker:1", "GPU:0/stream:13", "log"),
+        ("worker:0", "GPU:0/stream:13", "a/RandomUniform"),
+        ("worker:0", "GPU:0/stream:13", "c"),
+    ]
+    assert set(tasks.values()) == {"host:0", "worker:0", "worker:1"}
+    assert "cutlass" in kernels[-1]["args"]["kernel"]
+
+
+def test_kernels_without_any_operation_belong_to_the_program(recorder, gpu_step):
+    gpu_step.dev_stats = [device for device in gpu_step.dev_stats if not device.device.startswith("/job:")]
+    recorder.add(1, 10**9, 2 * 10**9, gpu_step)
+    assert {event["args"]["name"] for event in recorder.events() if event["name"] == "process_name"} == {"host:0"}

@@ -18,10 +18,11 @@ OTHER = "other operations"
 # Told apart by people who see few colours as well, on a light page and on a dark one.
 COLOURS = ("#4c78a8", "#f2a541", "#54a24b", "#b279a2", "#9c755f", "#72b7b2", "#d67195", "#8c9a3f", "#7f7fd5")
 TRANSFER, STEP, REST, FAINT = "#e4572e", "#8b95a1", "#a0a7b0", "rgba(128,128,128,.13)"
+KERNEL = "#1f7a6d"
 
 
 class Bar(NamedTuple):
-    """Something that took time: an operation, a transfer, or a step of the program."""
+    """Something that took time: an operation, a kernel on a GPU, a transfer, or a step of the program."""
 
     name: str
     category: str
@@ -45,7 +46,7 @@ class Trace(NamedTuple):
     arrows: list[tuple[tuple[str, str, float], tuple[str, str, float]]]  # (task, lane, time) of both ends
 
     def of(self, category: str) -> list[Bar]:
-        """Return the bars of a category: operation, transfer or step."""
+        """Return the bars of a category: operation, kernel, transfer or step."""
         return [bar for bar in self.bars if bar.category == category]
 
 
@@ -105,11 +106,11 @@ def by_task(trace: Trace) -> dict[str, dict]:
     """Return for each task what it computed, how long, and what share of the steps' time that was."""
     whole = busy(trace.of("step")) or 1.0
     gathered: dict[str, list[Bar]] = {}
-    for bar in trace.of("operation"):
+    for bar in trace.of("operation") + trace.of("kernel"):
         gathered.setdefault(bar.task, []).append(bar)
     return {
         task: {
-            "operations": len(bars),
+            "operations": sum(bar.category == "operation" for bar in bars),
             "seconds": (seconds := busy(bars)),
             "share": min(1.0, seconds / whole),
             "peak_bytes": max(bar.more.get("peak_bytes", 0) for bar in bars),
@@ -197,6 +198,8 @@ def described(bar: Bar) -> str:
         waited = f", after {seconds(more['waited_us'] / 1e6)} in the queue" if "waited_us" in more else ""
         memory = f", {size(more['peak_bytes'])} of memory" if "peak_bytes" in more else ""
         lines = [f"{more.get('op', '')}({shortened(more.get('inputs', ''))}){made}", f"{seconds(bar.took)}{waited}{memory}"]
+    elif bar.category == "kernel":
+        lines = [f"{seconds(bar.took)} on the GPU", shortened(more.get("kernel", ""))]
     else:
         lines = [f"{seconds(bar.took)} as the program saw it"]
     lines.append(f"step {more['step']}, {bar.task}, began at {bar.begun * 1e3:.3f} ms")
@@ -291,8 +294,9 @@ def coloured(bars: list[Bar]) -> list[tuple[str, str, list[Bar]]]:
     own = [(kind, colour, kinds[kind]) for kind, colour in zip(ranked, COLOURS) if kind != OTHER]
     rest = [bar for kind in kinds if kind not in {name for name, _colour, _bars in own} for bar in kinds[kind]]
     others = [(OTHER, REST, rest)] if rest else []
-    whole = {category: [bar for bar in bars if bar.category == category] for category in ("step", "transfer")}
+    whole = {category: [bar for bar in bars if bar.category == category] for category in ("step", "kernel", "transfer")}
     return [
         *[("step of the program", STEP, whole["step"])] * bool(whole["step"]), *own, *others,
+        *[("kernel on a GPU", KERNEL, whole["kernel"])] * bool(whole["kernel"]),
         *[("transfer between tasks", TRANSFER, whole["transfer"])] * bool(whole["transfer"]),
     ]  # fmt: skip
