@@ -5,8 +5,9 @@ TensorFlow's sessions, so that some steps are run with a full trace, and adds wh
 in ``TF_RUN_DIR``: the first 20 steps, then each 50th, 100 in all, and no more once there are 100,000 operations. The program
 need not know of it: what it passes to ``run`` and what it gets back are as ever.
 
-The file is whole after each traced step. A process is a task of the cluster, a thread is a lane of a device, of a stream of a GPU
-or of what arrives from other tasks; times are microseconds since the trace began, each by the clock of the machine that it was taken on.
+The file is whole after each traced step. A process is a task of the cluster. A thread is a lane of a device, of a stream of a GPU
+or of what arrives from other tasks. Times are microseconds since the trace began, each by the clock of the machine that it was
+taken on.
 """
 
 from __future__ import annotations
