@@ -74,10 +74,10 @@ class Recorder:
             made: dict[tuple[str, str], dict] = {}  # (task, operation) -> its event, where transfers begin
             arrived = []
             owners = kernel_owners(step_stats)
-            for device in step_stats.dev_stats:
+            for place, device in enumerate(step_stats.dev_stats):
                 task, name = split_device(device.device)
                 if task == NO_TASK:
-                    events += self.kernels(step, owners.get(id(device), self.program_task), name, device)
+                    events += self.kernels(step, owners.get(place, self.program_task), name, device)
                     continue
                 for node in sorted(device.node_stats, key=start_of):
                     if node.node_name == "RecvTensor":
@@ -173,24 +173,26 @@ class Recorder:
 
 
 def kernel_owners(step_stats) -> dict[int, str]:
-    """Return ``id`` of each device without a task -> the task that it belongs to.
+    """Return place in ``dev_stats`` of each device without a task -> the task that it belongs to.
 
     What ran on a GPU is listed under devices such as "/device:GPU:0/stream:13". Their names have no task, their nodes are named
     by operation and type ("c:MatMul"), and those of one task come before that task's own devices (seen with TensorFlow 2.21).
     """
     operations, owners, waiting = {}, {}, []
-    for device in step_stats.dev_stats:
-        task = split_device(device.device)[0]
+    tasks = [split_device(device.device)[0] for device in step_stats.dev_stats]
+    computed = [
+        [node.node_name for node in device.node_stats if node.node_name != "RecvTensor"] for device in step_stats.dev_stats
+    ]
+    for task, own in zip(tasks, computed):
         if task != NO_TASK:
-            operations.update((node.node_name, task) for node in device.node_stats if node.node_name != "RecvTensor")
-    for device in step_stats.dev_stats:
-        task = split_device(device.device)[0]
+            operations.update(dict.fromkeys(own, task))
+    for place, task in enumerate(tasks):
         if task == NO_TASK:
-            waiting.append(device)
-        elif any(node.node_name != "RecvTensor" for node in device.node_stats):
-            named = [operations.get(node.node_name.rpartition(":")[0]) for one in waiting for node in one.node_stats]
+            waiting.append(place)
+        elif computed[place]:
+            named = [operations.get(name.rpartition(":")[0]) for one in waiting for name in computed[one]]
             known = [owner for owner in named if owner]
-            owners.update((id(one), max(set(known), key=known.count) if known else task) for one in waiting)
+            owners.update((one, max(set(known), key=known.count) if known else task) for one in waiting)
             waiting = []
     return owners
 

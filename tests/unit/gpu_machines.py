@@ -1,4 +1,8 @@
-"""What NVIDIA's tools and the kernel print on machines of all kinds, for the tests of the finder and of what follows from it."""
+"""What NVIDIA's tools, the kernel and TensorFlow print on machines of all kinds, for the tests of the finder and of traces."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
 
 MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 535.183\n"
 NO_DRIVER = (
@@ -34,3 +38,30 @@ GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-a1000000-5555-4a00-8c00-000000000000)
   MIG 3g.20gb     Device  0: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f)
   MIG 2g.10gb     Device  1: (UUID: MIG-cba663e8-9bed-5b25-b243-5985ef7c9beb)
 """
+
+
+class _Devices:
+    """A repeated field of TensorFlow's messages: each iteration makes its elements anew."""
+
+    def __init__(self, devices):
+        self.devices = devices
+
+    def __iter__(self):
+        for device in self.devices:
+            yield SimpleNamespace(device=device["device"], node_stats=[_node(node) for node in device["node_stats"]])
+
+
+def _node(entry):
+    description = SimpleNamespace(
+        allocation_description=SimpleNamespace(requested_bytes=entry.get("bytes", 0)), dtype=0, shape=SimpleNamespace(dim=[])
+    )
+    return SimpleNamespace(
+        **{"all_start_nanos": 0, "all_end_rel_nanos": 0, "scheduled_nanos": 0, "memory": [], **entry},
+        output=[SimpleNamespace(tensor_description=description)] if "bytes" in entry else [],
+    )
+
+
+def step_statistics():
+    """Return TensorFlow's statistics of a real step: two tasks that share an NVIDIA H200, driver 580.159.04, TensorFlow 2.21."""
+    text = Path(__file__).with_name("recorded").joinpath("gpu_step_stats.json").read_text(encoding="utf-8")
+    return SimpleNamespace(dev_stats=_Devices(json.loads(text)))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import gpu_machines
 import pytest
 from project import ROOT, load
 
@@ -223,18 +224,8 @@ def test_a_devices_name_is_split(name, parts):
 
 @pytest.fixture
 def gpu_step():
-    """Return the step statistics of one step on two tasks that share an NVIDIA H200 (driver 580.159.04, TensorFlow 2.21.0)."""
-    recorded = json.loads((ROOT / "tests/unit/recorded/gpu_step_stats.json").read_text(encoding="utf-8"))
-
-    def statistics(entry):
-        description = SimpleNamespace(allocation_description=SimpleNamespace(requested_bytes=entry.get("bytes", 0)))
-        return SimpleNamespace(
-            **{"all_start_nanos": 0, "all_end_rel_nanos": 0, "scheduled_nanos": 0, "memory": [], **entry},
-            output=[SimpleNamespace(tensor_description=description)] if "bytes" in entry else [],
-        )
-
-    devices = [{"device": device["device"], "node_stats": list(map(statistics, device["node_stats"]))} for device in recorded]
-    return SimpleNamespace(dev_stats=[SimpleNamespace(**device) for device in devices])
+    """Return the step statistics of one step on two tasks that share a GPU."""
+    return gpu_machines.step_statistics()
 
 
 def test_kernels_belong_to_the_task_whose_operation_started_them(recorder, gpu_step):
@@ -255,6 +246,6 @@ def test_kernels_belong_to_the_task_whose_operation_started_them(recorder, gpu_s
 
 
 def test_kernels_without_any_operation_belong_to_the_program(recorder, gpu_step):
-    gpu_step.dev_stats = [device for device in gpu_step.dev_stats if not device.device.startswith("/job:")]
+    gpu_step.dev_stats.devices = [each for each in gpu_step.dev_stats.devices if not each["device"].startswith("/job:")]
     recorder.add(1, 10**9, 2 * 10**9, gpu_step)
     assert {event["args"]["name"] for event in recorder.events() if event["name"] == "process_name"} == {"host:0"}

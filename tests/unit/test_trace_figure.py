@@ -1,21 +1,31 @@
-"""trace_figure.py over traces of real runs: the demo, and four steps of a training with parameters on worker:0."""
+"""trace_figure.py over traces of real runs: the demo, also on two tasks that share an NVIDIA H200, and a training's four steps."""
 
 import itertools
 import json
 import math
 
+import gpu_machines
 import pytest
 from project import ROOT, load
 
 trace_figure = load("roles/report/files/trace_figure.py")
+tf_trace = load("files/tf_trace.py")
 RECORDED = ROOT / "tests/unit/recorded"
 MACHINES = {"worker:0": "m1", "worker:1": "m2"}
 
 
-@pytest.fixture(params=["demo", "train"])
-def trace(request):
+@pytest.fixture
+def gpu(tmp_path):
+    """Return the trace of a step on two tasks that share a GPU."""
+    recorder = tf_trace.Recorder(tmp_path / "trace.json", "host:0", {"tensorflow": "2.21.0"})
+    recorder.add(1, 1795678021909 * 10**6, 1795678021917 * 10**6, gpu_machines.step_statistics())
+    return trace_figure.read(tmp_path / "trace.json")
+
+
+@pytest.fixture(params=["demo", "gpu", "train"])
+def trace(request, gpu):
     """Return a trace."""
-    return trace_figure.read(RECORDED / f"{request.param}_trace.json")
+    return gpu if request.param == "gpu" else trace_figure.read(RECORDED / f"{request.param}_trace.json")
 
 
 @pytest.fixture
@@ -41,9 +51,21 @@ def test_the_demo_is_read_as_it_ran(demo):
     assert len(demo.arrows) == 2
 
 
+def test_kernels_are_bars_of_the_task_that_started_them(gpu):
+    kernels = {(bar.name, bar.task) for bar in gpu.of("kernel")}
+    assert kernels >= {("c", "worker:0"), ("a/RandomUniform", "worker:0"), ("add", "worker:1"), ("log", "worker:1")}
+    assert sum("on the GPU" in more for _name, _row, _begun, _took, more in drawn(gpu)) == len(gpu.of("kernel")) == 5
+    for task, found in trace_figure.by_task(gpu).items():
+        assert found["operations"] == sum(bar.task == task for bar in gpu.of("operation"))
+
+
 def test_each_thing_of_the_trace_is_a_bar_of_the_figure(trace):
     bars = drawn(trace)
-    assert len(bars) == len(trace.bars) == sum(trace_figure.totals(trace)[what] for what in ("steps", "operations", "transfers"))
+    assert (
+        len(bars)
+        == len(trace.bars)
+        == sum(trace_figure.totals(trace)[what] for what in ("steps", "operations", "transfers")) + len(trace.of("kernel"))
+    )
     assert sorted(bar[0] for bar in bars) == sorted(bar.name.rsplit("/", 1)[-1] for bar in trace.bars)
 
 
@@ -64,7 +86,7 @@ def test_each_task_has_its_rows_and_its_machine(trace):
         "<b>worker:1</b>  m2",
     ]
     ticks = layout["yaxis"]["ticktext"]
-    assert ticks[:3] == ["session.run", "from other tasks", "CPU:0"]
+    assert ticks[:3] in (["session.run", "from other tasks", "CPU:0"], ["session.run", "GPU:0", "GPU:0/stream:13"])
 
 
 def test_bytes_and_rates_are_those_of_the_transfers(demo):
