@@ -1,4 +1,4 @@
-"""trace_figure.py over traces of real runs: the demo, also on two tasks that share an NVIDIA H200, and a training's four steps."""
+"""trace_figure.py over traces of real runs: the demo, a step on a GPU, and four steps of a training."""
 
 import itertools
 import json
