@@ -61,9 +61,9 @@ author: [Distributed TensorFlow by Ansible]
 """
 
 EXAMPLES = """
-- name: Ask every task
-  tf_program:
-    argv: [/opt/tf-cluster/venv/bin/python, /opt/tf-cluster/bin/ready.py, --json]
+- name: Check that every task answers
+  distributed.tensorflow.tf_program:
+    argv: [/opt/tf-cluster/venv/bin/python, -I, -m, tf_cluster.ready, --json]
     statuses: [0, 1]
 """
 
@@ -78,7 +78,7 @@ TELL = 10  # seconds between two lines that say what is waited for
 STUCK = 600  # seconds without anything new after which another collection is not waited for any more
 SILENT = 5  # seconds after which a person wants to know whether it still goes on
 STEP = re.compile(r"step [0-9]+ of [0-9]+")  # as the helper for programs prints it
-ABSENT = re.compile(r"can't open file '(/opt/tf-cluster/[^']+)': \[Errno 2\]")  # as Python says it
+ABSENT = re.compile(r"(?:No module named '?|module specification for ')(tf_cluster[a-z_.]*)")  # as Python says it
 # First of all, for what comes then is no Python to an old one.
 TOO_OLD = "-: Python %d.%d is too old: install one of 3.10 to 3.13 and name it in ansible_python_interpreter"
 OLD = f"if sys.version_info < (3, 8): sys.exit({TOO_OLD!r} % sys.version_info[:2])"
@@ -114,8 +114,7 @@ class ActionModule(ActionBase):
         if argv[0] == "python":
             python, facts = self.python(task_vars)
             argv, result = [*python, *argv[1:]], result | facts
-        words = argv.index("-") + 1 if options["script"] else 2 if argv[1:] and argv[1].endswith(".py") else 1
-        program = argv[:words]
+        program = program_of(argv)
         if options["send"]:
             data = self.send([Path(path) for path in options["send"]], [*program, *(options["send_call"] or [])])
         elif options["script"]:
@@ -167,11 +166,11 @@ class ActionModule(ActionBase):
         missing = argv[0] if done["rc"] == NOT_FOUND else (ABSENT.search(done["stderr"]) or (None, None))[1]
         if missing:
             raise AnsibleActionFail(
-                f"{missing} is not there: has 'ansible-playbook site.yml' made this machine part of the cluster?"
+                f"{missing} is missing on this machine, which is not part of the cluster yet. Run 'ansible-playbook site.yml'."
             )
         if done["rc"] not in statuses:
             said = (done["stderr"] or done["stdout"]).strip().splitlines()
-            name = os.path.basename(argv[1] if argv[1:] else argv[0])
+            name = os.path.basename(program_of(argv)[-1])
             own = [line.removeprefix(f"{name}: ") for line in said if line.startswith(f"{name}: ")]
             raise AnsibleActionFail(own[-1] if own else f"{name} ended with status {done['rc']}: {' '.join(said[-3:])}")
         try:
@@ -236,6 +235,16 @@ class ActionModule(ActionBase):
                 f"{error.filename or local} could not be written ({error.strerror}); what the run left stays on its machine, and "
                 f"'ansible-playbook playbooks/collect.yml -e run={folder.name}' goes on from here"
             ) from None
+
+
+def program_of(argv):
+    """Return the words of a call that name the program: as far as a module after -m, a script, or - for standard input."""
+    for place, word in enumerate(argv):
+        if word == "-m":
+            return argv[: place + 2]
+        if word == "-" or word.endswith(".py"):
+            return argv[: place + 1]
+    return argv[:1]
 
 
 def wait_for_lock(file):

@@ -66,7 +66,7 @@ def tunnel_machines(cluster):
 def tunnel_keys(states, machines):
     """Return address -> public key: what each machine says of itself, and before that what the others know of it.
 
-    So a machine that is away keeps its place. ``states`` is machine -> what files/tunnel_state.py says there.
+    So a machine that is away keeps its place. ``states`` is machine -> what files/tf_cluster/tunnel/state.py says there.
     """
     known = {address: key for state in states.values() for address, key in state["peers"].items()}
     own = {machine["address"]: states[machine["name"]]["key"] for machine in machines if machine["name"] in states}

@@ -41,7 +41,7 @@ _value:
 """
 
 JOBS = ("chief", "worker", "ps", "evaluator", "host")
-RUN_JOBS = ("host", "chief")  # their tasks belong to a run: see files/cluster_config.py
+RUN_JOBS = ("host", "chief")  # their tasks belong to a run: see files/tf_cluster/spec/cluster_config.py
 # The seed's ports; further jobs and further tasks of a machine go upwards from the last.
 FIRST_PORTS = {"worker": 2222, "host": 2223}
 NEXT_PORT = 2224
@@ -52,6 +52,8 @@ PLACES = {"index": (0, 99999), "port": (1, 65535)}
 MACHINE_VARIABLES = (
     "tf_address", "tf_encryption", "tf_jobs", "tf_tasks", "tf_task_options", "tf_tunnel_address", "tf_tunnel_network",
 )  # fmt: skip
+FOREIGN_GROUPS = ("hosts",)  # a usual name of a group, for which 'host' need not be meant
+NEAR_MISS = 0.8  # how alike two names are, from 0 to 1, if one is a misspelling of the other
 TUNNEL_NETWORK = "fd74:6663:6c75::/64"  # of the addresses that everybody may use within (RFC 4193)
 # What can be said of a task, what it must be, and what holds where nothing is said: the seed's own, but for spinning.
 NUMBER = "a whole number from 0"
@@ -197,9 +199,9 @@ class Inventory:
             elif not self.groups.get(job):
                 self.say(f"No machine is in the group '{job}': put at least one machine into it.")
         for group, members in self.groups.items():
-            near = difflib.get_close_matches(group, self.jobs, n=1, cutoff=0.8) if group not in self.jobs else []
+            near = difflib.get_close_matches(group, self.jobs, n=1, cutoff=NEAR_MISS) if group not in self.jobs else []
             strays = [machine for machine in members if near and machine not in self.groups.get(near[0], [])]
-            if strays:
+            if strays and not (group in FOREIGN_GROUPS and self.groups.get(near[0])):
                 self.say(
                     f"The group '{group}' with machine {strays[0]} is no job: is '{near[0]}' meant? If it is a job of "
                     "your own, name it in tf_jobs."
@@ -449,14 +451,12 @@ def _gpus(value):
 
 @functools.cache
 def _misspelt(name):
-    """Return a hint if ``name`` is a misspelt variable, or nothing: ours by their prefix, the roles' by likeness."""
+    """Return a hint if ``name`` is a near miss of a variable of this project, or nothing: other tools use ``tf_`` as well."""
     known = _known_variables()
     if name in known or name.startswith(("ansible_", "__")):  # Ansible's, and what roles keep for themselves
         return ""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7 if name.startswith("tf_") else 0.88)
-    if near:
-        return f"is {near[0]} meant?"
-    return f"there are {', '.join(MACHINE_VARIABLES)}; ports and indices are said in tf_tasks." if name.startswith("tf_") else ""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR_MISS if name.startswith("tf_") else 0.88)
+    return f"is {near[0]} meant?" if near else ""
 
 
 @functools.cache
@@ -467,6 +467,7 @@ def _known_variables():
     return {
         *MACHINE_VARIABLES,
         "spec_cluster",
+        "tf_machine",
         "tf_run",
         "cuda_found",
         "program_args",

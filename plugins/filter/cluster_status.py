@@ -8,7 +8,7 @@ short_description: Join what the gate, systemd and the runs say of each task
 options:
   _input: {description: The cluster as worked out by the filter cluster_spec, type: dict, required: true}
   gate: {description: The tasks as the gate reports them; empty where it could not be asked, type: list, required: true}
-  states: {description: Machine -> what files/task_state.py says there, type: dict}
+  states: {description: Machine -> what tf_cluster.status says there, type: dict}
   problems: {description: Machine -> why it says nothing though it was reached; machines in neither are away, type: dict}
   unguarded: {description: Machines that are to have no firewall (firewall_enabled), type: list, elements: str}
 """

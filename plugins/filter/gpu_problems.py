@@ -8,7 +8,7 @@ short_description: Hold the GPUs that a machine's tasks are to have against thos
 options:
   _input: {description: The machine's tasks as worked out by the filter cluster_spec, type: list, required: true}
   machine: {description: Name of the machine in the inventory, type: str, required: true}
-  found: {description: What files/find_gpus.py found on it, type: dict, required: true}
+  found: {description: What files/tf_cluster/cuda/gpus.py found on it, type: dict, required: true}
   needs:
     description:
       - C(driver), the oldest version that will do. C(built_for), what the TensorFlow wheel was built for, as in sm_80.

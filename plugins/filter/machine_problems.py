@@ -10,7 +10,7 @@ short_description: Hold a machine's tasks against what was found on it
 options:
   _input: {description: The machine's tasks as worked out by the filter cluster_spec, type: list, required: true}
   machine: {description: Name of the machine in the inventory, type: str, required: true}
-  found: {description: What files/machine_state.py says, type: dict, required: true}
+  found: {description: What the module machine_facts says, type: dict, required: true}
   needs: {description: C(disk_mb) and C(own_addresses), type: dict, required: true}
 """
 

@@ -18,7 +18,7 @@ options:
 RETURN = """
 _value:
   description: A list of C(name), C(files), and C(inputs), the digest of the files that the task is started with. The server
-    takes the same of those that it finds (files/create_server.py), so what was started with others is told from what was not.
+    takes the same of those that it finds (tf_cluster.server), so what was started with others is told from what was not.
   type: list
 """
 
@@ -81,10 +81,16 @@ def program_file(name, source, target, mode="0755"):
     return {"path": f"{target}/{name}", "content": Path(source, name).read_text(encoding="utf-8"), "mode": mode}
 
 
+def package_files(source, target):
+    """Return all files of a Python package, its templates included, as files in the folder ``target``."""
+    paths = [path for path in sorted(Path(source).rglob("*")) if path.suffix in (".py", ".j2", ".js")]
+    return [program_file(path.relative_to(source).as_posix(), source, target, "0644") for path in paths]
+
+
 def files_differ(wanted, found, only=()):
     """Tell whether the module write_files has something to do.
 
-    ``wanted`` and ``only`` are its options, ``found`` is path -> digest, as files/machine_state.py makes it.
+    ``wanted`` and ``only`` are its options, ``found`` is path -> digest, as the module machine_facts makes it.
     """
     digests = {
         file["path"]: f"{hashlib.sha256(file['content'].encode(errors='surrogateescape')).hexdigest()} {file.get('mode', '0644')}"
@@ -99,4 +105,9 @@ class FilterModule:
 
     def filters(self):
         """Return the filters by name."""
-        return {"task_environments": task_environments, "program_file": program_file, "files_differ": files_differ}
+        return {
+            "task_environments": task_environments,
+            "program_file": program_file,
+            "package_files": package_files,
+            "files_differ": files_differ,
+        }

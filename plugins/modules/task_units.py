@@ -44,7 +44,7 @@ author: [Distributed TensorFlow by Ansible]
 
 EXAMPLES = """
 - name: Run two tasks
-  task_units:
+  distributed.tensorflow.task_units:
     tasks: {worker-0: 3f2a, worker-1: 99c1}
 """
 
@@ -188,7 +188,7 @@ def complaint(module, systemd, wanted, template, drop_ins):
         if properties.get("ActiveState") != "active":
             journal = ["journalctl", "--unit", unit, "--lines", "40", "--output", "cat", "--no-pager"]
             lines = module.run_command(journal)[1].splitlines()
-            own = [line for line in lines if line.startswith("create_server.py: ")] or lines
+            own = [line for line in lines if line.startswith("tf_cluster.server: ")] or lines
             sentences.append(f"{unit} did not start: {own[-1] if own else 'its journal is empty'}")
             paths = [properties.get("FragmentPath", ""), *properties.get("DropInPaths", "").split()]
             others = [path for path in paths if path and os.path.basename(path) not in (template, *drop_ins)]

@@ -37,10 +37,10 @@ author: [Distributed TensorFlow by Ansible]
 
 EXAMPLES = """
 - name: Write two files
-  write_files:
+  distributed.tensorflow.write_files:
     files:
       - {path: /etc/tf-cluster/config.json, content: "{}"}
-      - {path: /opt/tf-cluster/bin/ready.py, content: "#!/usr/bin/env python3", mode: "0755"}
+      - {path: /opt/tf-cluster/lib/tf_cluster/cli.py, content: "import sys"}
 """
 
 RETURN = """
@@ -100,7 +100,8 @@ def main():
     )
     os.umask(0o022)
     wanted = {file["path"]: file for file in module.params["files"]}
-    extra = {path for pattern in module.params["only"] for path in glob.glob(pattern)} - set(wanted)
+    matching = [path for pattern in module.params["only"] for path in glob.glob(pattern, recursive=True)]
+    extra = {path for path in matching if os.path.isfile(path)} - set(wanted)
     paths, diffs = [], []
     try:
         for path, file in wanted.items():

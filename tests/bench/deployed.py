@@ -78,6 +78,8 @@ def server(unit, task, files, places):
         environment.pop(name, None)
     command = shlex.split(directives(unit, "ExecStart")[-1].lstrip("@-:+!"))
     command = [re.sub(r"\$\{(\w+)\}", lambda name: environment.get(name[1], ""), word) for word in command]
+    if command[1:4] == ["-I", "-m", "tf_cluster.server"]:  # isolated, it would look for the package of an installation
+        command[1:4] = [str(ROOT / "files/create_server.py")]
     environment = {name: here(value, places) for name, value in environment.items()}
     for library in re.split(r"[:\s]+", environment.get("LD_PRELOAD", "")):
         if library.startswith("/") and not Path(library).exists():
@@ -105,7 +107,7 @@ def servers(ports, venv, config):
     tasks = [{**task, "gpus": []} for task in cluster["machines"]["here"] if task["job"] == "worker"]
     unit, found = unit_text(), []
     bins = {"/opt/tf-cluster/venv": venv, "/etc/tf-cluster/config.json": config}
-    bins |= dict.fromkeys(("/opt/tf-cluster/bin", "/opt/tf-cluster/startup", "/opt/tf-cluster/lib"), ROOT / "files")
+    bins["/opt/tf-cluster/lib"] = ROOT / "files"
     for task, own in zip(tasks, load_filter("task_environments")(tasks, [])):
         files = {file["path"]: file["content"] for file in own["files"]}
         found.append(server(unit, task, files, bins))

@@ -44,7 +44,7 @@ def test_a_program_that_prints_a_gigabyte(bad):
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc/tf-cluster/config.json", "/opt/tf-cluster/bin/x", "/var/lib/tf-cluster/x", "../stdout.log"]
+    "path", ["/etc/tf-cluster/config.json", "/opt/tf-cluster/lib/x", "/var/lib/tf-cluster/x", "../stdout.log"]
 )
 def test_a_program_that_writes_outside_its_folder(cluster, bad, path):
     before = cluster.shell("host", "cat /etc/tf-cluster/config.json")

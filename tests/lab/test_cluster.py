@@ -96,12 +96,12 @@ def test_the_journals_of_all_tasks_in_one(cluster, expected):
 # Holds the processor of worker:0 against itself, then against a GPU that it does not have.
 PROOF = """
 import json, sys, time
-sys.path.append("/opt/tf-cluster/bin")
-import gpu_proof, tf_capi
-library = tf_capi.Library()
+from tf_cluster.ready import gpu_check
+from tf_cluster.tensorflow import capi
+library = capi.Library()
 target = "grpc://" + json.load(open("/etc/tf-cluster/config.json"))["worker"][0]
 task = "/job:worker/replica:0/task:0/device:"
-print(json.dumps([gpu_proof.problem(library, target, [task + name], time.monotonic() + 20) for name in ("CPU:0", "GPU:0")]))
+print(json.dumps([gpu_check.problem(library, target, [task + name], time.monotonic() + 20) for name in ("CPU:0", "GPU:0")]))
 """
 
 

@@ -72,7 +72,7 @@ nft 'table inet cut {
  chain output { type filter hook output priority -300; policy drop; }
 }'
 """
-READY = "/opt/tf-cluster/venv/bin/python /opt/tf-cluster/bin/ready.py --config /etc/tf-cluster/config.json --json --timeout {}"
+READY = "/opt/tf-cluster/venv/bin/python -I -m tf_cluster.ready --config /etc/tf-cluster/config.json --json --timeout {}"
 PID = "$(systemctl show --property=MainPID --value {})"
 RUNS = "/var/lib/tf-cluster/runs"
 
@@ -287,7 +287,7 @@ def test_the_network_of_the_host_machine_cut(cluster, faults, run, mended):
 def test_the_program_killed(cluster, faults, run):
     running = run(TICK.format(steps=60))
     running.until_it_says("step 3")
-    cluster.inside(HOST, "kill -KILL $(ps -eo pid=,args= | awk '/python program.py/ && !/keep_output|awk/ {print $1}')")
+    cluster.inside(HOST, "kill -KILL $(ps -eo pid=,args= | awk '/python program.py/ && !/output.py|awk/ {print $1}')")
     begun = time.monotonic()
     status, _text, found, output = running.end()
     assert status != 0

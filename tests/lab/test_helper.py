@@ -55,7 +55,7 @@ def test_a_program_survives_a_worker_that_is_killed_between_two_steps(cluster, t
 
 def test_python_finds_the_helper_outside_of_a_run(cluster):
     found = cluster.shell("lab", "cd / && /opt/tf-cluster/venv/bin/python -c 'import tf_cluster; print(tf_cluster.__file__)'")
-    assert set(found.values()) == {"/opt/tf-cluster/lib/tf_cluster.py"}
+    assert set(found.values()) == {"/opt/tf-cluster/lib/tf_cluster/__init__.py"}
 
 
 def test_a_program_ends_where_a_worker_is_frozen(cluster, tmp_path):

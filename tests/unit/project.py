@@ -1,16 +1,21 @@
 """The project's files as the tests load them."""
 
+import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = "tf_cluster"
 
 
-def load(path):
-    """Return the Python file ``path`` of the project as a module, loaded afresh."""
-    file = ROOT / path
+def load(name):
+    """Return a module of the project: one of its package by name (``tf_cluster.run.runs``), any other by path, loaded afresh."""
+    if name.startswith(f"{PACKAGE}."):
+        return importlib.import_module(name)
+    file = ROOT / name
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -19,7 +24,10 @@ def load(path):
     return module
 
 
-def call(path, *words, python=(sys.executable,), **more):
-    """Run a program of the project, with its output as text and a limit of time."""
+def call(name, *words, python=(sys.executable,), **more):
+    """Run a program of the project, by its module or its path, with its output as text and a limit of time."""
     more = {"capture_output": True, "text": True, "timeout": 60, "check": False, **more}
-    return subprocess.run([*python, ROOT / path, *map(str, words)], **more)
+    if name.startswith(f"{PACKAGE}."):
+        more["env"] = {**more.get("env", os.environ), "PYTHONPATH": str(ROOT / "files")}
+        return subprocess.run([*python, "-m", name, *map(str, words)], **more)
+    return subprocess.run([*python, ROOT / name, *map(str, words)], **more)

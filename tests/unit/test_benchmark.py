@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 from project import load
 
-benchmark = load("files/benchmark.py")
+benchmark = load("tf_cluster.benchmark.benchmark")
 asked = load("plugins/filter/benchmark.py")
-figure = load("roles/report/files/benchmark_figure.py")
-network = load("roles/benchmark/files/network.py")
+figure = load("tf_cluster.report.benchmark_figure")
+network = load("tf_cluster.benchmark.network")
 
 
 def tasks(*machines):

@@ -8,7 +8,9 @@ import socket
 import pytest
 from project import load
 
-cluster_config = load("files/cluster_config.py")
+cli = load("tf_cluster.cli")
+cluster_config = load("tf_cluster.spec.cluster_config")
+ports = load("tf_cluster.server.ports")
 SPEC = {"worker": ["10.10.100.87:2222", "10.10.102.74:2222"], "host": ["10.10.100.87:2223"]}
 
 
@@ -166,7 +168,7 @@ def test_the_digest_tells_the_order_of_tasks():
 
 
 def test_a_port_with_a_listener_is_not_free(taken):
-    assert not cluster_config.port_is_free(taken)
+    assert not ports.port_is_free(taken)
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
@@ -177,8 +179,8 @@ def test_a_listener_on_ipv6_alone_counts():
         pytest.skip("no IPv6 here")
     with server:
         port = server.getsockname()[1]
-        assert not cluster_config.port_is_free(port)
-        assert f"process {os.getpid()}" in cluster_config.port_holder(port)
+        assert not ports.port_is_free(port)
+        assert f"process {os.getpid()}" in ports.port_holder(port)
 
 
 def test_a_port_is_free_when_its_listener_is_gone():
@@ -186,27 +188,27 @@ def test_a_port_is_free_when_its_listener_is_gone():
         port = server.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)):
             pass
-    assert cluster_config.port_is_free(port)
+    assert ports.port_is_free(port)
 
 
 def test_the_holder_of_a_port_is_named(taken):
-    assert re.fullmatch(rf".+ \(process {os.getpid()}, user \S+\)", cluster_config.port_holder(taken))
+    assert re.fullmatch(rf".+ \(process {os.getpid()}, user \S+\)", ports.port_holder(taken))
 
 
 def test_listeners_are_found_by_their_ports(taken):
-    [found] = cluster_config.listeners([taken, 1])
+    [found] = ports.listeners([taken, 1])
     assert (found["port"], found["pid"]) == (taken, os.getpid())
-    assert cluster_config.listeners([1]) == cluster_config.listeners([]) == []
+    assert ports.listeners([1]) == ports.listeners([]) == []
 
 
 def test_a_port_without_a_listener_has_no_holder():
-    assert cluster_config.port_holder(0) == "a process that this user cannot see"
+    assert ports.port_holder(0) == "a process that this user cannot see"
 
 
 def test_the_proxies_are_left(monkeypatch):
     for name in ("http_proxy", "HTTPS_PROXY", "grpc_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://proxy:3128")
     monkeypatch.setenv("no_grpc_proxy", "10.0.0.1")
-    cluster_config.leave_proxies()
+    cli.remove_proxy_variables()
     left = {name: text for name, text in os.environ.items() if name.lower().endswith("_proxy") and "no_proxy" not in name.lower()}
     assert left == {"no_grpc_proxy": "10.0.0.1"}

@@ -9,8 +9,8 @@ import pytest
 from project import call, load
 
 filters = load("plugins/filter/cluster_peers.py")
-firewall_state = load("files/firewall_state.py")
-tunnel_state = load("files/tunnel_state.py")
+firewall_state = load("tf_cluster.firewall.state")
+tunnel_state = load("tf_cluster.tunnel.state")
 
 
 def cluster(*addresses):
@@ -68,7 +68,7 @@ def test_the_version_of_the_rules_at_work(text, version):
 
 
 def test_it_answers_without_nft(tmp_path):
-    done = call("files/firewall_state.py", input="", env={**os.environ, "PATH": str(tmp_path)})
+    done = call("tf_cluster.firewall.state", input="", env={**os.environ, "PATH": str(tmp_path)})
     assert set(json.loads(done.stdout)) == {"version", "whole", "wanted", "enabled", "nft", "others"}
 
 

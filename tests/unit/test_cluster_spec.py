@@ -146,10 +146,24 @@ def test_jobs_that_machines_say_differently_give_a_sentence():
     assert "tf_jobs is not the same for all machines" in problem
 
 
-@pytest.mark.parametrize("group", ["workers", "Worker", "wroker", "hosts"])
+@pytest.mark.parametrize("group", ["workers", "Worker", "wroker", "ghost"])
 def test_a_misspelt_group_gives_a_sentence(group):
     [problem] = sentences_of({**three(), "four": (group, {})})
     assert f"group '{group}' with machine four is no job: is '" in problem
+
+
+def test_a_group_named_hosts_belongs_to_somebody_else():
+    assert cluster_of({**three(), "four": ("hosts", {})})["problems"] == []
+
+
+def test_a_group_named_hosts_instead_of_host_gives_a_sentence():
+    problems = sentences_of({"one": ("worker", {}), "boss": ("hosts", {})})
+    assert any("group 'hosts' with machine boss is no job: is 'host' meant?" in problem for problem in problems)
+
+
+def test_variables_of_other_tools_are_left_alone():
+    foreign = {"tf_workspace": "prod", "tf_state_bucket": "b", "tf_version": "1.9", "tf_outputs": {}, "tf_vars": "", "tf_x": 1}
+    assert cluster_of(three(one=foreign))["problems"] == []
 
 
 def test_a_group_around_a_job_is_no_misspelling():
@@ -299,7 +313,6 @@ TASKS = "The variable tf_tasks.worker of machine one"
                 "tf_task_option": "tf_task_options", "tensorflow_sorce": "tensorflow_source",
             }.items()
         ),
-        pytest.param(three(one={"tf_xxxxxxxxxx": 1}), ["tf_xxxxxxxxxx of machine one", "there are tf_address"], id="tf_x"),
         pytest.param(with_tasks([{"prot": 2222}]), [TASKS, "'prot'", "is port meant?"], id="prot"),
         pytest.param(
             with_tasks([{"gpu_memory_fracton": 0.5}]), [TASKS, "'gpu_memory_fracton'", "is gpu_memory_fraction"], id="fracton"

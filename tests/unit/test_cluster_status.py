@@ -7,7 +7,7 @@ import pytest
 from project import load
 
 filters = load("plugins/filter/cluster_status.py")
-task_state = load("files/task_state.py")
+task_state = load("tf_cluster.status.units")
 # What systemd 252 prints of a task that runs, and of a run.
 SHOWN = f"""\
 Id=tf-server@worker-0.service

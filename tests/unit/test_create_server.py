@@ -1,6 +1,5 @@
 """create_server.py as it is started by hand: what it says when it cannot serve."""
 
-import argparse
 import json
 import os
 import socket
@@ -114,16 +113,15 @@ def test_a_proxy_does_not_matter(refused):
     assert "proxy" not in sentence
 
 
-def test_the_card_cannot_be_changed_and_is_left_under_systemd_alone(monkeypatch):
+def test_the_identity_cannot_be_changed_and_is_published_under_systemd_alone(monkeypatch):
     """The gate believes it, and a graph may open whatever the server may."""
-    create_server = load("files/create_server.py")
-    card = f"/proc/self/fd/{create_server.cluster_config.CARD}"
-    options = argparse.Namespace(job="worker", task=1)
+    identity = load("tf_cluster.server.identity")
+    card = identity.PATH
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    create_server.leave_card({"worker": ["a:1", "b:1"]}, options, "2.21.0")
+    identity.publish_identity({"worker": ["a:1", "b:1"]}, "worker", 1, "2.21.0")
     assert not os.path.exists(card)
     monkeypatch.setenv("NOTIFY_SOCKET", "@nobody")
-    create_server.leave_card({"worker": ["a:1", "b:1"]}, options, "2.21.0")
+    identity.publish_identity({"worker": ["a:1", "b:1"]}, "worker", 1, "2.21.0")
     try:
         for flags in (os.O_TRUNC, 0):
             with pytest.raises(PermissionError):
@@ -131,4 +129,4 @@ def test_the_card_cannot_be_changed_and_is_left_under_systemd_alone(monkeypatch)
         with open(card, encoding="utf-8") as file:
             assert json.load(file)["task"] == "worker:1"
     finally:
-        os.close(create_server.cluster_config.CARD)
+        os.close(identity.DESCRIPTOR)

@@ -32,7 +32,7 @@ def plan(tmp_path, monkeypatch):
     return plan
 
 
-environment = load("roles/tensorflow/files/environment.py")
+environment = load("tf_cluster.tensorflow.environment")
 
 
 def send(plan, requirements=""):
@@ -149,5 +149,5 @@ def test_packages_that_did_not_arrive_are_a_sentence(plan, content):
     if content is not None:
         with open(plan["packages"], "wb") as file:
             file.write(content)
-    done = call("roles/tensorflow/files/environment.py", json.dumps(plan), plan["packages"], python=(sys.executable,))
+    done = call("tf_cluster.tensorflow.environment", json.dumps(plan), plan["packages"], python=(sys.executable,))
     assert "could not be installed" in json.loads(done.stdout)["failure"]

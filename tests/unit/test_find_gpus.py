@@ -8,7 +8,7 @@ import gpu_machines as machines
 import pytest
 from project import ROOT, call, load
 
-find_gpus = load("files/find_gpus.py")
+find_gpus = load("tf_cluster.cuda.gpus")
 
 
 class Machine:
@@ -211,6 +211,6 @@ def test_it_runs_as_it_is_sent(tmp_path):
     fake.write_text(f"#!/bin/sh\ncase $1 in --query-gpu*) cat <<'X'\n{machines.EIGHT}X\nesac\n", encoding="utf-8")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = call("files/find_gpus.py", env=environment)
+    done = call("tf_cluster.cuda.gpus", env=environment)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["gpus"]) == 8

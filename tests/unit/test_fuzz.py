@@ -24,12 +24,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from project import call, load
 
-cluster_config = load("files/cluster_config.py")
+cluster_config = load("tf_cluster.spec.cluster_config")
 cluster_spec = load("plugins/filter/cluster_spec.py")
 cluster_peers, training = load("plugins/filter/cluster_peers.py"), load("plugins/filter/training.py")
 program = load("plugins/filter/program.py")
-report = load("roles/report/files/report.py")
-runs, run_program, collect_run = load("files/runs.py"), load("files/run_program.py"), load("files/collect_run.py")
+report = load("tf_cluster.report.report")
+runs, run_program, collect_run = load("tf_cluster.run.runs"), load("tf_cluster.run.program"), load("tf_cluster.collect.results")
 tf_program = load("plugins/action/tf_program.py")
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=150)
 settings.load_profile("fixed")

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from project import ROOT, load
 
-find_gpus = load("files/find_gpus.py")
+find_gpus = load("tf_cluster.cuda.gpus")
 filters = load("plugins/filter/gpu_problems.py")
 ROLE = yaml.safe_load((ROOT / "roles/cuda/vars/main.yml").read_text(encoding="utf-8"))["__cuda_needs"]
 NEEDS = {**ROLE, "installs": True, "builds": True, "known": True}

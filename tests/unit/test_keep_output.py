@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 from project import ROOT, call, load
 
-keep_output = load("files/keep_output.py")
+keep_output = load("tf_cluster.run.output")
+SOURCE = ROOT / "files/tf_cluster/run/output.py"
 LIMIT = 10_000
 
 
 def keep(text, most=LIMIT):
     """Run a small program under it."""
-    return call("files/keep_output.py", f"--most={most}", sys.executable, "-c", text)
+    return call("tf_cluster.run.output", f"--most={most}", sys.executable, "-c", text)
 
 
 @pytest.mark.parametrize("length", [0, 1, LIMIT - 1, LIMIT])
@@ -71,12 +72,12 @@ def test_a_program_may_close_its_output_and_go_on():
 
 
 def test_a_program_that_is_not_there_is_an_error():
-    assert call("files/keep_output.py", "--most=10", "/no/such/program").returncode != 0
+    assert call("tf_cluster.run.output", "--most=10", "/no/such/program").returncode != 0
 
 
 def test_what_was_kept_back_is_passed_on_before_it_is_killed():
     text = "import signal, time; signal.signal(15, signal.SIG_IGN); print('x' * 99_999, 'last words', flush=True); time.sleep(60)"
-    command = [sys.executable, ROOT / "files/keep_output.py", f"--most={LIMIT}", sys.executable, "-c", text]
+    command = [sys.executable, SOURCE, f"--most={LIMIT}", sys.executable, "-c", text]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
         out = process.stdout.read(LIMIT + 10)
         time.sleep(0.3)
@@ -92,7 +93,7 @@ def test_output_that_is_lost_to_the_end_does_not_pass_for_complete():
     with open("/dev/full", "wb") as full:
         for status, ended in ((0, keep_output.UNSAID), (3, 3)):
             text = f"print('a' * 99); raise SystemExit({status})"
-            words = ("files/keep_output.py", "--most=10", sys.executable, "-c", text)
+            words = ("tf_cluster.run.output", "--most=10", sys.executable, "-c", text)
             assert call(*words, capture_output=False, stdout=full).returncode == ended
 
 
@@ -153,7 +154,7 @@ def test_another_error_of_the_disk_is_said_as_it_is(disk):
 
 def full_for(seconds, text, *ending):
     """Run a program whose disk is full for so long, and send signals, a second apart; return its status and what is written."""
-    source = (ROOT / "files/keep_output.py").read_text(encoding="utf-8")
+    source = SOURCE.read_text(encoding="utf-8")
     full = f"""
 import errno, os, time
 write, until = os.write, time.monotonic() + {seconds}
@@ -162,8 +163,7 @@ def os_write(descriptor, data):
         raise OSError(errno.ENOSPC, "full")
     return write(descriptor, data)
 """
-    source = source.replace("\n\nWATCHER", full + "\nWATCHER", 1).replace("os.write(1, ", "os_write(1, ")
-    source = source.replace("__file__", repr(str(ROOT / "files/keep_output.py")))
+    source = source.replace("\n\n# Isolated", full + "\n# Isolated", 1).replace("os.write(1, ", "os_write(1, ")
     command = [sys.executable, "-c", source, f"--most={10**6}", sys.executable, "-c", text]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for number in ending:
@@ -216,9 +216,11 @@ def watched(tmp_path):
     """Return a function that runs a small program under it, with a small watcher, and returns what was passed on."""
 
     def watched(text, then="time.sleep(60)", most=LIMIT):
-        source = (ROOT / "files/keep_output.py").read_text(encoding="utf-8").replace("AFTER = 4.0", "AFTER = 0.2")
+        source = SOURCE.read_text(encoding="utf-8").replace("AFTER = 4.0", "AFTER = 0.2")
+        watcher = f"WATCHER = (sys.executable, {str(tmp_path / 'watch.py')!r})"
+        source = source.replace('WATCHER = (sys.executable, "-I", "-m", "tf_cluster.run.watch")', watcher)
         (tmp_path / "keep_output.py").write_text(source, encoding="utf-8")
-        (tmp_path / "watch_tasks.py").write_text(WATCHER.format(then=then), encoding="utf-8")
+        (tmp_path / "watch.py").write_text(WATCHER.format(then=then), encoding="utf-8")
         command = [sys.executable, tmp_path / "keep_output.py", f"--most={most}", "--watch=7", sys.executable, "-c", text]
         environment = {name: value for name, value in os.environ.items() if name != "TF_CLUSTER_CONFIG"}
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)

@@ -1,4 +1,4 @@
-"""machine_state.py: what a machine is like, told in one call; and the filter that compares its files with what they should be."""
+"""machine_facts: what a machine is like, told in one call; and the filter that compares its files with what they should be."""
 
 import json
 import os
@@ -8,14 +8,8 @@ import sys
 import pytest
 from project import ROOT, load
 
-tf_program = load("plugins/action/tf_program.py")
 differ = load("plugins/filter/task_environments.py").files_differ
-PROGRAMS = [
-    ROOT / "files/cluster_config.py", ROOT / "files/find_gpus.py", ROOT / "files/firewall_state.py",
-    ROOT / "roles/tensorflow/files/environment.py", ROOT / "files/machine_state.py",
-]  # fmt: skip
-sys.path[:0] = [str(ROOT / "files"), str(ROOT / "roles/tensorflow/files")]
-machine_state = load("files/machine_state.py")
+machine_state = load("tf_cluster.preflight.machine")
 SHOWN = """Id=tf-cluster.target
 ActiveState=active
 UnitFileState=enabled
@@ -68,16 +62,21 @@ def test_units_that_systemd_has_not_read_are_noticed(systemctl, monkeypatch):
 
 def test_a_listener_is_told_to_be_a_tasks(systemctl, monkeypatch):
     found = [{"port": 2222, "pid": 77, "name": "python", "user": "root"}, {"port": 2223, "pid": 78, "name": "x", "user": "root"}]
-    monkeypatch.setattr(machine_state.cluster_config, "listeners", lambda _ports: found)
+    monkeypatch.setattr(machine_state, "port_listeners", lambda _ports: found)
     units = [listener["unit"] for listener in machine_state.listeners([2222, 2223], machine_state.show_units())]
     assert units == ["tf-server@worker-0.service", ""]
 
 
-def test_all_is_told_on_a_machine_with_nothing_on_it(tmp_path):
-    program = tf_program.bundle(PROGRAMS)
-    words = [sys.executable, "-", f"--venv={tmp_path}/none", "1"]
-    done = subprocess.run(words, input=program, capture_output=True, check=True, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"})
-    found = json.loads(done.stdout)
+def test_the_module_collects_facts_of_a_machine_with_nothing_on_it(tmp_path):
+    """As Ansible calls it, in check mode too."""
+    arguments = json.dumps({"ports": [1], "venv": f"{tmp_path}/none"})
+    command = ["ansible", "localhost", "--check", "--connection=local", "--module-name=distributed.tensorflow.machine_facts"]
+    environment = {**os.environ, "ANSIBLE_STDOUT_CALLBACK": "json", "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1"}
+    words = [*command, f"--args={arguments}", f"--extra-vars=ansible_python_interpreter={sys.executable}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    result = json.loads(done.stdout)["plays"][0]["tasks"][0]["hosts"]["localhost"]
+    assert result["changed"] is False
+    found = result["ansible_facts"]["tf_machine"]
     assert found["environment"] == {"made_of": "", "id": "", "whole": False}
     assert {"listeners", "account", "disk_mb", "gpus", "firewall", "digests", "tasks", "target", "reload"} <= found.keys()
     assert found["disk_mb"] > 0

@@ -8,7 +8,7 @@ import pytest
 from packaging.version import Version
 from project import ROOT, call, load
 
-make_wheelhouse = load("roles/tensorflow/files/make_wheelhouse.py")
+make_wheelhouse = load("tf_cluster.tensorflow.wheelhouse")
 TENSORFLOW = {"x86_64": "tensorflow-cpu", "aarch64": "tensorflow"}
 LOCK = ROOT / "roles/tensorflow/files/cpu.txt"
 MADE_UP = """\
@@ -97,7 +97,7 @@ def test_an_index_that_does_not_answer_gives_a_sentence_and_no_file(tmp_path):
     nowhere = {
         "PIP_INDEX_URL": "http://127.0.0.1:1/simple", "PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": "/dev/null",
     }  # fmt: skip
-    done = call("roles/tensorflow/files/make_wheelhouse.py", *words, env={**os.environ, **nowhere})
+    done = call("tf_cluster.tensorflow.wheelhouse", *words, env={**os.environ, **nowhere})
     assert done.returncode == 1
     assert "the packages for Python 3.11 on x86_64 could not be fetched: ERROR:" in done.stderr
     assert "Traceback" not in done.stderr

@@ -5,7 +5,7 @@ import json
 import pytest
 from project import call, load
 
-merge = load("roles/report/files/merge_logs.py").merge
+merge = load("tf_cluster.report.logs").merge
 A = """\
 2026-11-24T20:00:01.000001+0000 a python[1]: first
 2026-11-24T20:00:03.000000+0000 a python[1]: third
@@ -33,7 +33,7 @@ def test_the_last_lines_are_shown_and_all_are_kept(tmp_path):
     (tmp_path / "logs").mkdir()
     text = "".join(f"2026-11-24T20:00:01.{number:06}+0000 a p[1]: line {number}\n" for number in range(1000))
     (tmp_path / "logs/worker-0.log").write_text(text, encoding="utf-8")
-    done = call("roles/report/files/merge_logs.py", tmp_path)
+    done = call("tf_cluster.report.logs", tmp_path)
     lines = json.loads(done.stdout)["lines"]
     assert lines[0] == "... 800 lines before these ..."
     assert lines[-2].endswith("line 999")
@@ -44,11 +44,11 @@ def test_where_a_training_printed_is_said(tmp_path):
     for name in ("logs/worker-0.log", "tasks/worker-1/stdout.log"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("", encoding="utf-8")
-    lines = json.loads(call("roles/report/files/merge_logs.py", tmp_path).stdout)["lines"]
+    lines = json.loads(call("tf_cluster.report.logs", tmp_path).stdout)["lines"]
     assert lines[-1] == f"What its tasks printed is in {tmp_path}/stdout.log and {tmp_path}/tasks/*/stdout.log"
 
 
 def test_a_folder_without_journals_gives_a_sentence(tmp_path):
-    done = call("roles/report/files/merge_logs.py", tmp_path)
+    done = call("tf_cluster.report.logs", tmp_path)
     assert done.returncode == 1
     assert "there are no journals in" in done.stderr

@@ -10,7 +10,7 @@ from project import load
 
 program = load("plugins/filter/program.py")
 run_name, problems = program.run_name, program.program_problems
-Run = load("files/runs.py").Run
+Run = load("tf_cluster.run.runs").Run
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from project import call, load
 
-ready = load("files/ready.py")
+ready = load("tf_cluster.ready.gate")
 
 
 class Deaf:
@@ -23,14 +23,14 @@ class Deaf:
 
     def session(self, *_arguments):
         """Fail as TensorFlow does."""
-        raise ready.tf_capi.TensorFlowError(self.code, "Deadline Exceeded\nand more")
+        raise ready.capi.TensorFlowError(self.code, "Deadline Exceeded\nand more")
 
 
 @pytest.fixture
 def ask(monkeypatch):
     """Return a function that asks one task on a port and returns its report."""
     monkeypatch.setattr(ready.Task, "card_graph", lambda *_arguments: b"")
-    monkeypatch.setattr(ready.tf_capi, "message", lambda *_names: lambda **_fields: type("M", (), {"SerializeToString": bytes})())
+    monkeypatch.setattr(ready.capi, "message", lambda *_names: lambda **_fields: type("M", (), {"SerializeToString": bytes})())
 
     def ask(entry, seconds=0.3, library=None):
         task = ready.Task("worker", 0, entry, library or Deaf(), "digest", SimpleNamespace(needs=[], prove=0))
@@ -132,21 +132,21 @@ def test_the_table_has_a_line_for_each_task():
 
 
 def test_a_wrong_config_gives_a_sentence_and_status_2(tmp_path):
-    done = call("files/ready.py", "--config", tmp_path / "config.json")
+    done = call("tf_cluster.ready", "--config", tmp_path / "config.json")
     assert done.returncode == 2
-    assert done.stderr == f"ready.py: {tmp_path}/config.json does not exist; give the cluster spec with --config PATH\n"
+    assert done.stderr == f"tf_cluster.ready: {tmp_path}/config.json does not exist; give the cluster spec with --config PATH\n"
 
 
 def test_without_tensorflow_it_says_so_with_status_1(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"worker": ["127.0.0.1:1"]}), encoding="utf-8")
-    done = call("files/ready.py", "--config", tmp_path / "config.json", "--json")
+    done = call("tf_cluster.ready", "--config", tmp_path / "config.json", "--json")
     assert done.returncode == 1
-    assert done.stderr.startswith("ready.py: TensorFlow is not installed for ")
+    assert done.stderr.startswith("tf_cluster.ready: TensorFlow is not installed for ")
     assert "Traceback" not in done.stderr
 
 
 def test_who_is_waited_for_is_said_early(monkeypatch):
-    monkeypatch.setattr(ready.tf_capi, "Library", lambda: SimpleNamespace(version="2.21.0"))
+    monkeypatch.setattr(ready.capi, "Library", lambda: SimpleNamespace(version="2.21.0"))
     monkeypatch.setattr(sys, "argv", ["ready.py", "--json", "--timeout=10", "--first=0.1"])
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

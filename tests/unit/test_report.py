@@ -34,7 +34,7 @@ class Collected:
         outcome = {"run_id": self.folder.name, "program": program, "started": 1767225600.0, "seconds": 2.5, "failure": failure}
         outcome |= {"ended": 1767225602.5} | more
         facts = {"outcome": outcome, "tasks": TASKS, "must": must}
-        done = call("roles/report/files/report.py", self.folder, input=json.dumps(facts))
+        done = call("tf_cluster.report", self.folder, input=json.dumps(facts))
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout) if parsed else done.stdout
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 from project import call, load
 
-run_program, collect_run = load("files/run_program.py"), load("files/collect_run.py")
+run_program, collect_run = load("tf_cluster.run.program"), load("tf_cluster.collect.results")
 runs = run_program.runs
 
 
@@ -83,16 +83,16 @@ def test_what_could_leave_the_folder_cannot_name_a_run(name, capsys):
 
 @pytest.mark.parametrize("words", [("follow", "../x"), ("cancel", "a/b"), ("stage", "..", "--program", "x.py"), ("finish", ".")])
 def test_each_call_refuses_such_a_name_in_a_sentence(words):
-    done = call("files/run_program.py", *words, input="")
+    done = call("tf_cluster.run", *words, input="")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "cannot name a run" in done.stderr
 
 
 def test_a_run_that_is_not_there_gives_a_sentence():
-    done = call("files/run_program.py", "follow", "no-such-run")
+    done = call("tf_cluster.run", "follow", "no-such-run")
     assert done.returncode == 2
-    assert done.stderr.startswith("run_program.py: there is no run no-such-run on this machine")
+    assert done.stderr.startswith("tf_cluster.run: there is no run no-such-run on this machine")
 
 
 def test_notes_add_up(run):
@@ -588,7 +588,7 @@ def test_a_file_is_packed_with_the_size_that_was_found(tmp_path, after, packed):
     path, buffer = tmp_path / "a", io.BytesIO()
     path.write_bytes(b"x" * 5)
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        packer = collect_run.pack_run.Packer(tar, 10**6, [])
+        packer = collect_run.archives.Packer(tar, 10**6, [])
         packer.add_open("a", Reading(path, lambda: path.write_bytes(after)))
         packer.add_text("b", "next")
     buffer.seek(0)
@@ -599,7 +599,7 @@ def test_a_file_is_packed_with_the_size_that_was_found(tmp_path, after, packed):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's rights")
 def test_what_the_programs_user_cannot_read_is_not_read_for_him(run, monkeypatch):
-    monkeypatch.setattr(collect_run.pack_run, "USER", "nobody")
+    monkeypatch.setattr(collect_run.archives, "USER", "nobody")
     for folder in (run.folder, *run.folder.parents[:-1]):
         if not folder.stat().st_mode & 0o001:
             folder.chmod(0o755)
@@ -653,7 +653,7 @@ def test_what_grows_beyond_the_disk_meanwhile_is_not_packed_either(run, changing
 
 def test_of_a_packing_that_broke_off_nothing_stays(run, monkeypatch):
     (runs.RUNS / f".{run.id}.tar.new").write_bytes(b"of one that was killed")
-    monkeypatch.setattr(collect_run.pack_run.Packer, "add", lambda *_words: 1 / 0)
+    monkeypatch.setattr(collect_run.archives.Packer, "add", lambda *_words: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pack(run)
     assert list(runs.RUNS.glob(".*")) == []
@@ -717,7 +717,7 @@ def test_a_good_program_whose_output_is_lost_has_not_run_well(run, monkeypatch):
     for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": run_program.UNSAID}.items():
         monkeypatch.setenv(name, value)
     assert finish(run)["failure"].startswith("the program ended well, but output of it is lost; the disk that holds")
-    assert int(run_program.UNSAID) == load("files/keep_output.py").UNSAID
+    assert int(run_program.UNSAID) == load("tf_cluster.run.output").UNSAID
 
 
 def test_what_was_half_sent_long_ago_goes(tmp_path, monkeypatch):
@@ -835,7 +835,7 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     )
     assert given["TF_RUN_DIR"] == str(run.folder / "results")
     assert json.loads(given["TF_CONFIG"])["task"] == {"type": "host", "index": 0}
-    assert given["PYTHONPATH"].split(":") == ["/opt/tf-cluster/startup", str(run.folder / "layer/packages")]
+    assert given["PYTHONPATH"].split(":") == [str(run_program.STARTUP), str(run.folder / "layer/packages")]
     assert given["no_grpc_proxy"] == "10.0.0.1,10.0.0.3,fd00::1"
     assert command[-3:] == ["demo.py", "--", "5 $$HOME"]
     assert "--most=500000" in command
@@ -853,7 +853,7 @@ def test_a_program_whose_name_looks_like_an_option_is_a_program(started):
 @pytest.mark.parametrize("name", ["timeout", "wait", "lost", "output-mb"])
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "much"])
 def test_a_limit_that_is_no_number_is_refused_before_anything_is_put_in_place(name, value):
-    done = call("files/run_program.py", "stage", "r1", "--program=a.py", f"--{name}={value}", input="")
+    done = call("tf_cluster.run", "stage", "r1", "--program=a.py", f"--{name}={value}", input="")
     assert done.returncode == 2
     assert f"--{name}" in done.stderr.splitlines()[-1]
 
@@ -1087,14 +1087,14 @@ def test_a_part_of_a_training_is_started_with_a_cluster_of_its_own(started, run)
     given = dict(word.removeprefix("--setenv=").split("=", 1) for word in command if word.startswith("--setenv="))
     assert json.loads(given["TF_CONFIG"]) == {"cluster": plan()["cluster"], "task": {"type": "worker", "index": 1}}
     assert given["TF_CHECKPOINT_DIR"] == str(run.folder / "checkpoints")
-    assert command[-2:] == [run_program.PART, run.id]
+    assert command[-3:] == ["-m", "tf_cluster.run.training", run.id]
     assert "--unit=tf-run-worker-1.service" in command
     assert "--property=KillMode=mixed" in command
 
 
 def test_a_part_that_cannot_start_is_told_to_the_others(started, run, monkeypatch):
     told = []
-    monkeypatch.setattr(run_program.train_task, "join", lambda *words: told.append(words) or SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(run_program.trainings, "join", lambda *words: told.append(words) or SimpleNamespace(close=lambda: None))
     answer, _command = started("Unit tf-run-worker-1.service was already loaded.", task="worker:1", wait=-1.0, training=plan())
     [(_plan, task, _leaving, sentence)] = told
     assert task == "worker:1"

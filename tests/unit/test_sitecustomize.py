@@ -19,7 +19,7 @@ def program(tmp_path):
             (tmp_path / name).mkdir()
             (tmp_path / name / "__init__.py").write_text(package, encoding="utf-8")
         (tmp_path / "startup").mkdir()
-        (tmp_path / "startup/sitecustomize.py").write_bytes((ROOT / "files/sitecustomize.py").read_bytes())
+        (tmp_path / "startup/sitecustomize.py").write_bytes((ROOT / "files/tf_cluster/run/startup/sitecustomize.py").read_bytes())
         (tmp_path / "program.py").write_text(text, encoding="utf-8")
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "startup")}
         done = subprocess.run(

@@ -89,7 +89,7 @@ def test_the_server_takes_the_same_digest_of_the_files_that_it_finds(tmp_path, m
     for path, content in zip(paths, (own["content"], '{"worker": ["é:2222"]}\n')):
         path.write_text(content, encoding="utf-8")
     monkeypatch.setenv("TF_TASK_FILES", " ".join(map(str, paths)))
-    server = load("files/create_server.py")
+    server = load("tf_cluster.server.server")
     assert server.inputs() == environment["inputs"]
     paths[1].write_text("edited", encoding="utf-8")
     assert server.inputs() != environment["inputs"]
@@ -155,9 +155,9 @@ def test_another_gpu_is_another_input():
 
 
 def test_a_program_is_a_file_that_may_be_run():
-    file = filters.program_file("ready.py", ROOT / "files", "/opt/tf-cluster/bin")
+    file = filters.program_file("cli.py", ROOT / "files/tf_cluster", "/opt/tf-cluster/lib/tf_cluster")
     assert file == {
-        "path": "/opt/tf-cluster/bin/ready.py",
-        "content": (ROOT / "files/ready.py").read_text(encoding="utf-8"),
+        "path": "/opt/tf-cluster/lib/tf_cluster/cli.py",
+        "content": (ROOT / "files/tf_cluster/cli.py").read_text(encoding="utf-8"),
         "mode": "0755",
     }

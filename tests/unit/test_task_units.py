@@ -151,9 +151,9 @@ def test_a_systemd_that_refuses_is_quoted():
 
 def test_a_task_that_did_not_start_is_named_with_the_servers_own_words():
     failed = "Id=tf-server@worker-0.service\nActiveState=failed\n\nId=tf-server@worker-1.service\nActiveState=active\n"
-    said = "create_server.py: port 2222 is taken by nginx\nMain process exited, code=exited, status=1/FAILURE\n"
+    said = "tf_cluster.server: port 2222 is taken by nginx\nMain process exited, code=exited, status=1/FAILURE\n"
     module = Recorder({"show": (0, failed, ""), "--unit": (0, said, "")})
-    assert complaint(module) == f"{UNIT} did not start: create_server.py: port 2222 is taken by nginx"
+    assert complaint(module) == f"{UNIT} did not start: tf_cluster.server: port 2222 is taken by nginx"
 
 
 def complaint(module):

@@ -1,5 +1,6 @@
 """tf_cluster.py without TensorFlow: the cluster of the environment, names of tasks, results, steps."""
 
+import importlib
 import json
 import math
 from pathlib import Path
@@ -17,7 +18,7 @@ def helper(monkeypatch, tmp_path):
     for name in ("TF_CONFIG", "TF_CLUSTER_CONFIG", "TF_RUN_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    return load("files/tf_cluster.py")
+    return importlib.reload(load("tf_cluster.api"))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from project import load
 
-tf_missing = load("files/tf_missing.py")
+tf_missing = load("tf_cluster.run.missing")
 
 
 class Job:

@@ -235,13 +235,13 @@ def test_a_failure_without_own_words_is_told_with_its_last_lines(calls, where):
 
 
 def test_a_machine_that_is_not_of_the_cluster_yet_is_told_how_it_becomes_so(calls):
-    with pytest.raises(AnsibleActionFail, match=r"^/venv/bin/python is not there: .*site.yml"):
+    with pytest.raises(AnsibleActionFail, match=r"^/venv/bin/python is missing on this machine.*site.yml"):
         calls(rc=127, stderr="bash: /venv/bin/python: No such file or directory\n")
 
 
 def test_a_program_that_python_does_not_find_is_told_alike(calls):
-    with pytest.raises(AnsibleActionFail, match=r"^/opt/tf-cluster/bin/task_state.py is not there: .*site.yml"):
-        calls(rc=2, stderr="python3: can't open file '/opt/tf-cluster/bin/task_state.py': [Errno 2] No such file or directory\n")
+    with pytest.raises(AnsibleActionFail, match=r"^tf_cluster.status is missing on this machine.*site.yml"):
+        calls(rc=1, stderr="python: Error while finding module specification for 'tf_cluster.status' (...)\n")
 
 
 @pytest.mark.parametrize("stdout", ["", "\n", "hello", '{"ok": tr', "[" * 100_000])

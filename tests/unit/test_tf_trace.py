@@ -10,7 +10,7 @@ import gpu_machines
 import pytest
 from project import ROOT, load
 
-tf_trace = load("files/tf_trace.py")
+tf_trace = load("tf_cluster.run.trace")
 CPU = "/job:{}/replica:0/task:{}/device:CPU:0"
 FAKE = {
     "__init__.py": "__version__ = '2.21.0'",
@@ -94,11 +94,12 @@ def program(tmp_path):
             path = tmp_path / "tensorflow" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
-        (tmp_path / "startup").mkdir()
-        for name in ("sitecustomize.py", "tf_trace.py"):
-            (tmp_path / "startup" / name).write_bytes((ROOT / "files" / name).read_bytes())
         (tmp_path / "program.py").write_text(HEAD + text, encoding="utf-8")
-        given = {"PYTHONPATH": str(tmp_path / "startup"), "TF_CLUSTER_TRACE": trace, "TF_RUN_DIR": str(folder)}
+        given = {
+            "PYTHONPATH": f"{ROOT}/files/tf_cluster/run/startup:{ROOT}/files",
+            "TF_CLUSTER_TRACE": trace,
+            "TF_RUN_DIR": str(folder),
+        }
         done = subprocess.run(
             [sys.executable, "program.py"],
             cwd=tmp_path,
@@ -161,7 +162,7 @@ def test_processes_of_the_program_do_not_disturb_its_trace(program):
 
 def test_a_trace_that_cannot_be_written_is_said_and_the_program_works(program):
     said, _steps = program("print(run('x')[0])", folder="/nowhere")
-    assert said.startswith("x\ntf_trace: there will be no trace: FileNotFoundError")
+    assert said.startswith("x\n[trace] there will be no trace: FileNotFoundError")
 
 
 def test_operations_lie_on_their_tasks_device(recorder):

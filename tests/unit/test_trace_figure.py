@@ -8,8 +8,8 @@ import gpu_machines
 import pytest
 from project import ROOT, load
 
-trace_figure = load("roles/report/files/trace_figure.py")
-tf_trace = load("files/tf_trace.py")
+trace_figure = load("tf_cluster.report.trace_figure")
+tf_trace = load("tf_cluster.run.trace")
 RECORDED = ROOT / "tests/unit/recorded"
 MACHINES = {"worker:0": "m1", "worker:1": "m2"}
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from project import ROOT, load
 
-train_task = load("files/train_task.py")
+train_task = load("tf_cluster.run.training")
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def short(monkeypatch):
 
 ALONE = """
 import sys, time
-import train_task
+from tf_cluster.run import training as train_task
 train_task.adopt_orphans()
 noted = {"training": {"cluster": {"worker": ["127.0.0.1:1"]}}, "task": "worker:0", "limit": 9}
 noted["command"] = [sys.executable, sys.argv[1]]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from project import call, load
 
-watch_tasks = load("files/watch_tasks.py")
+watch_tasks = load("tf_cluster.run.watch")
 
 
 @pytest.fixture
@@ -88,5 +88,5 @@ def test_a_task_that_does_not_answer_is_asked_more_often(monkeypatch, task, answ
 
 
 def test_a_config_that_is_none_is_a_sentence(tmp_path):
-    done = call("files/watch_tasks.py", f"--config={tmp_path}/none.json", f"--part={tmp_path}/part.json")
+    done = call("tf_cluster.run.watch", f"--config={tmp_path}/none.json", f"--part={tmp_path}/part.json")
     assert done.returncode not in (0, watch_tasks.LOST)

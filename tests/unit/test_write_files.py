@@ -166,7 +166,7 @@ def test_permissions_that_are_no_number_give_a_sentence(write, place):
 
 
 def test_ansible_runs_it_as_any_module(place):
-    words = ["ansible", "localhost", "-c", "local", "-m", "write_files", "--check", "--diff", "-a"]
+    words = ["ansible", "localhost", "-c", "local", "-m", "distributed.tensorflow.write_files", "--check", "--diff", "-a"]
     done = subprocess.run(
         [*words, json.dumps({"files": [file(place / "a", "hello")]})], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 READ = ["/etc/shadow", "/root/.ssh/authorized_keys", "/etc/ssh/lab/ssh_host_ed25519_key", "/home/alice/diary", "/var/log/btmp"]
 NEW = [
-    "/etc", "/etc/tf-cluster", "/etc/systemd/system", "/opt/tf-cluster/bin", "/opt/tf-cluster/venv", "/usr/local/bin", "/root",
+    "/etc", "/etc/tf-cluster", "/etc/systemd/system", "/opt/tf-cluster/lib", "/opt/tf-cluster/venv", "/usr/local/bin", "/root",
     "/var/lib/tf-cluster", "/var/lib/tf-cluster/runs", "/home/alice", "/var/spool", "/sys/kernel", "/dev",
     "/run", "/run/lock", "/run/anybodys", "/opt/anybodys", "/var/lib/anybodys",  # but for /run, open to every user
 ]  # fmt: skip

@@ -1,0 +1,431 @@
+"""Measure the cluster through TensorFlow: each link between two tasks, and what each task computes. playbooks/benchmark.yml.
+
+    benchmark.py '{"seconds": 30, "tasks": {"10.0.0.5:2222": ["worker:0", "machine-a", 0]}, "network": [], "notes": []}'
+
+``tasks``: what the cluster calls the tasks at the addresses that config.json lists, their machines, and how many GPUs they have.
+``network``: what iperf3 measured before, a list of ``from``, ``to`` (machines) and ``gigabytes_per_second``; ``notes``: sentences
+on it. Prints tables, and leaves ``benchmark.json`` and, with the same in it, ``result.json``. Exit status 1 if a task or a link
+could not be measured.
+
+A link's rate is that of a step that moves a variable from the memory of one task's processor to that of the other's: bytes by
+seconds of the whole step. Its latency is that of a step that moves four bytes. All are medians; GB are 1e9 bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+FORMAT = "tf-cluster-benchmark-1"
+SMALL, LARGE = 1_000_000, 64_000_000  # bytes that a link is measured with
+LARGE_STEP = 0.25  # seconds that a step with the large size may take: on a slow link it is made smaller
+EMPTY_STEPS = 21
+STEP_LIMIT = 8.0  # seconds that a step may take
+LINK_LIMIT, DEVICE_LIMIT = 12.0, 24.0  # seconds that a link and a device may take until they count as failed
+CPU_SIZE, GPU_SIZE = 2048, 8192  # of the square matrices
+LONGEST_CHAIN = 32  # products in one step, where one takes too little to be told from the step itself
+# Seconds that a link and a device take on an ordinary network; where that is too long, several are measured at once.
+LINK_SECONDS, DEVICE_SECONDS = 0.6, 0.8
+TASKS_SHARE = 0.25  # of the time, for what the tasks compute
+MOST_ROWS = 60  # of links that are shown
+FAR_BELOW = 0.5  # of the median: worth a look
+
+
+class Task(NamedTuple):
+    """A standing task: the cluster's name for it, its device in this run, its address, its machine and how many GPUs it has."""
+
+    name: str
+    device: str
+    entry: str
+    machine: str
+    gpus: int
+
+
+def standing(spec: dict[str, list[str]], known: dict[str, list], run_jobs: tuple[str, ...]) -> list[Task]:
+    """Return the tasks of a cluster spec that are servers of their own."""
+    found = []
+    for job in spec:
+        for index, entry in enumerate(spec[job] if job not in run_jobs else []):
+            name, machine, gpus = known[entry]
+            found.append(Task(name, f"/job:{job}/task:{index}", entry, machine, gpus))
+    return found
+
+
+def rounds(tasks: list[Task]) -> list[list[tuple[Task, Task]]]:
+    """Return all ordered pairs of tasks in rounds: in each, every task sends once and receives once.
+
+    First come the rounds with the most links between different machines: those are what a cluster's health hangs on.
+    """
+    count = len(tasks)
+    found = [[(task, tasks[(place + shift) % count]) for place, task in enumerate(tasks)] for shift in range(1, count)]
+    return sorted(found, key=lambda pairs: sum(sender.machine == receiver.machine for sender, receiver in pairs))
+
+
+def batches(items: list, machines_of, most: int) -> list[list]:
+    """Return the items in groups of at most so many that are measured at once, no machine twice in a group."""
+    found: list[tuple[set, list]] = []
+    for item in items:
+        machines = set(machines_of(item))
+        place = next((group for group in found if len(group[1]) < most and not machines & group[0]), None)
+        if place is None:
+            place = (set(), [])
+            found.append(place)
+        place[0].update(machines)
+        place[1].append(item)
+    return [group for _machines, group in found]
+
+
+def at_once(count: int, each: float, seconds: float) -> int:
+    """Return how many of ``count`` have to be measured at once to fit into the time: one, if it can be."""
+    return max(1, math.ceil(count * each / seconds))
+
+
+def large_size(small: float, empty: float) -> int:
+    """Return how many bytes a link is measured with besides, by the seconds that the small size and an empty step took."""
+    each = max(small - empty, 1e-9) / SMALL
+    return int(min(LARGE, max(SMALL, LARGE_STEP / each))) // 4 * 4
+
+
+def attempt(work, items: list, seconds: float) -> list:
+    """Do the work for all items at once, and return for each what came of it: a value, or the exception.
+
+    What is not done after ``seconds`` is left alone, for a session on a frozen task cannot be ended.
+    """
+    done: dict[int, object] = {}
+
+    def one(place: int, item) -> None:
+        try:
+            done[place] = work(item)
+        except Exception as error:  # TensorFlow's have no common class but this
+            done[place] = error
+
+    threads = [threading.Thread(target=one, args=pair, daemon=True) for pair in enumerate(items)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return [done.get(place, TimeoutError(f"no end within {seconds:.0f} s")) for place in range(len(items))]
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error that says something."""
+    lines = [line.strip() for line in str(getattr(error, "message", error)).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def timed(call, spent: float, least: int, most: int) -> list[float]:
+    """Call it again and again, until so many seconds are spent, and return the seconds of each call."""
+    taken: list[float] = []
+    while len(taken) < least or (len(taken) < most and sum(taken) < spent):
+        begun = time.monotonic()
+        call()
+        taken.append(time.monotonic() - begun)
+    return taken
+
+
+class Benchmark:
+    """The measurements, through sessions on this run's own server."""
+
+    def __init__(self, target: str, own: str, tasks: list[Task], seconds: float) -> None:
+        import tensorflow as tf
+
+        self.tf, self.v1, self.target, self.own = tf, tf.compat.v1, target, own
+        self.tasks, self.seconds = tasks, seconds
+        self.begun = time.monotonic()
+        self.failed: dict[str, str] = {}  # task -> why it is measured no more
+        self.computed: list[dict] = []
+        self.links: list[dict] = []
+        self.told = -math.inf
+        self.kept: list = []  # sessions that are not closed: with a task that is gone, their end would not come
+
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return self.begun + self.seconds - time.monotonic()
+
+    def progress(self, text: str) -> None:
+        """Print where it is, at most once a second."""
+        if time.monotonic() - self.told >= 1:
+            self.told = time.monotonic()
+            print(f"{text}  ({self.told - self.begun:.0f} s of at most {self.seconds:.0f})", flush=True)
+
+    @contextlib.contextmanager
+    def session(self, *tasks: Task):
+        """Open a session on these tasks alone; what it holds there is freed with it. It is closed only if all went well."""
+        config = self.v1.ConfigProto(
+            # Its own device too: where a run goes on without some tasks, its server does not go without saying.
+            device_filters=[self.own, *(task.device for task in tasks)],
+            operation_timeout_in_ms=int(STEP_LIMIT * 1000),
+            isolate_session_state=True,
+        )
+        # The operations run as they stand: an optimiser would move and fold them.
+        config.graph_options.optimizer_options.opt_level = self.v1.OptimizerOptions.L0
+        config.graph_options.rewrite_options.disable_meta_optimizer = True
+        with self.tf.Graph().as_default():
+            session = self.v1.Session(self.target, config=config)
+            self.kept.append(session)
+            yield session
+            session.close()
+            self.kept.remove(session)
+
+    def variable(self, name: str, device: str, value):
+        """Return a variable with the value that the function ``value`` makes, there where it lies."""
+        with self.tf.device(device):
+            return self.v1.get_variable(name, initializer=value())
+
+    def link(self, sender: Task, receiver: Task, spent: float) -> dict:
+        """Measure a link; ``spent``: seconds for the steps with the large size."""
+        tf, source, goal = self.tf, f"{sender.device}/device:CPU:0", f"{receiver.device}/device:CPU:0"
+
+        def moving(count: int):
+            held = self.variable(f"of_{count}", source, lambda: tf.ones([count]))
+            with tf.device(goal):
+                moved = tf.identity(held).op
+            session.run(held.initializer)
+            call = session.make_callable(moved)  # fetches nothing: what was moved stays where it is
+            call()
+            return call
+
+        with self.session(sender, receiver) as session:
+            empty = statistics.median(timed(moving(1), 0, EMPTY_STEPS, EMPTY_STEPS))
+            small = statistics.median(timed(moving(SMALL // 4), spent / 4, 3, 9))
+            size = large_size(small, empty)
+            large = small if size == SMALL else statistics.median(timed(moving(size // 4), spent, 3, 9))
+        return {
+            "step_milliseconds": empty * 1e3,
+            "bytes": size,
+            "gigabytes_per_second": size / 1e9 / large,
+            "small_bytes": SMALL,
+            "small_gigabytes_per_second": SMALL / 1e9 / small,
+        }
+
+    def products(self, task: Task, device: str, spent: float) -> dict:
+        """Measure what a device multiplies, for so many seconds. GPUs use TF32 where they have it."""
+        tf, size, place = self.tf, GPU_SIZE if device.startswith("GPU") else CPU_SIZE, f"{task.device}/device:{device}"
+
+        def chain(count: int):
+            with tf.device(place):
+                made = factor
+                for _each in range(count):
+                    made = tf.matmul(factor, made)
+            with tf.device(f"{task.device}/device:CPU:0"):
+                return session.make_callable(tf.identity(made[0, 0]))  # waits for a GPU, too
+
+        with self.session(task) as session:
+            width = math.sqrt(3 / size)  # so that products grow neither large nor small
+            factor = self.variable("factor", place, lambda: tf.random.uniform([size, size], -width, width))
+            session.run(factor.initializer)
+            call, count = chain(1), 1
+            taken = timed(call, 0, 1, 1)
+            if taken[0] < spent / 2:  # else the first, which warms it up, has to do
+                taken = timed(call, 0, 1, 1)
+            if taken[0] < spent / 20:
+                count = min(LONGEST_CHAIN, int(spent / 10 / taken[0]))
+                call, taken = chain(count), []
+                call()
+            taken += timed(call, spent / 2 - sum(taken), 0 if taken else 1, 9)
+        return {"size": size, "gigaflops": 2 * size**3 * count / 1e9 / statistics.median(taken)}
+
+    def compute(self) -> None:
+        """Measure what all devices compute, one after the other, several at once where they are many."""
+        devices = [(task, name) for task in self.tasks for name in ("CPU:0", *(f"GPU:{place}" for place in range(task.gpus)))]
+        seconds = self.seconds * TASKS_SHARE
+        most = at_once(len(devices), DEVICE_SECONDS, seconds)
+        spent = min(1.0, most * seconds / len(devices))
+        for group in batches(devices, lambda item: [item[0].machine], most):
+            group = [(task, device) for task, device in group if task.name not in self.failed]
+            answers = attempt(lambda item: self.products(*item, spent), group, DEVICE_LIMIT)
+            self.find_failed([task for (task, _device), answer in zip(group, answers) if isinstance(answer, Exception)])
+            for (task, device), answer in zip(group, answers):
+                answer = {"failure": reason_of(answer)} if isinstance(answer, Exception) else answer
+                self.computed.append({"task": task.name, "machine": task.machine, "device": device, **answer})
+            self.progress(f"computed: {len(self.computed)} of {len(devices)} devices")
+
+    def move(self) -> int:
+        """Measure the links, round by round while another one fits into the time; return how many at once."""
+        planned = rounds(self.tasks)
+        count = sum(map(len, planned))
+        most = at_once(len(self.tasks), LINK_SECONDS, max(1.0, self.left()))
+        spent = min(0.4, max(0.1, most * self.left() / max(1, count) / 2))
+        begun = time.monotonic()
+        for number, pairs in enumerate(planned):
+            mean = (time.monotonic() - begun) / max(1, number)
+            if number and mean > self.left():
+                break
+            for group in batches(pairs, lambda pair: [pair[0].machine, pair[1].machine], most):
+                self.move_group(group, spent)
+                self.progress(f"links: {len(self.links)} of {count}")
+        return most
+
+    def move_group(self, group: list[tuple[Task, Task]], spent: float) -> None:
+        """Measure some links at once."""
+        alive = [pair for pair in group if not {task.name for task in pair} & self.failed.keys()]
+        late = self.left() < -self.seconds  # links that fail take long: twice the time is the end
+        answers = [] if late else attempt(lambda pair: self.link(*pair, spent), alive, LINK_LIMIT)
+        answer_of = dict(zip(alive, answers))
+        self.find_failed(list({task for pair in alive if isinstance(answer_of.get(pair), Exception) for task in pair}))
+        for pair in group:
+            sender, receiver = pair
+            answer = answer_of.get(pair)
+            if answer is None or isinstance(answer, Exception):
+                dead = [f"{task.name} does not answer" for task in pair if task.name in self.failed]
+                answer = {"failure": " and ".join(dead) or (reason_of(answer) if answer else "no time was left")}
+            about = {"from": sender.name, "to": receiver.name, "from_machine": sender.machine, "to_machine": receiver.machine}
+            self.links.append({**about, **answer})
+
+    def find_failed(self, tasks: list[Task]) -> None:
+        """Note which of the tasks do not answer at all."""
+        import tf_cluster
+
+        asked = attempt(lambda task: tf_cluster._answers(("", 0), task.entry), tasks, 5)
+        silent = [task for task, answer in zip(tasks, asked) if isinstance(answer, Exception) or not answer]
+        self.failed |= {task.name: "does not answer" for task in silent}
+
+
+def with_network(links: list[dict], network: list[dict]) -> list[dict]:
+    """Return the links, each with the network's own rate between its machines, where that was measured."""
+    rates = {(row["from"], row["to"]): row["gigabytes_per_second"] for row in network}
+    return [{**row, "network_gigabytes_per_second": rates.get((row["from_machine"], row["to_machine"]))} for row in links]
+
+
+def findings(result: dict) -> list[str]:
+    """Return sentences: what failed, the slowest link, the slowest task, and how much was measured."""
+    lines = [f"{task} FAILED: it {reason}" for task, reason in result["failed"].items()]
+    lines += [
+        f"{row['device']} of {row['task']} FAILED: {row['failure']}"
+        for row in result["computed"]
+        if "failure" in row and row["task"] not in result["failed"]
+    ]
+    unmeasured = [row for row in result["links"] if "failure" in row]
+    own = [row for row in unmeasured if not {row["from"], row["to"]} & result["failed"].keys()]
+    lines += [f"The link {row['from']} -> {row['to']} FAILED: {row['failure']}" for row in own[:5]]
+    lines += [f"{len(own) - 5} more links FAILED: benchmark.json has them."] if len(own) > 5 else []
+    rated = [row for row in result["links"] if "failure" not in row]
+    if rated:
+        slowest, usual = extreme(rated, "gigabytes_per_second")
+        where = f"{slowest['from']} ({slowest['from_machine']}) -> {slowest['to']} ({slowest['to_machine']})"
+        lines.append(f"The slowest link: {where}, {compared(slowest['gigabytes_per_second'], usual, 'GB/s')}")
+        slow = sum(row["gigabytes_per_second"] < FAR_BELOW * usual for row in rated)
+        lines[-1] += f" (one of {slow} such links)" if slow > 1 else ""
+    for kind in ("CPU", "GPU"):
+        rows = [row for row in result["computed"] if row["device"].startswith(kind) and "failure" not in row]
+        if rows:
+            slowest, usual = extreme(rows, "gigaflops")
+            where = f"{slowest['task']} ({slowest['machine']}) on {slowest['device']}"
+            lines.append(f"The slowest task{' by GPU' if kind == 'GPU' else ''}: {where}, ")
+            lines[-1] += compared(slowest["gigaflops"], usual, "GFLOP/s")
+    several = f", {result['links_at_once']} at once" if result["links_at_once"] > 1 else ""
+    pairs, made = len(result["tasks"]) * (len(result["tasks"]) - 1), len(result["links"])
+    lines.append(f"Measured {len(rated)} of {pairs} links between {len(result['tasks'])} tasks{several}.")
+    if made < pairs:
+        lines[-1] += (
+            " NOT ALL: more do not fit into the time (benchmark_seconds). In these every task sends "
+            f"{made // len(result['tasks'])} times and receives as often."
+        )
+    return lines + result["notes"]
+
+
+def extreme(rows: list[dict], what: str) -> tuple[dict, float]:
+    """Return the row with the smallest value, and the median of all."""
+    return min(rows, key=lambda row: row[what]), statistics.median(row[what] for row in rows)
+
+
+def compared(value: float, usual: float, unit: str) -> str:
+    """Return a value and how it stands to the median."""
+    share = value / usual
+    return f"{number(value)} {unit}, {share:.0%} of the median{': FAR BELOW the others' if share < FAR_BELOW else ''}"
+
+
+def tables(result: dict) -> list[str]:
+    """Return what tasks compute and how fast links are, as lines of two tables."""
+    shown = sorted(result["links"], key=lambda row: row.get("gigabytes_per_second", -1))[:MOST_ROWS]
+    lines = table(
+        ["task", "machine", "device", "GFLOP/s"],
+        [
+            [row["task"], row["machine"], row["device"], number(row.get("gigaflops")), row.get("failure", "")]
+            for row in result["computed"]
+        ],
+    )
+    if len(shown) < len(result["links"]):
+        lines += ["", f"The slowest {MOST_ROWS} of {len(result['links'])} links; benchmark.json has all:"]
+    else:
+        shown = result["links"]
+    rows = [
+        [
+            row["from"], row["to"], f"{row['from_machine']} -> {row['to_machine']}", number(row.get("gigabytes_per_second")),
+            f"{row['bytes'] / 1e6:.0f}" if "bytes" in row else "-", number(row.get("small_gigabytes_per_second")),
+            number(row.get("step_milliseconds")), number(row["network_gigabytes_per_second"]), row.get("failure", ""),
+        ]
+        for row in shown
+    ]  # fmt: skip
+    heads = ["from", "to", "machines", "GB/s", "of MB", "GB/s of 1 MB", "ms a step", "GB/s by iperf3"]
+    return [*lines, "", *table(heads, rows)]
+
+
+def number(value: float | None) -> str:
+    """Return a number with the three digits that matter, or a dash."""
+    return "-" if value is None else f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
+
+
+def table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """Return lines; a row may have a remark after its last column."""
+    whole = [heads, *rows]
+    widths = [max(len(row[place]) for row in whole) for place in range(len(heads))]
+    widths += [0] * (max(map(len, whole)) - len(heads))
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in whole]
+
+
+def measured(benchmark: Benchmark, about: dict, most: int) -> dict:
+    """Return all that was measured, as benchmark.json has it."""
+    result = {
+        "format": FORMAT,
+        "seconds": round(time.monotonic() - benchmark.begun, 2),
+        "most_seconds": benchmark.seconds,
+        "tasks": [task.name for task in benchmark.tasks],
+        "failed": benchmark.failed,
+        "computed": benchmark.computed,
+        "links": with_network(benchmark.links, about["network"]),
+        "links_at_once": most,
+        "network": about["network"],
+        "notes": about["notes"],
+    }
+    if os.environ.get("TF_CLUSTER_MISSING"):
+        result["notes"] = [f"Left out, for they did not answer: {os.environ['TF_CLUSTER_MISSING']}.", *about["notes"]]
+    return {**result, "findings": findings(result)}
+
+
+def main() -> None:
+    """Measure, print, and write the files."""
+    about = json.loads(sys.argv[1])
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # a processor has nothing to say of the GPUs that it has not
+    import tensorflow as tf
+
+    import tf_cluster
+
+    tf.compat.v1.disable_eager_execution()
+    spec = tf_cluster.cluster()
+    tasks = standing(spec, about["tasks"], tf_cluster.RUN_JOBS)
+    job, index = tf_cluster.task()
+    server = tf.distribute.Server(tf.train.ClusterSpec(spec), job_name=job, task_index=index)
+    benchmark = Benchmark(server.target, f"/job:{job}/task:{index}", tasks, float(about["seconds"]))
+    benchmark.compute()
+    most = benchmark.move()
+    result = measured(benchmark, about, most)
+    print("\n".join(["", *tables(result), "", *result["findings"]]), flush=True)
+    Path(os.environ.get("TF_RUN_DIR", "."), "benchmark.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    tf_cluster.save_result({"benchmark": result})
+    sys.stdout.flush()
+    wrong = any("failure" in row for row in (*result["links"], *result["computed"]))
+    os._exit(1 if wrong or result["failed"] else 0)  # sessions that were left alone would hang
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The NVIDIA GPUs of a machine."""

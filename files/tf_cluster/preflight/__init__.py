@@ -1,0 +1,1 @@
+"""What a machine is like before anything is changed."""

@@ -1,0 +1,128 @@
+"""Collect all that site.yml needs to know of a machine before it changes it. Needs root; standard library only."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import platform
+import pwd
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ..cuda import gpus
+from ..firewall import state as firewall
+from ..server.ports import listeners as port_listeners
+from ..tensorflow import environment
+
+OWN = (
+    "/etc/tf-cluster/*",
+    "/etc/tf-cluster/tasks/*",
+    "/etc/systemd/system/tf-*.*",
+    "/etc/systemd/system/tf-*.d/*",
+    "/etc/systemd/system/nftables.service.d/*",
+    "/etc/ansible/facts.d/tf_gpus.fact",
+    "/opt/tf-cluster/lib/**/*.py",
+    "/opt/tf-cluster/lib/**/*.j[2s]",
+    "/opt/tf-cluster/bin/*.py",
+    "/opt/tf-cluster/startup/*.py",
+    "/opt/tf-cluster/venv/lib/python*/site-packages/tf-cluster.pth",
+)
+UNIT, TARGET = "tf-server@", "tf-cluster.target"
+PROPERTIES = "Id,ActiveState,UnitFileState,StatusText,NeedDaemonReload,MainPID"
+
+
+def collect(ports: list[int], venv: str) -> dict:
+    """Return the machine's facts; the module machine_facts documents them.
+
+    ``ports`` are those whose listeners are reported, ``venv`` is the environment that TensorFlow is installed in.
+    """
+    units = show_units()
+    return {
+        "python": {"version": f"{sys.version_info[0]}.{sys.version_info[1]}", "executable": sys.executable},
+        "processor": platform.machine(),
+        "init": "systemd" if os.path.isdir("/run/systemd/system") else Path("/proc/1/comm").read_text().strip(),
+        **network(),
+        "listeners": listeners(ports, units),
+        "account": account("tensorflow"),
+        "disk_mb": free_megabytes("/opt"),
+        "gpus": gpus.find(),
+        "environment": environment.look(venv),
+        "compiled": os.path.exists(f"{venv}/byte-compiled"),
+        "firewall": firewall.state(),
+        "digests": {path: digest(path) for pattern in OWN for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)},
+        **tasks(units),
+    }
+
+
+def printed(*command: str) -> str:
+    """Return what a command prints; nothing where it is not there."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def systemctl(*words: str) -> str:
+    """Return what systemctl prints."""
+    return printed("systemctl", *words)
+
+
+def network() -> dict[str, list[str]]:
+    """Return ``addresses`` and ``interfaces``."""
+    found = json.loads(printed("ip", "-json", "address") or "[]")
+    addresses = [address["local"] for interface in found for address in interface.get("addr_info", ()) if "local" in address]
+    return {"addresses": sorted(set(addresses)), "interfaces": sorted(interface["ifname"] for interface in found)}
+
+
+def show_units() -> dict[str, dict[str, str]]:
+    """Return unit -> its properties, of the target and all tasks that are loaded or enabled."""
+    enabled = systemctl("list-unit-files", "--plain", "--no-legend", "--state=enabled", f"{UNIT}*").split("\n")
+    names = [line.split()[0] for line in enabled if line.strip()]
+    shown = systemctl("show", f"--property={PROPERTIES}", TARGET, f"{UNIT}*", *(name for name in names if "@." not in name))
+    blocks = (dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in shown.split("\n\n"))
+    return {block["Id"]: block for block in blocks if "Id" in block}
+
+
+def tasks(units: dict[str, dict[str, str]]) -> dict:
+    """Return ``tasks``, ``target`` and ``reload``."""
+    found = {}
+    for name, unit in units.items():
+        enabled, active = unit.get("UnitFileState") == "enabled", unit.get("ActiveState")
+        if name.startswith(UNIT) and (enabled or active != "inactive"):
+            inputs = unit.get("StatusText", "").rpartition("inputs ")[2]
+            found[name.removeprefix(UNIT).removesuffix(".service")] = inputs if enabled and active == "active" else None
+    target = units.get(TARGET, {})
+    stands = target.get("UnitFileState") == "enabled" and target.get("ActiveState") == "active"
+    return {"tasks": found, "target": stands, "reload": any(unit.get("NeedDaemonReload") == "yes" for unit in units.values())}
+
+
+def listeners(ports: list[int], units: dict[str, dict[str, str]]) -> list[dict]:
+    """Return who listens on the ports."""
+    of_unit = {unit.get("MainPID"): name for name, unit in units.items() if name.startswith(UNIT)}
+    found = port_listeners(ports)
+    return [{**listener, "unit": of_unit.get(str(listener["pid"]), "")} for listener in found]
+
+
+def account(name: str) -> list:
+    """Return the entry of an account; nothing where there is none."""
+    try:
+        return list(pwd.getpwnam(name))
+    except KeyError:
+        return []
+
+
+def free_megabytes(path: str) -> int:
+    """Return the free disk of the file system that a folder is on, or would be."""
+    place = next(folder for folder in (Path(path), *Path(path).parents) if folder.exists())
+    return shutil.disk_usage(place).free // 1_000_000
+
+
+def digest(path: str) -> str:
+    """Return a digest of a file's text, permissions and owner, as the filter file_digests makes it of what it should be."""
+    found = os.stat(path)
+    owned = "" if found.st_uid == found.st_gid == 0 or os.geteuid() else f" {found.st_uid}:{found.st_gid}"
+    return f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()} {found.st_mode & 0o7777:04o}{owned}"

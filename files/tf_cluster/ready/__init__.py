@@ -1,0 +1,1 @@
+"""Whether every task of the cluster answers."""

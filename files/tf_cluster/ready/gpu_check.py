@@ -1,0 +1,74 @@
+"""Let each GPU of a task compute, and hold the result against the processor's, through the task's own server."""
+
+from __future__ import annotations
+
+import random
+import re
+import struct
+import time
+
+from ..tensorflow import capi
+
+SIZE = 256  # of the square matrices
+TOLERANCE = 1e-2  # TF32, in which recent GPUs multiply, keeps 10 bits: sums of 256 products of up to 1 differ by less
+
+
+def problem(library: capi.Library, target: str, devices: list[str], deadline: float) -> str:
+    """Return a sentence if a device computes otherwise than the processor of its task, or nothing.
+
+    ``devices`` are full names of one task's devices; all have until ``deadline`` (of the monotonic clock). The product
+    of two random matrices of shape (256, 256), float32, may differ by 1 % of its largest element.
+    """
+    processor = devices[0].rpartition("/")[0] + "/device:CPU:0"
+    left = max(1.0, deadline - time.monotonic())
+    config = capi.message("config_pb2", "ConfigProto")(device_filters=["/job:nobody"], operation_timeout_in_ms=int(left * 1000))
+    config.graph_options.optimizer_options.opt_level = -1  # no folding of constants: it would compute elsewhere
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    try:
+        session = library.session(target, config.SerializeToString(), graph([processor, *devices]))
+        expected = numbers(session.fetch_bytes("product0"))
+        for place, device in enumerate(devices, start=1):
+            found = numbers(session.fetch_bytes(f"product{place}"))
+            limit = TOLERANCE * max(map(abs, expected))
+            wrong = [b for a, b in zip(expected, found) if not abs(a - b) <= limit]  # so that a NaN is wrong too
+            if wrong:
+                return f"{device} computes wrongly: {len(wrong)} of {len(found)} numbers differ, the first is {wrong[0]:.3g}"
+    except capi.TensorFlowError as error:
+        return f"a GPU does not compute: {reason(error)}"
+    return ""
+
+
+def reason(error: Exception) -> str:
+    """Return TensorFlow's reason on one line of at most 300 characters.
+
+    An error of a remote task begins with lines that only say where it comes from ("From /job:worker/replica:0/task:0:").
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    reasons = [line for line in lines if line and not re.fullmatch(r"From /job:\S+:", line)]
+    return " ".join(reasons or lines)[:300]
+
+
+def graph(devices: list[str]) -> bytes:
+    """Return a serialised graph in which "product0", "product1", ... are the same product, each on its device."""
+    result = capi.message("graph_pb2", "GraphDef")()
+    result.versions.producer = 1087
+    types = capi.message("types_pb2", "DataType")
+    number = types.Value("DT_FLOAT")
+    chance = random.Random(SIZE)  # noqa: S311 (the same numbers every time)
+    for name in ("a", "b"):
+        node = result.node.add(name=name, op="Const", device=devices[0])
+        node.attr["dtype"].type = number
+        tensor = node.attr["value"].tensor
+        tensor.dtype = number
+        for _dimension in range(2):
+            tensor.tensor_shape.dim.add(size=SIZE)
+        tensor.tensor_content = struct.pack(f"<{SIZE * SIZE}f", *(chance.uniform(-1, 1) for _each in range(SIZE * SIZE)))
+    for place, device in enumerate(devices):
+        node = result.node.add(name=f"product{place}", op="MatMul", input=["a", "b"], device=device)
+        node.attr["T"].type = number
+    return result.SerializeToString()
+
+
+def numbers(data: bytes) -> tuple[float, ...]:
+    """Return raw bytes of a float32 tensor as numbers."""
+    return struct.unpack(f"<{len(data) // 4}f", data)

@@ -1,0 +1,5 @@
+"""``python -m tf_cluster.report``: see report.py."""
+
+from .report import main
+
+main()

@@ -1,0 +1,302 @@
+"""Read a run's trace.json (run/trace.py says what is in it), count it, and draw it.
+
+Times are seconds here, but for the figure's axis, which shows milliseconds.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+FORMAT = "tf-cluster-1"
+MOST_BARS = 4000  # a browser draws them within a second or two
+ROW = 24  # pixels that a lane is high
+OTHER = "other operations"
+# Told apart by people who see few colours as well, on a light page and on a dark one.
+COLOURS = ("#4c78a8", "#f2a541", "#54a24b", "#b279a2", "#9c755f", "#72b7b2", "#d67195", "#8c9a3f", "#7f7fd5")
+TRANSFER, STEP, REST, FAINT = "#e4572e", "#8b95a1", "#a0a7b0", "rgba(128,128,128,.13)"
+KERNEL = "#1f7a6d"
+
+
+class Bar(NamedTuple):
+    """Something that took time: an operation, a kernel on a GPU, a transfer, or a step of the program."""
+
+    name: str
+    category: str
+    task: str
+    lane: str
+    begun: float
+    took: float
+    more: dict
+
+    @property
+    def ended(self) -> float:
+        """Return when it ended."""
+        return self.begun + self.took
+
+
+class Trace(NamedTuple):
+    """What a trace holds: its bars, and the arrows from an operation to the transfer of what it made."""
+
+    about: dict
+    bars: list[Bar]
+    arrows: list[tuple[tuple[str, str, float], tuple[str, str, float]]]  # (task, lane, time) of both ends
+
+    def of(self, category: str) -> list[Bar]:
+        """Return the bars of a category: operation, kernel, transfer or step."""
+        return [bar for bar in self.bars if bar.category == category]
+
+
+def read(path: Path) -> Trace | None:
+    """Return the trace, or None where there is none, or one that the program wrote itself; raise ValueError if it is broken."""
+    try:
+        with path.open("rb") as file:
+            if f'"format": "{FORMAT}"'.encode() not in file.read(1000):
+                return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return gather(found["otherData"], found["traceEvents"])
+    except OSError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"trace.json is not a trace: {error!r}") from None
+
+
+def gather(about: dict, events: list[dict]) -> Trace:
+    """Put events together to bars and arrows."""
+    tasks = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    bars, ends = [], {}
+    for event in events:
+        if event["ph"] == "M":
+            continue
+        task, lane, begun = tasks[event["pid"]], lanes[event["tid"]], event["ts"] / 1e6
+        if event["ph"] == "X":
+            bars.append(Bar(event["name"], event["cat"], task, lane, begun, event["dur"] / 1e6, event["args"]))
+        else:
+            ends.setdefault(event["id"], {})[event["ph"]] = (task, lane, begun)
+    if not all(math.isfinite(bar.ended) for bar in bars):
+        raise ValueError("a time is no number")
+    return Trace(about, bars, [(end["s"], end["f"]) for end in ends.values()])
+
+
+def totals(trace: Trace) -> dict:
+    """Return how much a trace holds, for the verdict."""
+    transfers = trace.of("transfer")
+    return {
+        "steps": len(trace.of("step")),
+        "operations": len(trace.of("operation")),
+        "transfers": len(transfers),
+        "bytes": sum(bar.more["bytes"] for bar in transfers),
+    }
+
+
+def busy(bars: list[Bar]) -> float:
+    """Return for how many seconds at least one of the bars was going on."""
+    total, until = 0.0, -math.inf
+    for bar in sorted(bars, key=lambda bar: bar.begun):
+        total += max(0.0, bar.ended - max(bar.begun, until))
+        until = max(until, bar.ended)
+    return total
+
+
+def by_task(trace: Trace) -> dict[str, dict]:
+    """Return for each task what it computed, how long, and what share of the steps' time that was."""
+    whole = busy(trace.of("step")) or 1.0
+    gathered: dict[str, list[Bar]] = {}
+    for bar in trace.of("operation") + trace.of("kernel"):
+        gathered.setdefault(bar.task, []).append(bar)
+    return {
+        task: {
+            "operations": sum(bar.category == "operation" for bar in bars),
+            "seconds": (seconds := busy(bars)),
+            "share": min(1.0, seconds / whole),
+            "peak_bytes": max(bar.more.get("peak_bytes", 0) for bar in bars),
+        }
+        for task, bars in gathered.items()
+    }
+
+
+def by_route(trace: Trace) -> list[dict]:
+    """Return for each pair of tasks what went from one to the other, the most bytes first.
+
+    The rate is bytes by the time in which at least one tensor was on its way.
+    """
+    routes: dict[tuple[str, str], list[Bar]] = {}
+    for bar in trace.of("transfer"):
+        routes.setdefault((bar.more["from"], bar.more["to"]), []).append(bar)
+    table = []
+    for (source, target), bars in routes.items():
+        size, seconds = sum(bar.more["bytes"] for bar in bars), busy(bars)
+        table.append(
+            {
+                "from": source,
+                "to": target,
+                "tensors": len(bars),
+                "bytes": size,
+                "seconds": seconds,
+                "rate": size / seconds if seconds else 0,
+            }
+        )
+    return sorted(table, key=lambda row: -row["bytes"])
+
+
+def views(trace: Trace) -> list[dict]:
+    """Return the spans that the figure can show, in milliseconds: each step from its first operation to its last, and all."""
+    spans: dict[int, list[float]] = {}
+    for bar in trace.bars:
+        if bar.category != "step":
+            span = spans.setdefault(bar.more["step"], [math.inf, -math.inf])
+            span[:] = [min(span[0], bar.begun), max(span[1], bar.ended)]
+    spans = dict(sorted(spans.items()))
+    found = [
+        {"name": f"step {step}: {seconds(end - begin)}", "range": widened(begin, end)} for step, (begin, end) in spans.items()
+    ]
+    if len(found) > 1:
+        begin, end = min(bar.begun for bar in trace.bars), max(bar.ended for bar in trace.bars)
+        found.append({"name": f"all {len(spans)} steps: {seconds(end - begin)}", "range": widened(begin, end)})
+    return found
+
+
+def widened(begin: float, end: float) -> list[float]:
+    """Return a span in milliseconds, with some room at both ends."""
+    room = (end - begin or 1e-6) * 0.02
+    return [(begin - room) * 1e3, (end + room) * 1e3]
+
+
+def seconds(value: float) -> str:
+    """Return a time as a person reads it."""
+    for factor, unit in ((1, "s"), (1e3, "ms")):
+        if value * factor >= 1:
+            return f"{digits(value * factor)} {unit}"
+    return f"{digits(value * 1e6)} µs"
+
+
+def size(value: float) -> str:
+    """Return a number of bytes as a person reads it."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= factor:
+            return f"{digits(value / factor)} {unit}"
+    return f"{value:.0f} B"
+
+
+def digits(value: float) -> str:
+    """Return a number with the three digits that matter, or all of those before the point."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
+
+
+def described(bar: Bar) -> str:
+    """Return what is shown of a bar under the pointer. What comes from the program is escaped: labels are a kind of HTML."""
+    more = bar.more
+    if bar.category == "transfer":
+        rate = f" at {size(more['bytes_per_second'])}/s" if "bytes_per_second" in more else ""
+        lines = [f"{more['from']} → {more['to']}: {size(more['bytes'])} in {seconds(bar.took)}{rate}"]
+    elif bar.category == "operation":
+        made = f" → {', '.join(more['outputs'])}" if more.get("outputs") else ""
+        waited = f", after {seconds(more['waited_us'] / 1e6)} in the queue" if "waited_us" in more else ""
+        memory = f", {size(more['peak_bytes'])} of memory" if "peak_bytes" in more else ""
+        lines = [f"{more.get('op', '')}({shortened(more.get('inputs', ''))}){made}", f"{seconds(bar.took)}{waited}{memory}"]
+    elif bar.category == "kernel":
+        lines = [f"{seconds(bar.took)} on the GPU", shortened(more.get("kernel", ""))]
+    else:
+        lines = [f"{seconds(bar.took)} as the program saw it"]
+    lines.append(f"step {more['step']}, {bar.task}, began at {bar.begun * 1e3:.3f} ms")
+    return "<br>".join([f"<b>{html.escape(bar.name)}</b>", *map(html.escape, lines)])
+
+
+def shortened(text: str) -> str:
+    """Return a text with its middle left out where it is long."""
+    return text if len(text) < 90 else f"{text[:44]} … {text[-44:]}"
+
+
+def rows(trace: Trace) -> dict[str, list[str]]:
+    """Return the lanes of each task, from the top: the program's task first; steps, devices, what arrives."""
+    found: dict[str, set[str]] = {}
+    for bar in trace.bars:
+        found.setdefault(bar.task, set()).add(bar.lane)
+    first = trace.about.get("program_task")
+
+    def order(lane: str) -> tuple:
+        base, _space, number = lane.partition(" (")
+        return {"session.run": 0, "from other tasks": 2}.get(base, 1), base, int(number.rstrip(")") or 1)
+
+    return {task: sorted(found[task], key=order) for task in sorted(found, key=lambda task: (task != first, task))}
+
+
+def figure(trace: Trace, machines: dict[str, str]) -> str:
+    """Return the figure as JSON for plotly.js: each operation a bar in its task's lane. ``machines``: task -> machine."""
+    import plotly.graph_objects as go
+
+    heights, names, bands, titles = {}, {}, [], []
+    for task, lanes in rows(trace).items():
+        top = len(heights) + len(bands)  # above each task there is a row for its name
+        for lane in lanes:
+            row = len(heights) + len(bands)
+            heights[task, lane], names[row] = row, "" if lane.endswith(")") else html.escape(lane)
+        bands.append({"y0": top - 0.5, "y1": top + len(lanes) - 0.5})
+        titles.append({"text": f"<b>{html.escape(task)}</b>  {html.escape(machines.get(task, ''))}", "y": top - 0.5})
+    drawn, total = chosen(trace), len(heights) + len(bands)
+    figure = go.Figure()
+    for name, colour, bars in coloured(drawn):
+        figure.add_bar(
+            name=html.escape(name),
+            base=[round(bar.begun * 1e3, 6) for bar in bars],
+            x=[round(bar.took * 1e3, 6) for bar in bars],
+            y=[heights[bar.task, bar.lane] for bar in bars],
+            text=[html.escape(bar.name.rsplit("/", 1)[-1]) for bar in bars],
+            hovertext=[described(bar) for bar in bars],
+            marker={"color": colour, "line": {"color": colour, "width": 1}},  # a line: the shortest is seen as well
+        )
+    look = {"orientation": "h", "width": 0.82, "hoverinfo": "text", "textposition": "inside", "textangle": 0}
+    figure.update_traces(**look, insidetextanchor="middle", insidetextfont={"color": "#fff"})
+    if trace.arrows and len(drawn) == len(trace.bars):
+        ends = [[(heights[task, lane], at * 1e3) for task, lane, at in arrow] for arrow in trace.arrows]
+        points = [point for begin, end in ends for point in (begin, end, (None, None))]
+        line = {"color": TRANSFER, "width": 1.2, "dash": "dot"}
+        x, y = [at for _row, at in points], [row for row, _at in points]
+        figure.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", name="sent to")
+    clear = "rgba(0,0,0,0)"
+    figure.update_layout(
+        template="none", barmode="overlay", hovermode="closest", dragmode="zoom", hoverlabel={"align": "left"},
+        height=total * ROW + 130, margin={"l": 120, "r": 10, "t": 10, "b": 40}, paper_bgcolor=clear, plot_bgcolor=clear,
+        font={"family": "system-ui, sans-serif", "size": 12}, uniformtext={"minsize": 9, "mode": "hide"},
+        modebar={"bgcolor": clear, "color": REST, "activecolor": TRANSFER},
+        legend={"orientation": "h", "y": -34 / (total * ROW), "yanchor": "top"},
+        xaxis={"ticksuffix": " ms", "gridcolor": FAINT, "zeroline": False, "exponentformat": "none"},
+        yaxis={
+            "range": [total - 0.5, -1.6], "tickvals": list(names), "ticktext": list(names.values()),
+            "fixedrange": True, "showgrid": False, "zeroline": False, "ticklabelstandoff": 6,
+        },
+    )  # fmt: skip
+    for band, title in zip(bands, titles):
+        figure.add_shape(type="rect", xref="paper", x0=0, x1=1, **band, fillcolor=FAINT, line_width=0, layer="below")
+        figure.add_annotation(**title, xref="paper", x=0, xanchor="left", yanchor="bottom", showarrow=False)
+    return figure.to_json()
+
+
+def chosen(trace: Trace) -> list[Bar]:
+    """Return the bars that are drawn: all, or the longest where they are too many."""
+    bars = trace.bars
+    if len(bars) > MOST_BARS:
+        bars = sorted(bars, key=lambda bar: (bar.category != "step", -bar.took))[:MOST_BARS]
+    return bars
+
+
+def coloured(bars: list[Bar]) -> list[tuple[str, str, list[Bar]]]:
+    """Return name, colour and bars of each entry of the legend; the kinds of operation that took longest have their own."""
+    kinds: dict[str, list[Bar]] = {}
+    for bar in bars:
+        if bar.category == "operation":
+            kinds.setdefault(bar.more.get("op") or OTHER, []).append(bar)
+    ranked = sorted(kinds, key=lambda kind: (kind == OTHER, -sum(bar.took for bar in kinds[kind])))
+    own = [(kind, colour, kinds[kind]) for kind, colour in zip(ranked, COLOURS) if kind != OTHER]
+    rest = [bar for kind in kinds if kind not in {name for name, _colour, _bars in own} for bar in kinds[kind]]
+    others = [(OTHER, REST, rest)] if rest else []
+    whole = {category: [bar for bar in bars if bar.category == category] for category in ("step", "kernel", "transfer")}
+    return [
+        *[("step of the program", STEP, whole["step"])] * bool(whole["step"]), *own, *others,
+        *[("kernel on a GPU", KERNEL, whole["kernel"])] * bool(whole["kernel"]),
+        *[("transfer between tasks", TRANSFER, whole["transfer"])] * bool(whole["transfer"]),
+    ]  # fmt: skip

@@ -1,0 +1,275 @@
+"""Record what ran where: TensorFlow's step statistics of all tasks, in Chrome's trace-event format.
+
+sitecustomize.py loads this after TensorFlow, in a run that was asked for a trace (``TF_CLUSTER_TRACE``). It wraps the ``run`` of
+TensorFlow's sessions, so that some steps are run with a full trace, and adds what every task reports of them to ``trace.json``
+in ``TF_RUN_DIR``: the first 20 steps, then each 50th, 100 in all, and no more once there are 100,000 operations. The program
+need not know of it: what it passes to ``run`` and what it gets back are as ever.
+
+The file is whole after each traced step. A process is a task of the cluster. A thread is a lane of a device, of a stream of a GPU
+or of what arrives from other tasks. Times are microseconds since the trace began, each by the clock of the machine that it was
+taken on.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+FIRST, THEN_EACH, MOST_STEPS = 20, 50, 100
+MOST_OPERATIONS = 100_000  # some 40 MB of trace.json
+MOST_LABEL = 300  # characters of an operation's inputs that are kept
+FORMAT = "tf-cluster-1"  # what tells this file from a trace that the program wrote itself
+END = b"\n]}\n"
+NO_TASK = ""
+# Devices of a GPU that list again what its streams list.
+REPEATED = ("/stream:all", "/memcpy")
+TRANSFER = re.compile(r"(?:edge_\d+_)?(\S+) from (\S+) to (\S+)$")
+
+
+class Recorder:
+    """Turns step statistics into events and adds them to the file."""
+
+    def __init__(self, path: Path, program_task: str, versions: dict) -> None:
+        self.program_task = program_task
+        self.origin = time.time_ns()
+        self.steps = self.traced = self.operations = self.flows = 0
+        self.failed = False
+        self.pids: dict[str, int] = {}
+        self.lanes: dict[tuple[str, str], list[float]] = {}  # (task, device) -> when each of its lanes is free, in microseconds
+        self.tids: dict[tuple[str, str, int], int] = {}
+        self.lock = threading.Lock()
+        self.process = os.getpid()
+        # Made anew or not at all: a second process of the program must not write over the first one's trace.
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        limits = {"first_steps": FIRST, "then_each": THEN_EACH, "most_steps": MOST_STEPS, "most_operations": MOST_OPERATIONS}
+        about = {"format": FORMAT, "began": self.origin / 1e9, "program_task": program_task, **versions, **limits}
+        head = f'{{"displayTimeUnit": "ms",\n"otherData": {json.dumps(about)},\n"traceEvents": [\n'.encode()
+        os.write(self.file, head + END)
+        self.place, self.empty = len(head), True
+
+    def next_step(self) -> int | None:
+        """Count a step; return its number, from 1, if it is to be traced."""
+        with self.lock:
+            self.steps += 1
+            wanted = self.steps <= FIRST or self.steps % THEN_EACH == 0
+            left = self.traced < MOST_STEPS and self.operations < MOST_OPERATIONS
+            if not (wanted and left and not self.failed and os.getpid() == self.process):
+                return None
+            self.traced += 1
+            return self.steps
+
+    def add(self, step: int, begun: int, ended: int, step_stats) -> None:
+        """Add a step that took from ``begun`` to ``ended`` (nanoseconds since 1970) to the file."""
+        with self.lock:
+            events = self.slice(
+                self.program_task, "session.run", f"step {step}", "step", self.since(begun), (ended - begun) / 1e3
+            )
+            events[-1]["args"] = {"step": step}
+            made: dict[tuple[str, str], dict] = {}  # (task, operation) -> its event, where transfers begin
+            arrived = []
+            owners = kernel_owners(step_stats)
+            for place, device in enumerate(step_stats.dev_stats):
+                task, name = split_device(device.device)
+                if task == NO_TASK:
+                    events += self.kernels(step, owners.get(place, self.program_task), name, device)
+                    continue
+                for node in sorted(device.node_stats, key=start_of):
+                    if node.node_name == "RecvTensor":
+                        arrived.append(node)
+                    elif node.node_name not in ("_SOURCE", "_SINK"):
+                        events += self.operation(step, task, name, node)
+                        made[task, node.node_name] = events[-1]
+                        self.operations += 1
+            for node in sorted(arrived, key=start_of):
+                events += self.transfer(step, node, made)
+            self.write(events)
+
+    def operation(self, step: int, task: str, device: str, node) -> list[dict]:
+        """Return the events of one operation."""
+        events = self.slice(task, device, node.node_name, "operation", self.since(start_of(node)), duration_of(node))
+        label = node.timeline_label
+        call = re.search(r" = (\w+)\((.*)", label)
+        arguments = {
+            "step": step,
+            "op": call[1] if call else "",
+            "inputs": call[2].removesuffix(")")[:MOST_LABEL] if call else label[:MOST_LABEL],
+            "outputs": [shape_of(output.tensor_description) for output in node.output][:8],
+            "allocated_bytes": sum(memory.total_bytes for memory in node.memory),
+            "peak_bytes": sum(memory.peak_bytes for memory in node.memory),
+        }
+        if node.scheduled_nanos:
+            arguments["waited_us"] = round((node.all_start_nanos - node.scheduled_nanos) / 1e3, 3)
+        events[-1]["args"] = {name: value for name, value in arguments.items() if value not in ("", [], 0)}
+        return events
+
+    def kernels(self, step: int, task: str, name: str, device) -> list[dict]:
+        """Return the events of what ran on one stream of a GPU, as the driver recorded it."""
+        events = []
+        if name.endswith(REPEATED):
+            return events
+        for node in sorted(device.node_stats, key=start_of):
+            operation = node.node_name.rpartition(":")[0] or node.node_name
+            events += self.slice(task, name, operation, "kernel", self.since(start_of(node)), duration_of(node))
+            events[-1]["args"] = {"step": step, "kernel": node.timeline_label[:MOST_LABEL]}
+        return events
+
+    def transfer(self, step: int, node, made: dict) -> list[dict]:
+        """Return the events of a tensor that came from another task, and an arrow from the operation that made it."""
+        found = TRANSFER.search(node.timeline_label)
+        if not found:
+            return []
+        tensor, source, target = found[1], split_device(found[2]), split_device(found[3])
+        size = sum(output.tensor_description.allocation_description.requested_bytes for output in node.output)
+        took = duration_of(node)
+        events = self.slice(target[0], "from other tasks", tensor, "transfer", self.since(start_of(node)), took)
+        event = events[-1]
+        event["args"] = {"step": step, "from": source[0], "to": target[0], "device": target[1], "bytes": size}
+        if took:
+            event["args"]["bytes_per_second"] = round(size / took * 1e6)
+        sender = made.get((source[0], tensor))
+        if sender:
+            self.flows += 1
+            arrow = {"name": tensor, "cat": "transfer", "id": self.flows}
+            begin = {"ph": "s", "pid": sender["pid"], "tid": sender["tid"], "ts": within(sender, 0.999)}
+            end = {"ph": "f", "bp": "e", "pid": event["pid"], "tid": event["tid"], "ts": within(event, 0.001)}
+            events += [arrow | begin, arrow | end]
+        return events
+
+    def slice(self, task: str, device: str, name: str, category: str, begun: float, took: float) -> list[dict]:
+        """Return the event of something that took time, in the first lane of its device that is free, last of those returned.
+
+        Before it stand the names of its process and thread, where they are new. ``begun`` and ``took`` are microseconds.
+        """
+        events = []
+        if task not in self.pids:
+            self.pids[task] = len(self.pids) + 1
+            events.append({"name": "process_name", "ph": "M", "pid": self.pids[task], "args": {"name": task}})
+        free = self.lanes.setdefault((task, device), [])
+        lane = next((lane for lane, until in enumerate(free) if until <= begun), len(free))
+        free[lane : lane + 1] = [begun + took]
+        new = (task, device, lane) not in self.tids
+        place = {"pid": self.pids[task], "tid": self.tids.setdefault((task, device, lane), len(self.tids) + 1)}
+        if new:
+            shown = f"{device} ({lane + 1})" if lane else device
+            events.append({"name": "thread_name", "ph": "M", **place, "args": {"name": shown}})
+        return [*events, {"name": name, "cat": category, "ph": "X", **place, "ts": round(begun, 3), "dur": round(took, 3)}]
+
+    def since(self, nanoseconds: int) -> float:
+        """Return microseconds since the trace began."""
+        return (nanoseconds - self.origin) / 1e3
+
+    def write(self, events: list[dict]) -> None:
+        """Put events before the end of the file, in one call: whoever reads it meanwhile finds a whole one."""
+        text = ",\n".join(json.dumps(event, separators=(",", ":")) for event in events).encode()
+        text = text if self.empty else b",\n" + text
+        os.pwrite(self.file, text + END, self.place)
+        self.place, self.empty = self.place + len(text), False
+
+
+def kernel_owners(step_stats) -> dict[int, str]:
+    """Return place in ``dev_stats`` of each device without a task -> the task that it belongs to.
+
+    What ran on a GPU is listed under devices such as "/device:GPU:0/stream:13". Their names have no task, their nodes are named
+    by operation and type ("c:MatMul"), and those of one task come before that task's own devices (seen with TensorFlow 2.21).
+    """
+    operations, owners, waiting = {}, {}, []
+    tasks = [split_device(device.device)[0] for device in step_stats.dev_stats]
+    computed = [
+        [node.node_name for node in device.node_stats if node.node_name != "RecvTensor"] for device in step_stats.dev_stats
+    ]
+    for task, own in zip(tasks, computed):
+        if task != NO_TASK:
+            operations.update(dict.fromkeys(own, task))
+    for place, task in enumerate(tasks):
+        if task == NO_TASK:
+            waiting.append(place)
+        elif computed[place]:
+            named = [operations.get(name.rpartition(":")[0]) for one in waiting for name in computed[one]]
+            known = [owner for owner in named if owner]
+            owners.update((one, max(set(known), key=known.count) if known else task) for one in waiting)
+            waiting = []
+    return owners
+
+
+def within(event: dict, part: float) -> float:
+    """Return a time within an event: the ends of an arrow are found by the event that they lie in."""
+    return round(event["ts"] + event["dur"] * part, 3)
+
+
+def split_device(name: str) -> tuple[str, str]:
+    """Return task and device of TensorFlow's long name of a device: ("worker:1", "CPU:0"); the task may be NO_TASK."""
+    job, task = re.search(r"/job:([^/]+)", name), re.search(r"/task:(\d+)", name)
+    device = re.search(r"/(?:device:)?([a-zA-Z]+:\d+.*)$", re.sub(r"^(/(job|replica|task):[^/]+)+", "", name))
+    return f"{job[1]}:{task[1] if task else 0}" if job else NO_TASK, device[1] if device else name
+
+
+def start_of(node) -> int:
+    """Return when a node began, in nanoseconds since 1970."""
+    return node.all_start_nanos or node.all_start_micros * 1000
+
+
+def duration_of(node) -> float:
+    """Return how long a node took, in microseconds."""
+    return node.all_end_rel_nanos / 1e3 if node.all_end_rel_nanos else float(node.all_end_rel_micros)
+
+
+def shape_of(tensor) -> str:
+    """Return type and shape of a tensor: "float[2,3]"."""
+    from tensorflow.core.framework import types_pb2
+
+    name = types_pb2.DataType.Name(tensor.dtype).removeprefix("DT_").lower() if tensor.dtype else "?"
+    return f"{name}[{','.join(str(dim.size) for dim in tensor.shape.dim)}]"
+
+
+def program_task() -> str:
+    """Return the task that the program was given: "host:0"."""
+    try:
+        task = json.loads(os.environ["TF_CONFIG"])["task"]
+        return f"{task['type']}:{task['index']}"
+    except (KeyError, TypeError, ValueError):
+        return "program:0"
+
+
+def install() -> None:
+    """Wrap the ``run`` of TensorFlow's sessions; leave them alone where another process of the program has the trace."""
+    import tensorflow
+    from tensorflow.core.protobuf import config_pb2
+    from tensorflow.python.client import session
+
+    versions = {"tensorflow": tensorflow.__version__, "python": ".".join(map(str, sys.version_info[:3]))}
+    try:
+        recorder = Recorder(Path(os.environ.get("TF_RUN_DIR", ".")) / "trace.json", program_task(), versions)
+    except FileExistsError:
+        return
+    plain_run, full = session.BaseSession.run, config_pb2.RunOptions.FULL_TRACE
+
+    @functools.wraps(plain_run)
+    def run(self, fetches, feed_dict=None, options=None, run_metadata=None):
+        step = recorder.next_step()
+        if step is None:
+            return plain_run(self, fetches, feed_dict=feed_dict, options=options, run_metadata=run_metadata)
+        asked, record = config_pb2.RunOptions(), config_pb2.RunMetadata()
+        if options is not None:
+            asked.CopyFrom(options)
+        traced_already, asked.trace_level = asked.trace_level, full
+        begun = time.time_ns()
+        result = plain_run(self, fetches, feed_dict=feed_dict, options=asked, run_metadata=record)
+        ended = time.time_ns()
+        try:
+            recorder.add(step, begun, ended, record.step_stats)
+        except Exception as error:  # whatever it is, the program's own work goes on
+            recorder.failed = True
+            print(f"[trace] no more steps are traced: {error!r}", file=sys.stderr)
+        if run_metadata is not None:
+            if not traced_already:
+                record.ClearField("step_stats")
+            run_metadata.CopyFrom(record)
+        return result
+
+    session.BaseSession.run = run

@@ -1,0 +1,1 @@
+"""The TensorFlow server of one task."""

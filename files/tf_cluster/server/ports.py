@@ -1,0 +1,67 @@
+"""Find out who listens on a TCP port of this machine. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+from pathlib import Path
+
+
+def port_is_free(port: int) -> bool:
+    """Tell whether a server could listen on ``port`` on all interfaces (as TensorFlow does)."""
+    for family, address in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):  # noqa: S104
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind((address, port))
+        except OSError as error:
+            if error.errno == 98:  # EADDRINUSE; anything else: this family is not there
+                return False
+    return True
+
+
+def listeners(ports: list[int]) -> list[dict]:
+    """Return who listens on TCP ports: ``port``, ``user``, and ``pid`` and ``name`` as far as this user may see (0 and "")."""
+    found = {}  # inode of the socket -> who has it
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            rows = Path(table).read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            column = row.split()
+            # Columns of proc(5): local address, remote address, state (0A: listening), ... uid, ... inode
+            port = int(column[1].rpartition(":")[2], 16)
+            if column[3] == "0A" and port in ports:
+                try:
+                    user = pwd.getpwuid(int(column[7])).pw_name
+                except KeyError:
+                    user = column[7]
+                found[column[9]] = {"port": port, "user": user, "pid": 0, "name": ""}
+    if found:
+        _name_processes(found)
+    return list(found.values())
+
+
+def _name_processes(sockets: dict[str, dict]) -> None:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            for fd in (folder / "fd").iterdir():
+                who = sockets.get(os.readlink(fd).removeprefix("socket:[").removesuffix("]"))
+                if who and not who["pid"]:
+                    who["pid"], who["name"] = int(folder.name), (folder / "comm").read_text().strip()
+        except OSError:
+            continue
+
+
+def port_holder(port: int) -> str:
+    """Say who listens on ``port``: "nginx (process 812, user www-data)", as far as this user may see."""
+    who = next(iter(listeners([port])), None)
+    if not who:
+        return "a process that this user cannot see"
+    if not who["pid"]:
+        return f"a process of user {who['user']} ('ss -ltnp' as root names it)"
+    return f"{who['name']} (process {who['pid']}, user {who['user']})"

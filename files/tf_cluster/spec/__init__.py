@@ -1,0 +1,1 @@
+"""The cluster spec: job -> list of ``address:port``."""

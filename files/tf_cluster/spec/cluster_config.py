@@ -1,0 +1,94 @@
+"""Read and check ``config.json``. Standard library only.
+
+``config.json`` is a TensorFlow cluster spec: an object of job name -> list of ``address:port``,
+one entry a task, in the order of the task indices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+# The tasks of these jobs belong to a run: its program starts their servers and ends them.
+RUN_JOBS = ("host", "chief")
+
+
+class ConfigError(Exception):
+    """The cluster spec cannot be used; the message is one sentence for the person who wrote it."""
+
+
+def split_address(entry: str) -> tuple[str, int]:
+    """Split ``address:port`` into its parts; an IPv6 address stands in brackets.
+
+    Raises ConfigError if there is no port from 1 to 65535.
+    """
+    found = re.fullmatch(r"(.+):([1-9][0-9]{0,4})", entry)
+    if not found or int(found[2]) > 65535:
+        raise ConfigError(f"{entry!r} is not an address and a port from 1 to 65535, as in '10.0.0.5:2222'")
+    address, port = found.groups()
+    bare = re.fullmatch(r"\[([^\[\]]+)\]|([^\[\]:]+)", address)
+    if not bare:
+        raise ConfigError(f"{entry!r} has an IPv6 address without brackets: write '[{address.strip('[]')}]:{port}'")
+    name = bare[1] or bare[2]
+    if not re.fullmatch(r"[A-Za-z0-9._%:-]+", name):
+        raise ConfigError(f"{entry!r} has {name!r} for an address: letters, digits, '.', '_' and '-' make a name")
+    return name, int(port)
+
+
+def load(path: str | Path) -> dict[str, list[str]]:
+    """Return the cluster spec in the file ``path``: job -> list of ``address:port``.
+
+    Raises ConfigError, with a sentence that names the file, when it is missing, is not JSON or is
+    not a cluster spec.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; give the cluster spec with --config PATH") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    try:
+        spec = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    check(spec, path)
+    return spec
+
+
+def check(spec: object, path: str | Path) -> None:
+    """Raise ConfigError unless ``spec`` is a usable cluster spec."""
+    form = 'a cluster spec looks like {"worker": ["10.0.0.5:2222"], "host": ["10.0.0.6:2223"]}'
+    if not isinstance(spec, dict) or not spec:
+        raise ConfigError(f"{path} is not a cluster spec: {form}")
+    seen: dict[str, str] = {}
+    for job, tasks in spec.items():
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", job):  # TensorFlow's own rule
+            raise ConfigError(f"{path}: {job!r} cannot name a job: letters, digits and '_' can")
+        if not isinstance(tasks, list) or not tasks:
+            raise ConfigError(f"{path}: job {job!r} is not a list of tasks: {form}")
+        for index, entry in enumerate(tasks):
+            if not isinstance(entry, str):
+                raise ConfigError(f"{path}: task {index} of job {job!r} is {entry!r}, not a text: {form}")
+            try:
+                split_address(entry)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: task {index} of job {job!r}: {error}") from None
+            if entry in seen:
+                raise ConfigError(f"{path}: {entry} stands twice, as {seen[entry]} and as {job}:{index}")
+            seen[entry] = f"{job}:{index}"
+
+
+def task_entry(spec: dict[str, list[str]], job: str, index: int, path: str | Path) -> str:
+    """Return the ``address:port`` of a task; raise ConfigError if the spec has no such task."""
+    if job not in spec:
+        raise ConfigError(f"{path} has no job {job!r}; it has {', '.join(sorted(spec))}")
+    if not 0 <= index < len(spec[job]):
+        raise ConfigError(f"{path} has no task {index} of job {job!r}; its indices are 0 to {len(spec[job]) - 1}")
+    return spec[job][index]
+
+
+def digest(spec: dict[str, list[str]]) -> str:
+    """Return a short name for this cluster spec, the same for the same content."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]

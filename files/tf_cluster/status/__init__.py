@@ -1,0 +1,1 @@
+"""What systemd knows of the tasks and runs of a machine."""

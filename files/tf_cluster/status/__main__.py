@@ -1,0 +1,5 @@
+"""``python -m tf_cluster.status``: see units.py."""
+
+from .units import main
+
+main()

@@ -1,0 +1,74 @@
+"""Say what systemd knows of this machine's tasks, and which runs go on here.
+
+    python -m tf_cluster.status worker-0 worker-1
+
+Prints a JSON object: ``units`` (task -> ``unit`` its state, ``since`` ISO 8601, ``restarts``, ``memory_mb``), ``runs``
+(``run``, ``task``, ``since``) and ``firewall`` (what firewall/state.py says).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+
+from ..firewall import state as firewall
+
+PROPERTIES = "Id,ActiveState,SubState,StateChangeTimestampMonotonic,NRestarts,MainPID,Description"
+
+
+def main() -> None:
+    """Print what is known."""
+    names = sys.argv[1:]
+    shown = show([f"tf-server@{name}.service" for name in names])
+    units = {name: describe(shown.get(f"tf-server@{name}.service", {})) for name in names}
+    runs = [
+        {
+            "run": unit["Description"].removeprefix("run "),
+            "task": identity.removeprefix("tf-run-").removesuffix(".service").replace("-", ":"),
+            "since": describe(unit)["since"],
+        }
+        for identity, unit in show(["tf-run-*.service"]).items()
+        if unit.get("ActiveState") in ("active", "activating", "deactivating")
+    ]
+    print(json.dumps({"units": units, "runs": runs, "firewall": firewall.state()}))
+
+
+def show(units: list[str]) -> dict[str, dict[str, str]]:
+    """Return unit -> its properties, for units by name or pattern."""
+    if not units:
+        return {}
+    done = subprocess.run(["systemctl", "show", f"--property={PROPERTIES}", *units], capture_output=True, text=True, check=False)
+    blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in done.stdout.split("\n\n")]
+    return {block["Id"]: block for block in blocks if "Id" in block}
+
+
+def describe(unit: dict[str, str]) -> dict:
+    """Return what a person wants to know of a unit."""
+    state, detail = unit.get("ActiveState", "unknown"), unit.get("SubState", "")
+    changed = unit.get("StateChangeTimestampMonotonic", "0")
+    return {
+        "unit": state if detail in ("", "running", "dead", state) else f"{state} ({detail})",
+        "since": since(int(changed)) if changed.isdigit() and int(changed) else None,
+        "restarts": int(unit["NRestarts"]) if unit.get("NRestarts", "").isdigit() else None,
+        "memory_mb": memory(unit.get("MainPID", "0")),
+    }
+
+
+def memory(pid: str) -> int | None:
+    """Return the resident memory of a process in MB; not every machine has systemd count it."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+            kilobytes = next(line.split()[1] for line in file if line.startswith("VmRSS:"))
+    except (OSError, StopIteration):
+        return None
+    return round(int(kilobytes) * 1024 / 1e6)
+
+
+def since(microseconds: int) -> str:
+    """Return a moment of the monotonic clock (microseconds since the start of the machine) as the time of day."""
+    with open("/proc/uptime", encoding="ascii") as file:
+        age = float(file.read().split()[0]) - microseconds / 1e6
+    moment = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=age)
+    return moment.isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""The environment that TensorFlow is installed in, and its C API."""

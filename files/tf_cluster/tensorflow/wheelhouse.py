@@ -1,0 +1,147 @@
+"""Pack what a machine needs to install the locked packages: wheels, uv and the list itself, one tar file.
+
+    wheelhouse.py --lock cpu.txt --python 3.11 --machine x86_64 --out wheelhouse.tar
+
+Runs on the controller, with pip's own settings (index, proxy, certificates). ``--only uv`` leaves the
+wheels out, for machines that fetch them from a package index themselves. ``--extra requirements.txt`` packs what these
+requirements need beside the locked packages, and nothing else. Does nothing where the file is there already. Answers with a
+JSON object; exit status 0, or 1 with a sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from packaging.markers import Marker
+
+# Newest first; a wheel for an older C library runs on a newer one.
+PLATFORMS = (*(f"manylinux_2_{minor}" for minor in range(28, 4, -1)), "manylinux2014", "manylinux2010", "manylinux1", "linux")
+PIP, UV = (sys.executable, "-m", "pip"), (sys.executable, "-m", "uv")
+# All of them are TensorFlow itself, and put their files into the same place.
+TENSORFLOWS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel")
+
+
+def main() -> None:
+    """Make the file named by --out, whole or not at all."""
+    parser = argparse.ArgumentParser(description="Pack the locked wheels for one kind of machine.")
+    parser.add_argument("--lock", type=Path, required=True, help="requirements with hashes, for all platforms")
+    parser.add_argument("--python", required=True, help="the machine's Python, as in 3.11")
+    parser.add_argument("--machine", required=True, help="the machine's processor, as in x86_64")
+    parser.add_argument("--out", type=Path, required=True, help="the tar file to make")
+    parser.add_argument("--only", help="name of the only package to fetch")
+    parser.add_argument("--extra", type=Path, help="requirements of a program: only what they add to the lock is packed")
+    options = parser.parse_args()
+    if options.out.exists():
+        print("{}")
+        return
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    locked = lock_for(options.lock.read_text(encoding="utf-8"), options.python, options.machine)
+    with tempfile.TemporaryDirectory(dir=options.out.parent) as name:
+        folder = Path(name)
+        (folder / "wheels").mkdir()
+        if options.extra:
+            locked = added(locked, options, folder)
+        (folder / "requirements.txt").write_text("".join(locked), encoding="utf-8")
+        wanted = [entry for entry in locked if not options.only or entry.startswith(f"{options.only}==")]
+        download(wanted, options, folder)
+        packed = folder / "packed.tar"
+        with tarfile.open(packed, "w") as tar:
+            tar.add(folder / "requirements.txt", "requirements.txt")
+            if not options.extra:
+                tar.add(extract_uv(folder), "uv")
+                tar.add(Path(__file__).with_name("cuda_libraries.py"), "cuda_libraries.py")
+            tar.add(folder / "wheels", "wheels")
+        packed.replace(options.out)
+    print(json.dumps({"made": str(options.out)}))
+
+
+def lock_for(text: str, python: str, machine: str) -> list[str]:
+    """Return the entries of a lock file that hold for one kind of machine, without their markers.
+
+    pip would hold the markers against the controller's Python.
+    """
+    environment = {
+        "python_version": python, "python_full_version": f"{python}.0", "platform_machine": machine,
+        "sys_platform": "linux", "platform_system": "Linux", "os_name": "posix",
+        "implementation_name": "cpython", "platform_python_implementation": "CPython",
+    }  # fmt: skip
+    entries = []
+    for entry in re.split(r"(?m)^(?=[A-Za-z0-9])", text)[1:]:
+        head, rest = entry.split("\\\n", 1)
+        requirement, _semicolon, marker = head.partition(";")
+        if not marker.strip() or Marker(marker.strip()).evaluate(environment):
+            entries.append(f"{requirement.strip()} \\\n{rest}")
+    return entries
+
+
+def fail(sentence: str) -> None:
+    """End with a sentence."""
+    sys.exit(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}")
+
+
+def added(locked: list[str], options: argparse.Namespace, folder: Path) -> list[str]:
+    """Return the entries that a program's requirements add to the locked ones, whose versions hold.
+
+    A package may ask for TensorFlow by another of its names: it has to be content with the version that is there.
+    """
+    versions = {name_of(entry): entry.split("==", 1)[1].split()[0] for entry in locked}
+    version = next((versions[name] for name in TENSORFLOWS if name in versions), None)
+    if version:
+        versions |= dict.fromkeys(TENSORFLOWS, version)
+    (folder / "locked.txt").write_text("".join(f"{name}=={text}\n" for name, text in versions.items()), encoding="utf-8")
+    command = [*UV, "pip", "compile", "--quiet", str(options.extra), "--constraints", str(folder / "locked.txt")]
+    command += ["--python-version", options.python, "--python-platform", f"{options.machine}-manylinux_2_28"]
+    command += ["--generate-hashes", "--only-binary=:all:", "--no-header", "--no-annotate", "--no-emit-index-url"]
+    index = subprocess.run(
+        [*PIP, "config", "get", "global.index-url"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    environment = {"UV_SYSTEM_CERTS": "true", **({"UV_DEFAULT_INDEX": index} if index else {}), **os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        fail(f"{options.extra} does not go together with the locked packages, or cannot be resolved: {done.stderr.strip()}")
+    return [entry for entry in lock_for(done.stdout, options.python, options.machine) if name_of(entry) not in versions]
+
+
+def name_of(entry: str) -> str:
+    """Return the name of an entry's package."""
+    return re.match(r"[A-Za-z0-9._-]+", entry)[0]
+
+
+def download(entries: list[str], options: argparse.Namespace, folder: Path) -> None:
+    """Fetch the wheels of the entries into ``folder/wheels``; their hashes are checked."""
+    (folder / "wanted.txt").write_text("".join(entries), encoding="utf-8")
+    if not entries:
+        return
+    command = [*PIP, "download", "--quiet", "--require-hashes", "--no-deps"]
+    command += ["--only-binary=:all:", "--python-version", options.python, "--dest", str(folder / "wheels")]
+    command += [word for platform in PLATFORMS for word in ("--platform", f"{platform}_{options.machine}")]
+    done = subprocess.run([*command, "-r", str(folder / "wanted.txt")], capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or [done.stderr[-500:]]
+        fail(
+            f"the packages for Python {options.python} on {options.machine} could not be fetched: {' '.join(errors)} "
+            "(pip's own settings name the index, the proxy and the certificates)"
+        )
+
+
+def extract_uv(folder: Path) -> Path:
+    """Take the program uv out of its wheel, so that a machine without pip can start."""
+    wheel = next((folder / "wheels").glob("uv-*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(name for name in archive.namelist() if re.search(r"\.data/scripts/uv$", name))
+        program = Path(archive.extract(member, folder))
+    os.chmod(program, 0o755)
+    return program
+
+
+if __name__ == "__main__":
+    main()

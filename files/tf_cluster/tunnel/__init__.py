@@ -1,0 +1,1 @@
+"""The encrypted tunnel between the cluster's machines."""
