@@ -9,28 +9,30 @@ import figures
 
 COLOURS = {"by hand": "#8a8f98", "deployed": "#d9480f", "Ray": "#1c7ed6", "Dask": "#e0a800", "PyTorch gloo": "#9c36b5",
            "iperf3": "#2b8a3e"}  # fmt: skip
-HEAD = """# How fast
+HEAD = """# Benchmark
 
-`make bench` measures all of this in one run on one machine over loopback, and writes this page, its plots, and
-[benchmark.json](benchmark.json). The contestants take the machine in turn, one at a time, forwards in one round and backwards in
-the next. A cell has the median of the rounds, the lowest and the highest, and how many times as good as by hand it is: the median
-of each round's own ratio, so more is better also where it is about time. On other machines figures differ, ratios less so.
-`make bench` compares them with those of the run before, and says which became 20 % worse.
+Deployed servers compared with servers started by hand and with other systems, on one machine over loopback. `make bench`
+measures all of it, and writes this page, its plots and [benchmark.json](benchmark.json).
+
+The contestants use the machine one at a time, in one order in the first round and in the reverse order in the next. A cell has
+the median of the rounds, the minimum and maximum in parentheses, and the ratio to "by hand": the median of the ratios of the
+rounds. A higher ratio is better, also for times. On other machines, figures differ more than ratios. `make bench` compares the
+ratios with those of the previous run, and reports which became 20 % worse. [Performance](performance.md) says what makes the
+difference.
 """
 SECTIONS = [
     ("Bandwidth, worker to worker (GB/s)", "benchmark-bandwidth.svg", figures.BANDWIDTH, """\
-Arrays of 32-bit floats, of one worker, read by another; nothing large goes to the caller, whose clock it is. 1 MB is 2^20 bytes,
-1 GB/s is 10^9 bytes a second. TensorFlow reads a variable of task 1 on task 0. Ray and Dask get a new array each time, made
-before the clock starts, since they keep what was read. PyTorch receives into memory that is there already and so spares what the
-others pay for fresh pages; iperf3 moves bytes that nobody keeps, and has one figure for all sizes."""),
+One worker reads arrays of 32-bit floats of another. The caller, which measures the time, receives no large data. 1 MB is 2^20
+bytes, 1 GB/s is 10^9 bytes per second. TensorFlow reads a variable of task 1 on task 0. Ray and Dask get a new array each time,
+created before the measurement, because they cache what was read. PyTorch receives into existing memory, and so does not pay for
+fresh pages as the others do. iperf3 discards the data that it receives, and has one figure for all sizes."""),
     ("Latency (ms)", None, figures.LATENCY, """\
-A step that does nearly nothing on two tasks, and a chain of 100 additions that go to and fro between them. The session is on
-one of the two."""),
+An almost empty step on two tasks, and a chain of 100 additions that alternate between them. The session is on one of them."""),
     ("Computation", None, figures.COMPUTATION, """\
-A product of 2048 x 2048 matrices (32-bit floats) in GFLOP/s, and training a dense network (784-512-512-10, 128 examples) in
-steps/s, by one task alone and by two tasks of one machine at the same time (both together)."""),
+A product of 2048 x 2048 matrices (32-bit floats) in GFLOP/s, and training of a dense network (784-512-512-10, 128 examples) in
+steps/s: by one task alone, and by two tasks of one machine at the same time (sum of both)."""),
     ("Start (s)", None, figures.START, """\
-From the start of a server's process until it answers at TensorFlow's level with the devices that it has."""),
+From the start of a server's process until it answers with its devices."""),
 ]  # fmt: skip
 
 
@@ -82,7 +84,7 @@ def page(report):
         lines += [f"![{head}]({plot})", ""] if plot else []
     lines += [
         "## Deployed against by hand",
-        "Longer is better for all of them, and 1 is as good as by hand. Of the start see its table.",
+        'Ratios to "by hand"; higher is better for all measures. For the start, see its table.',
         "",
     ]
     return "\n".join([*lines, "![Deployed against by hand](benchmark-ratios.svg)", ""])

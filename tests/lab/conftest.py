@@ -119,14 +119,14 @@ def verdict(folder):
 
 
 class Faults:
-    """What became of each fault that was tried, for the table that ``make test-faults`` prints."""
+    """The outcome of each fault that was tried, for the table that ``make test-faults`` prints."""
 
     def __init__(self, figures):
         self.rows = figures
 
     def note(self, fault, seconds, lost, how):
         """Note a fault: ``seconds`` until it was noticed or mended, what was ``lost``, and ``how`` it ended."""
-        self.rows.append({"fault": fault, "seconds": round(seconds, 1), "lost": lost, "what became of it": how})
+        self.rows.append({"fault": fault, "seconds": round(seconds, 1), "lost": lost, "outcome": how})
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ABOUT = """# When machines fail
+ABOUT = """# Failures
 
-Each line is a fault that was really made, on a lab of three machines, and what became of it. Seconds until it was noticed or
-mended, or until the command had ended. `make test-faults` makes all of them, prints this table and writes this file.
+Each line is a failure that was caused in a lab of three machines, and its outcome. Seconds are counted until the failure was
+reported or repaired, or until the command ended. `make test-faults` causes all of them, prints this table and writes this page.
+[Operations](operations.md#when-something-fails) explains the behavior.
 
 """
 

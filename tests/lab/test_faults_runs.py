@@ -176,7 +176,7 @@ def kill(cluster, machine, unit):
 def test_a_worker_killed_while_idle_is_back_within_three_seconds(cluster, faults):
     line = f"kill -KILL {PID.format('tf-server@worker-1')}; begun=$(date +%s%N)\n{READY.format(10)} >/dev/null && "
     took = int(cluster.inside(SECOND, line + "echo $(($(date +%s%N) - begun))")) / 1e9
-    faults.note("worker killed while idle", took, "nothing", "back by itself and answering")
+    faults.note("worker killed while idle", took, "nothing", "restarted by systemd, answers")
     assert took < 3
 
 
@@ -204,7 +204,7 @@ def test_a_worker_killed_while_sending(cluster, faults, run):
     assert steps(output) == [1]
     assert "worker:1 on machine faults-worker-1 (10.89.86.11:2222) was restarted while the run went on" in text
     assert len(found["failures"]) == 2
-    faults.note("worker killed while sending 256 MB", time.monotonic() - begun, "nothing", "failed, naming the task")
+    faults.note("worker killed while sending 256 MB", time.monotonic() - begun, "nothing", "failed; the verdict names the task")
 
 
 def test_a_machine_stopped(cluster, faults, run, mended):
@@ -218,7 +218,12 @@ def test_a_machine_stopped(cluster, faults, run, mended):
     assert "worker:1 on machine faults-worker-1 (10.89.86.11:2222) does not answer: unreachable" in text
     assert steps(output) == all_until(max(steps(output)))
     assert found["seconds"] < 40
-    faults.note("machine of a worker stopped", time.monotonic() - begun, "nothing", "failed within its deadline, naming the task")
+    faults.note(
+        "machine of a worker stopped",
+        time.monotonic() - begun,
+        "nothing",
+        "failed within its deadline; the verdict names the task",
+    )
 
 
 def test_a_machine_restarted(cluster, faults, run, mended):
@@ -248,7 +253,7 @@ def test_a_machine_paused(cluster, faults, run, mended):
     assert status == 0, text
     assert found["result"]["total"] == sum(number * number for number in range(9))
     assert "[cluster] worker:1 on 10.89.86.11:2222 answers again" in output
-    faults.note("machine of a worker paused", took, "nothing", "noticed; went on when it woke up")
+    faults.note("machine of a worker paused", took, "nothing", "reported; continued when the machine resumed")
 
 
 def test_a_network_cut_silently(cluster, faults, run, mended):
@@ -265,7 +270,9 @@ def test_a_network_cut_silently(cluster, faults, run, mended):
     assert "worker:1 on machine faults-worker-1 (10.89.86.11:2222) did not answer for" in text
     assert len(found["failures"]) == 2
     assert steps(output) == all_until(max(steps(output)))
-    faults.note("network of a worker cut silently", took, "nothing", "noticed; ended after run_lost, naming the task")
+    faults.note(
+        "network of a worker cut silently", took, "nothing", "reported; stopped after run_lost; the verdict names the task"
+    )
 
 
 def test_the_network_of_the_host_machine_cut(cluster, faults, run, mended):
@@ -281,7 +288,7 @@ def test_the_network_of_the_host_machine_cut(cluster, faults, run, mended):
     done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={running.id}")
     assert done.returncode == 0, said(done)
     assert steps(collected(folder_of(done))[1]) == all_until(40)
-    faults.note("network of the host machine cut", took, "nothing", "command ended, run went on; attached and collected")
+    faults.note("network of the host machine cut", took, "nothing", "command ended, run continued; attached and collected")
 
 
 def test_the_program_killed(cluster, faults, run):
@@ -293,7 +300,7 @@ def test_the_program_killed(cluster, faults, run):
     assert status != 0
     assert found["failures"] == ["The program was killed by SIGKILL."]
     assert steps(output) == all_until(max(steps(output)))
-    faults.note("program on the host machine killed", time.monotonic() - begun, "nothing", "failed, naming the signal")
+    faults.note("program on the host machine killed", time.monotonic() - begun, "nothing", "failed; the verdict names the signal")
 
 
 def test_the_controller_killed(cluster, faults, run):
@@ -305,7 +312,7 @@ def test_the_controller_killed(cluster, faults, run):
     done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={running.id}")
     assert done.returncode == 0, said(done)
     assert steps(collected(folder_of(done))[1]) == all_until(12)
-    faults.note("controller killed", time.monotonic() - begun, "nothing", "run went on; attached and collected")
+    faults.note("controller killed", time.monotonic() - begun, "nothing", "run continued; attached and collected")
 
 
 def test_a_task_takes_all_the_memory(cluster, faults, run, mended):
@@ -324,8 +331,10 @@ def test_a_task_takes_all_the_memory(cluster, faults, run, mended):
     assert named, text
     assert cluster.inside(FIRST, others) == before
     assert cluster.inside(SECOND, f"echo {PID.format('tf-server@worker-1')}") == second
-    how = "killed and back" if named[1] == "was restarted" else "at a crawl until the run's deadline"
-    faults.note("memory exhausted by one task", time.monotonic() - begun, "nothing", f"that task alone {how}; named")
+    how = "killed and restarted" if named[1] == "was restarted" else "slow until the run's deadline"
+    faults.note(
+        "memory exhausted by one task", time.monotonic() - begun, "nothing", f"only that task {how}; the verdict names it"
+    )
 
 
 def small_disk(cluster, machine, mended):
@@ -341,7 +350,7 @@ def test_the_disk_of_a_worker_full(cluster, faults, mended):
     begun = time.monotonic()
     done = cluster.playbook("run_demo.yml")
     assert done.returncode == 0, said(done)
-    faults.note("disk of a worker full", time.monotonic() - begun, "nothing", "a run does not need it: right result")
+    faults.note("disk of a worker full", time.monotonic() - begun, "nothing", "not needed by a run: right result")
 
 
 def test_the_disk_of_the_host_machine_full(cluster, faults, run, mended):
@@ -399,7 +408,9 @@ def test_the_disk_of_the_controller_full(cluster, faults, mended, tmp_path):
     assert done.returncode == 0, said(done)
     assert (folder_of(done) / "large").read_bytes() == random.Random(1).randbytes(40_000_000)
     assert verdict(folder_of(done))["ok"]
-    faults.note("disk of the controller full", took, "nothing", "said so, with the command that collected it when there was room")
+    faults.note(
+        "disk of the controller full", took, "nothing", "reported, with the command that collected it when there was room"
+    )
 
 
 # A program in the seed's style: it uses what config.json lists.
@@ -470,4 +481,4 @@ def test_after_all_of_it_the_cluster_is_brought_back(cluster, faults):
     done = cluster.playbook("run_demo.yml")
     assert done.returncode == 0, said(done)
     assert verdict(folder_of(done))["result"]["matrix"][1] == pytest.approx([54.003944, 69.09987], abs=1e-4)
-    faults.note("after all of these: site.yml", took, "nothing", "the cluster is whole, run_demo.yml works")
+    faults.note("after all of these: site.yml", took, "nothing", "the cluster is complete, run_demo.yml works")

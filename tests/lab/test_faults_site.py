@@ -105,7 +105,10 @@ def test_a_machine_that_is_away_keeps_no_other_from_being_converged(site, faults
     assert '"worker": [' in site.on(site.first, "cat /etc/tf-cluster/config.json")
     mended = site.mend()
     faults.note(
-        "a machine unreachable at site.yml", seconds, "nothing", f"the others converged, it is named; {mended:.0f} s to mend"
+        "a machine unreachable at site.yml",
+        seconds,
+        "nothing",
+        f"the others were completed; the message names it; repaired in {mended:.0f} s",
     )
 
 
@@ -119,7 +122,9 @@ def test_a_machine_that_is_lost_between_stages(site, faults):
     assert called.returncode != 0
     assert re.search(rf"worker:0 +{site.first} +\S+ +answers", output), output
     assert re.search(rf"worker:1 +{site.second} +\S+ +unreachable", output), output
-    faults.note("a machine lost during site.yml", time.monotonic() - begun, "nothing", "the others converged, it is named")
+    faults.note(
+        "a machine lost during site.yml", time.monotonic() - begun, "nothing", "the others were completed; the message names it"
+    )
     site.mend()
 
 
@@ -145,7 +150,7 @@ def test_a_damaged_environment_and_another_version_are_mended(site, faults):
     assert "tensorflow_cpu-2.21.0" in site.on(site.second, f"ls {packages}")
     assert site.cluster.playbook("run_demo.yml").returncode == 0
     assert site.at_rest()
-    faults.note("the venv damaged, another TensorFlow in it", seconds, "nothing", "site.yml noticed and mended")
+    faults.note("Python environment damaged, or with another TensorFlow", seconds, "nothing", "repaired by site.yml")
 
 
 def test_edited_files_are_mended_and_what_is_not_ours_stays(site, faults):
@@ -172,7 +177,9 @@ def test_edited_files_are_mended_and_what_is_not_ours_stays(site, faults):
     assert site.on(site.second, "systemctl is-enabled tf-server@worker-1 tf-cluster.target").split() == ["enabled", "enabled"]
     assert "MINE=1" in site.on(site.second, "cat /etc/systemd/system/tf-server@worker-1.service.d/override.conf")
     assert site.at_rest()
-    faults.note("config.json, unit, environment file edited; unit masked", seconds, "nothing", "mended; an own drop-in stays")
+    faults.note(
+        "config.json, unit, environment file edited; unit masked", seconds, "nothing", "repaired; a drop-in of the user's is kept"
+    )
 
 
 def test_a_drop_in_that_breaks_a_task_is_named(site, faults):
@@ -189,7 +196,7 @@ def test_a_drop_in_that_breaks_a_task_is_named(site, faults):
     assert done.returncode != 0
     assert f"It is changed by {drop_in}, not this project's: mend or remove that." in said(done), said(done)
     site.mend()
-    faults.note("an admin's drop-in breaks a task", seconds, "nothing", "the file is named")
+    faults.note("a drop-in of the user's breaks a task", seconds, "nothing", "the message names the file")
 
 
 def test_a_stranger_on_a_tasks_port_is_named(site, faults):
@@ -201,7 +208,7 @@ def test_a_stranger_on_a_tasks_port_is_named(site, faults):
     assert done.returncode != 0
     assert f"Port 2222 of machine {site.first} is in use by python3" in said(done), said(done)
     site.mend()
-    faults.note("a stranger has a task's port", seconds, "nothing", "it is named, nothing was changed")
+    faults.note("another program uses a task's port", seconds, "nothing", "the message names it; nothing was changed")
 
 
 def test_a_proxy_in_the_environment_does_not_matter(site, faults):
@@ -245,7 +252,7 @@ def test_site_interrupted_at_each_stage(site, faults):
     assert site.at_rest()
     assert "packages" not in site.on(site.first, "ls /opt/tf-cluster").split()
     faults.note(
-        "site.yml killed at 6 stages", seconds, "nothing", f"the next call made it whole ({interrupted:.0f} s of killed ones)"
+        "site.yml killed at 6 stages", seconds, "nothing", f"completed by the next call (killed calls: {interrupted:.0f} s)"
     )
 
 
@@ -256,8 +263,8 @@ def test_two_at_once(site, faults):
         outputs = [called.communicate(timeout=300)[0] for called in (one, other)]
     seconds = time.monotonic() - begun
     assert 0 in (one.returncode, other.returncode), [output[-3000:] for output in outputs]
-    how = "both ended well" if one.returncode == other.returncode == 0 else "one ended well"
-    if how == "one ended well":
+    how = "both succeeded" if one.returncode == other.returncode == 0 else "one succeeded"
+    if how == "one succeeded":
         site.mend()
     assert site.at_rest(), outputs
     faults.note("two site.yml at once", seconds, "nothing", how)
@@ -295,4 +302,4 @@ def test_site_during_a_run(site, faults, tmp_path):
         assert (done.returncode == 0) is (not variables), said(done)
     assert "AbortedError" in said(done) or "UnavailableError" in said(done), said(done)
     site.mend()
-    faults.note("site.yml during a run", seconds, "nothing", "undisturbed; where its task changed, the run fails and says why")
+    faults.note("site.yml during a run", seconds, "nothing", "not disturbed; if its task changed, the run fails with the reason")
