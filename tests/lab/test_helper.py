@@ -10,10 +10,10 @@ from conftest import ROOT, folder_of, said, verdict
 TEXT = (ROOT / "docs/tf_cluster.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", TEXT, re.DOTALL))
 RESULTS = {
-    "A session, and operations placed on tasks": lambda found: found["total"] > 0,
-    "Operations that run at once": lambda found: found == {"sum": 2000.0, "parts": [1000.0] * 2, "unknown": None},
-    "Going on when a task comes back": lambda found: found["weights"] == [20.0, 40.0, 60.0],
-    "Outside of a run": lambda found: found is None,
+    "Sessions": lambda found: found["total"] > 0,
+    "Eager operations": lambda found: found == {"sum": 2000.0, "parts": [1000.0] * 2, "unknown": None},
+    "Retry after a task restarts": lambda found: found["weights"] == [20.0, 40.0, 60.0],
+    "Use outside a run": lambda found: found is None,
 }
 
 
@@ -31,7 +31,7 @@ def test_an_example_runs(cluster, tmp_path, name):
 
 
 def test_a_program_survives_a_worker_that_is_killed_between_two_steps(cluster, tmp_path):
-    slowly = EXAMPLES["Going on when a task comes back"].replace("import os\n", "import os\nimport time\n", 1)
+    slowly = EXAMPLES["Retry after a task restarts"].replace("import os\n", "import os\nimport time\n", 1)
     slowly = slowly.replace(
         "        values = session.run(train)\n", "        values = session.run(train)\n        time.sleep(0.5)\n"
     )
@@ -59,7 +59,7 @@ def test_python_finds_the_helper_outside_of_a_run(cluster):
 
 
 def test_a_program_ends_where_a_worker_is_frozen(cluster, tmp_path):
-    text = EXAMPLES["Going on when a task comes back"].replace("STEPS = 20", "STEPS = 1_000_000")
+    text = EXAMPLES["Retry after a task restarts"].replace("STEPS = 20", "STEPS = 1_000_000")
     (tmp_path / "frozen.py").write_text(text.replace("deadline=20, seconds=120", "deadline=3, seconds=6"), encoding="utf-8")
     started, _folder = cluster.run(tmp_path / "frozen.py", "--extra-vars=detach=true")
     run = re.search(r"The run (\S+) goes on", said(started))[1]

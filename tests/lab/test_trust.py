@@ -89,11 +89,12 @@ except OSError:
     print("silent")
 """
 STRANGER, ALICE, INSIDER = (
-    "a machine that is not of the cluster",
-    "another user of one that is",
-    "an insider's graphs and program",
+    "a machine outside the cluster",
+    "another user on a cluster machine",
+    "graphs and a program of a cluster user",
 )
-CLIENT, CHANGE = "a TensorFlow client, a second cluster's server", "that machine while rules are loaded, or a machine starts"
+CLIENT = "a TensorFlow client and a server of another cluster"
+CHANGE = "a machine outside, while rules are loaded or a machine boots"
 # Who -> attempts, and how many of them were let in.
 attempts = {who: [0, 0] for who in (STRANGER, ALICE, INSIDER, CLIENT, CHANGE)}
 
@@ -282,7 +283,7 @@ def test_an_insiders_program_gets_nothing(trust):
     found = trust.shell(
         "lab", f"cat {' '.join(ANYBODYS)} | sort -u; find / -name insider -not -path '/proc/*' 2>/dev/null | sort -u"
     )
-    assert set(" ".join(found.values()).split()) <= {"foreign", "/dev/shm/insider"}  # the machine's, as README says
+    assert set(" ".join(found.values()).split()) <= {"foreign", "/dev/shm/insider"}  # the machine's, as docs/security.md says
     trust.shell("lab", "rm -f /dev/shm/insider; echo done")
 
 

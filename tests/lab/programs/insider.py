@@ -1,7 +1,7 @@
 """An insider's program: it sends the workers graphs that read and write what is not theirs, and tries the same itself.
 
 The result lists what was let through (``let``), what failed for another reason than that it was refused (``odd``), and what is
-open as the README says (``known``).
+open as docs/security.md says (``known``).
 """
 
 import errno
@@ -22,7 +22,7 @@ THERE = ["/opt/anybodys/file", "/var/lib/anybodys/file", "/run/lock/file", "/run
 KERNEL = ["/proc/sys/kernel/core_pattern", "/sys/fs/cgroup/cgroup.procs"]
 CARD = ["/proc/self/fd/1000"]
 WRITE = [f"{folder}/insider" for folder in NEW] + THERE + KERNEL
-KNOWN = ["/dev/shm/insider"]  # the machine's, as the README says
+KNOWN = ["/dev/shm/insider"]  # the machine's, as docs/security.md says
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 tf.compat.v1.disable_eager_execution()
