@@ -1,0 +1,166 @@
+"""The documentation: its links resolve, it is complete, and what it says of defaults and states is what the code says."""
+
+import functools
+import json
+import re
+import sys
+
+import pytest
+import yaml
+from project import ROOT, load
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+README, INDEX, REFERENCE = ROOT / "README.md", ROOT / "docs/README.md", ROOT / "docs/reference.md"
+PLAYBOOKS = sorted([*ROOT.glob("playbooks/*.yml"), ROOT / "site.yml", ROOT / "run_demo.yml"])
+PROGRAMS = sorted([*ROOT.glob("files/**/*.py"), *ROOT.glob("roles/*/files/*.py")])
+DEFAULTS = [
+    (name, value)
+    for path in sorted(ROOT.glob("roles/*/defaults/main.yml"))
+    for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items()
+]
+SPEC = load("plugins/filter/cluster_spec.py")
+MOST_README_LINES = 120
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def relative(path):
+    """Return a path as a person writes it."""
+    return str(path.relative_to(ROOT))
+
+
+@functools.cache
+def text_of(path):
+    """Return a page without its blocks of code, which hold no links and no headings."""
+    return re.sub(r"(?ms)^ *```.*?^ *```$|^ {4,}\S.*?$", "", path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def anchors(path):
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"(?m)^#+ (.+)$", text_of(path))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def rows(name):
+    """Return the rows of the reference's tables for a variable, each a list of its cells."""
+    lines = [line for line in REFERENCE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}` |")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def shown(value):
+    """Return a default as the reference shows it."""
+    if isinstance(value, str):
+        return value if value and isinstance(yaml.safe_load(value), str) else f'"{value}"'
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).removesuffix("...\n").strip()
+
+
+def commands(path):
+    """Return the commands in a page's blocks of code."""
+    lines = re.findall(r"(?m)^ {4,}((?:make|ansible-playbook) .*?)(?: +#.*)?$", path.read_text(encoding="utf-8"))
+    return list(dict.fromkeys(lines))
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= MOST_README_LINES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_link_leads_somewhere(page):
+    wrong = []
+    for target in LINK.findall(text_of(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _hash, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            wrong.append(target)
+    assert wrong == []
+
+
+def test_the_index_links_every_page():
+    linked = {(INDEX.parent / target).resolve() for target in LINK.findall(text_of(INDEX))}
+    assert [relative(page) for page in ROOT.glob("docs/*.md") if page not in linked | {INDEX}] == []
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS, ids=relative)
+def test_every_playbook_is_documented(playbook):
+    pages = "".join(page.read_text(encoding="utf-8") for page in ROOT.glob("docs/*.md"))
+    assert f"`{relative(playbook)}`" in pages
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=relative)
+def test_every_program_stands_in_the_table_of_users(program):
+    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## Which program runs as which user")[2]
+    drawn_by_the_report = ("benchmark_figure.py", "trace_figure.py")
+    assert f"`{program.name}" in table or program.name in drawn_by_the_report
+
+
+@pytest.mark.parametrize(("name", "value"), DEFAULTS, ids=[name for name, _value in DEFAULTS])
+def test_every_variable_of_a_role_is_in_the_reference_with_its_default(name, value):
+    found = rows(name)
+    assert found, f"{name} is missing in docs/reference.md"
+    if isinstance(value, str) and "{{" in value:
+        assert all(cells[1] for cells in found)
+    else:
+        assert any(f"`{shown(value)}`" in cells for cells in found), f"docs/reference.md: {found}, default: {shown(value)}"
+
+
+@pytest.mark.parametrize("name", SPEC.MACHINE_VARIABLES)
+def test_every_variable_of_a_machine_is_in_the_reference(name):
+    assert len(rows(name)) == 1
+
+
+@pytest.mark.parametrize("name", SPEC.OPTIONS)
+def test_every_option_of_a_task_is_in_the_reference_with_its_default(name):
+    ((_name, _meaning, default),) = rows(name)
+    assert default == f"`{shown(SPEC.OPTIONS[name][1])}`"
+
+
+@pytest.mark.parametrize("playbook", ["run", "train", "benchmark"])
+def test_every_option_in_the_head_of_a_playbook_is_in_the_reference(playbook):
+    text = (ROOT / f"playbooks/{playbook}.yml").read_text(encoding="utf-8").partition("\n- ")[0]
+    names = re.findall(r"(?m)^# {5}([a-z_]+) {1,}\S", text)
+    assert names
+    assert [name for name in names if not rows(name)] == []
+
+
+def test_every_state_of_a_task_is_explained():
+    text = (ROOT / "files/ready.py").read_text(encoding="utf-8")
+    states = re.findall(r'self\.answer\(\s*"([^"]+)"', text) + re.findall(r'"state": "([^"]+)"', text)
+    table = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    assert len(set(states)) > 5
+    assert [state for state in set(states) if f"| `{state}` |" not in table] == []
+
+
+def test_every_message_in_the_troubleshooting_is_one_of_the_projects():
+    """What stands between quotes is what the code says, but for names and numbers (...); TensorFlow's own is not looked for."""
+    places = [*ROOT.glob("files/**/*.py"), *ROOT.glob("plugins/**/*.py"), *ROOT.glob("roles/**/*.py")]
+    places += [*ROOT.glob("roles/**/*.yml"), *ROOT.glob("playbooks/*.yml")]
+    texts = [re.sub(r'"\s+f?"', "", path.read_text(encoding="utf-8")) for path in places]
+    said = " ".join(" ".join(texts).split())
+    page = re.sub(r"(?ms)^## TensorFlow$.*?(?=^## )", "", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"))
+    quoted = [words for line in re.findall(r"(?m)^\|([^|]+)\|", page) for words in re.findall(r'"([^"]+)"', line)]
+    parts = [part.strip() for words in quoted for part in words.split("...") if part.strip()]
+    assert len(parts) > 20
+    assert [part for part in parts if part not in said] == []
+
+
+def test_tests_call_every_command_of_the_readme():
+    places = [*ROOT.glob("tests/lab/*.py"), ROOT / ".ci/run", ROOT / "Makefile", ROOT / ".config/molecule/config.yml"]
+    called = "".join(path.read_text(encoding="utf-8") for path in places)
+    words = {word for command in commands(README) for word in re.findall(r"\S+\.yml|(?<=make )\S+", command)}
+    assert {"site.yml", "playbooks/run.yml", "demo"} <= words
+    assert [word for word in sorted(words) if not re.search(rf"(?<![\w/]){re.escape(word)}\b|/{re.escape(word)}\b", called)] == []
+
+
+def test_every_scenario_is_in_the_guide_for_contributors():
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    scenarios = [path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")]
+    assert scenarios
+    assert [name for name in scenarios if f"| `{name}` |" not in table] == []
+
+
+def test_the_page_of_the_benchmark_is_the_one_that_its_figures_make(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "tests/bench")])
+    report = json.loads((ROOT / "docs/benchmark.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs/benchmark.md").read_text(encoding="utf-8") == load("tests/bench/page.py").page(report)
