@@ -24,7 +24,7 @@ def cluster_peers(cluster, more=()):
     """Return the addresses by which the machines of a cluster are seen; ValueError for a name without any."""
     more = [item.strip() for item in more.split(",") if item.strip()] if isinstance(more, str) else more or []
     if not isinstance(more, (list, tuple)):
-        raise ValueError(f"The variable firewall_more_peers is {more!r}: make it a list of addresses.")
+        raise ValueError(f"The variable firewall_extra_peers is {more!r}: make it a list of addresses.")
     given = [tasks[0]["address"].strip("[]") for tasks in cluster["machines"].values()]
     addresses = {found for text in [*given, *map(str, more)] for found in _addresses(text, len(given) == 1)}
     by_version = {4: [], 6: []}
@@ -44,7 +44,7 @@ def _addresses(text, alone):
         reason = getattr(error, "strerror", None) or "it is none"
         raise ValueError(
             f"The address {text!r} is a name that the controller cannot resolve ({reason}), and the firewall needs "
-            "addresses: set tf_address (or firewall_more_peers) to one."
+            "addresses: set tf_address (or firewall_extra_peers) to one."
         ) from None
     abroad = [address for address in map(ipaddress.ip_address, found) if alone or not address.is_loopback]
     if not abroad:

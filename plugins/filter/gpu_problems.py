@@ -225,7 +225,7 @@ def fleet_problems(fleet, may_differ):
     if len(drivers) < 2 or may_differ:
         return []
     listed = "; ".join(f"{driver} on {', '.join(machines)}" for driver, machines in sorted(drivers.items()))
-    return [f"The machines have different NVIDIA drivers ({listed}): make them alike, or set cuda_may_differ to true."]
+    return [f"The machines have different NVIDIA drivers ({listed}): make them alike, or set cuda_allow_driver_mismatch to true."]
 
 
 def gpu_table(fleet, machines):

@@ -69,7 +69,7 @@ def _address_problems(tasks, machine, own):
         if not address.is_loopback and str(address) not in own:
             yield (
                 f"The address {text} is not one of machine {machine}, which has {', '.join(sorted(own))}: set its tf_address "
-                "(or, where an address is translated on the way, preflight_own_addresses to false and firewall_more_peers, for "
+                "(or, where an address is translated on the way, preflight_own_addresses to false and firewall_extra_peers, for "
                 "all machines, to the list of their own addresses, for it is to these that packets come)."
             )
 

@@ -30,8 +30,8 @@ YEAR = 366 * 24 * 3600
 # The least and the most that may be asked for, and of what.
 LIMITS = {
     "run_timeout": (1, YEAR, "seconds"),
-    "run_wait": (0, YEAR, "seconds"),
-    "run_lost": (0, YEAR, "seconds"),
+    "run_queue_timeout": (0, YEAR, "seconds"),
+    "run_abort_after_silence": (0, YEAR, "seconds"),
     "run_output_mb": (0, 10**9, "megabytes"),
 }
 

@@ -69,7 +69,7 @@ def cluster(tasks, tmp_path_factory):
 def test_the_gate_sees_the_gpu_of_each_task_and_lets_it_compute(cluster):
     """Whole as the gate of site.yml, but for the card, which only a server of systemd's leaves."""
     program = (
-        "import json, sys, time; sys.path.append(sys.argv[1]); import gpu_proof, tf_capi; library = tf_capi.Library()\n"
+        "import json, sys, time; sys.path.append(sys.argv[1]); import gpu_check, tf_capi; library = tf_capi.Library()\n"
         "found = {}\n"
         "import socket\n"
         "def wait(entry):\n"
@@ -84,7 +84,7 @@ def test_the_gate_sees_the_gpu_of_each_task_and_lets_it_compute(cluster):
         "    config.device_filters.append('/job:nobody')\n"
         "    devices = library.session('grpc://' + entry, config.SerializeToString()).devices()\n"
         "    gpus = [name for name in devices if '/device:GPU:' in name]\n"
-        "    found[entry] = [gpus, gpu_proof.problem(library, 'grpc://' + entry, gpus, time.monotonic() + 60)]\n"
+        "    found[entry] = [gpus, gpu_check.problem(library, 'grpc://' + entry, gpus, time.monotonic() + 60)]\n"
         "print(json.dumps(found))\n"
     )
     done = subprocess.run(

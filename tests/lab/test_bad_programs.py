@@ -22,7 +22,7 @@ def bad(cluster, tmp_path):
 
     yield run
     (tmp_path / "good.py").write_text(GOOD, encoding="utf-8")
-    done, folder = cluster.run(tmp_path / "good.py", "--extra-vars=run_wait=0")
+    done, folder = cluster.run(tmp_path / "good.py", "--extra-vars=run_queue_timeout=0")
     assert done.returncode == 0, said(done)
     assert verdict(folder)["result"] == {"good": True}
 

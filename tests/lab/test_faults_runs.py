@@ -257,21 +257,24 @@ def test_a_machine_paused(cluster, faults, run, mended):
 
 
 def test_a_network_cut_silently(cluster, faults, run, mended):
-    running = run(COUNT.format(steps=90, deadline=120, retry=False), "--extra-vars=run_lost=20")
+    running = run(COUNT.format(steps=90, deadline=120, retry=False), "--extra-vars=run_abort_after_silence=20")
     running.until_it_says("step 2")
     mend = cut(cluster, SECOND, mended)
     took = running.until_it_says(r"\[cluster\] worker:1 .* does not answer")
-    running.until_it_says("run_lost")
+    running.until_it_says("run_abort_after_silence")
     mend()
     status, text, found, output = running.end()
     assert took < NOTICED
     assert status != 0
-    assert "task was silent for 20 s, and the program was ended for it (run_lost)" in text
+    assert "task was silent for 20 s, and the program was ended for it (run_abort_after_silence)" in text
     assert "worker:1 on machine faults-worker-1 (10.89.86.11:2222) did not answer for" in text
     assert len(found["failures"]) == 2
     assert steps(output) == all_until(max(steps(output)))
     faults.note(
-        "network of a worker cut silently", took, "nothing", "reported; stopped after run_lost; the verdict names the task"
+        "network of a worker cut silently",
+        took,
+        "nothing",
+        "reported; stopped after run_abort_after_silence; the verdict names the task",
     )
 
 

@@ -299,7 +299,7 @@ def test_a_run_that_cannot_wait_is_told_whom_it_waits_for(cluster, program):
     with ThreadPoolExecutor() as pool:
         long = pool.submit(cluster.run, program("import time; time.sleep(15)", "long.py"))
         time.sleep(6)
-        done, _folder = cluster.run(program("pass"), "--extra-vars=run_wait=1")
+        done, _folder = cluster.run(program("pass"), "--extra-vars=run_queue_timeout=1")
         assert done.returncode != 0
         assert "-long-" in said(done)
         assert "still has the task host:0" in said(done), said(done)
@@ -324,12 +324,12 @@ def broken(cluster):
 @pytest.mark.parametrize(
     ("line", "mend", "state"),
     [
-        ("systemctl stop tf-server@worker-1", "systemctl start tf-server@worker-1", "absent"),
+        ("systemctl stop tf-server@worker-1", "systemctl start tf-server@worker-1", "refused"),
         ("systemctl kill -s STOP tf-server@worker-1", "systemctl kill -s CONT tf-server@worker-1", "hangs"),
         (
             "systemctl stop tf-server@worker-1; systemd-run -u stranger python3 -m http.server 2222; sleep 1",
             "systemctl stop stranger; systemctl start tf-server@worker-1",
-            "stranger",
+            "not_tensorflow",
         ),
     ],
 )
@@ -349,10 +349,10 @@ def test_a_task_that_is_stopped_turns_the_status_red(cluster, broken):
     broken("systemctl stop tf-server@worker-1", "systemctl start tf-server@worker-1")
     done = cluster.playbook("playbooks/status.yml")
     assert done.returncode != 0
-    assert "waits for worker:1 (absent)" in said(done)
+    assert "waits for worker:1 (refused)" in said(done)
     status = json.loads((ROOT / "output/status.json").read_text(encoding="utf-8"))
     states = {task["task"]: (task["unit"], task["state"]) for task in status["tasks"]}
-    assert (status["ok"], states["worker:1"]) == (False, ("inactive", "absent"))
+    assert (status["ok"], states["worker:1"]) == (False, ("inactive", "refused"))
 
 
 def test_a_machine_that_is_away_is_told_from_a_task_that_is(cluster):

@@ -12,7 +12,6 @@ from project import ROOT, load
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 README, INDEX, REFERENCE = ROOT / "README.md", ROOT / "docs/README.md", ROOT / "docs/reference.md"
 PLAYBOOKS = sorted([*ROOT.glob("playbooks/*.yml"), ROOT / "site.yml", ROOT / "run_demo.yml"])
-PROGRAMS = sorted([*ROOT.glob("files/**/*.py"), *ROOT.glob("roles/*/files/*.py")])
 DEFAULTS = [
     (name, value)
     for path in sorted(ROOT.glob("roles/*/defaults/main.yml"))
@@ -88,13 +87,6 @@ def test_every_playbook_is_documented(playbook):
     assert f"`{relative(playbook)}`" in pages
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=relative)
-def test_every_program_stands_in_the_table_of_users(program):
-    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## Which program runs as which user")[2]
-    drawn_by_the_report = ("benchmark_figure.py", "trace_figure.py")
-    assert f"`{program.name}" in table or program.name in drawn_by_the_report
-
-
 @pytest.mark.parametrize(("name", "value"), DEFAULTS, ids=[name for name, _value in DEFAULTS])
 def test_every_variable_of_a_role_is_in_the_reference_with_its_default(name, value):
     found = rows(name)
@@ -125,7 +117,7 @@ def test_every_option_in_the_head_of_a_playbook_is_in_the_reference(playbook):
 
 
 def test_every_state_of_a_task_is_explained():
-    text = (ROOT / "files/ready.py").read_text(encoding="utf-8")
+    text = (ROOT / "files/tf_cluster/ready/gate.py").read_text(encoding="utf-8")
     states = re.findall(r'self\.answer\(\s*"([^"]+)"', text) + re.findall(r'"state": "([^"]+)"', text)
     table = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
     assert len(set(states)) > 5

@@ -216,7 +216,7 @@ def test_the_firewalls_peers(given_addresses, more, offset):
     with mock.patch("socket.getaddrinfo", resolver):
         found, sentence = outcome(ValueError, cluster_peers.cluster_peers, {"machines": dict(enumerate(tasks))}, more)
     if sentence:
-        assert sentence.startswith(("The address ", "The variable firewall_more_peers"))
+        assert sentence.startswith(("The address ", "The variable firewall_extra_peers"))
         assert a_sentence(sentence)
     else:
         assert {ipaddress.ip_address(address).version for address in found["ipv4"]} <= {4}
@@ -392,7 +392,7 @@ def test_a_result(folder, result, placement):
     output.mkdir(parents=True, exist_ok=True)
     (output / "result.json").write_bytes(result)
     (output / "placement.json").write_bytes(placement)
-    facts = io.StringIO(json.dumps({"outcome": OUTCOME, "tasks": [], "must": True}))
+    facts = io.StringIO(json.dumps({"outcome": OUTCOME, "tasks": [], "required": True}))
     answered = io.StringIO()
     called = mock.patch.object(sys, "argv", ["report.py", str(output)])
     with mock.patch.object(sys, "stdin", facts), called, redirect_stdout(answered):

@@ -220,7 +220,7 @@ def why(options: argparse.Namespace) -> dict:
             continue
         command = ["journalctl", f"--unit={unit}", "--lines=40", "--output=cat", "--no-pager"]
         lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-        # A task that runs and is amiss has said why somewhere above its last line.
+        # A task that runs and does not work has logged why somewhere above its last line.
         telling = [line for line in lines if re.search(r"CUDA_ERROR|cuInit|failed|rror:", line)] if state == "active" else []
         last = [*lines, *telling][-1:]
         sentences[name] = f"{unit} is {state} since {since or 'never'}; last words: {last[0] if last else 'none'}"

@@ -8,10 +8,10 @@ one each time that its server starts) and ``seconds``. Exit status: 0 if all ans
 configuration is wrong. Takes 0.3 s for a healthy cluster and never longer than the timeout and two seconds. The states:
 
     answers      TensorFlow, of the right name, version and cluster spec
-    absent       nothing listens on the port
+    refused      nothing listens on the port
     unreachable  no connection: the machine is down, or a firewall drops the packets
     hangs        the connection stands, but nothing comes back
-    stranger     something else than a TensorFlow server listens there
+    not_tensorflow  something else than a TensorFlow server listens there
     other task   a TensorFlow server of another name
     other spec   a task of another cluster, or one that was started with another config.json
     other version  its TensorFlow is not the one of this machine
@@ -130,7 +130,7 @@ class Task:
                 self.answer("hangs", "connected, but no answer came; 'systemctl status' of its unit says more")
                 return True
             except ConnectionRefusedError:
-                self.answer("absent", "nothing listens on the port; is its unit running?")
+                self.answer("refused", "nothing listens on the port; is its unit running?")
             except socket.gaierror as error:
                 self.answer("unreachable", f"the name {self.address[0]} cannot be resolved: {error.strerror}")
                 return False
@@ -229,14 +229,14 @@ class Task:
         first = self.first_bytes(max(0.5, min(1.5, deadline + 1 - time.monotonic())))
         # An HTTP/2 server's first frame is SETTINGS (RFC 9113 3.4): length 3 bytes, type 4.
         if first[3:4] == b"\x04" and error.code == UNIMPLEMENTED:
-            self.answer("stranger", "a gRPC server that is not TensorFlow's listens on the port")
+            self.answer("not_tensorflow", "a gRPC server that is not TensorFlow's listens on the port")
         elif first[3:4] == b"\x04":
             state = "hangs" if error.code == DEADLINE_EXCEEDED else "other task"
             self.answer(state, str(error).splitlines()[0][:200])
         elif first:
-            self.answer("stranger", f"not a TensorFlow server: it says {first[:24]!r}")
+            self.answer("not_tensorflow", f"not a TensorFlow server: it says {first[:24]!r}")
         else:
-            self.answer("hangs", "the port takes connections, but nothing comes back: stopped, overloaded or a stranger")
+            self.answer("hangs", "the port takes connections, but nothing comes back: stopped, overloaded or not TensorFlow")
 
     def first_bytes(self, seconds: float) -> bytes:
         """Return what the peer sends to an HTTP/2 client's first words, within ``seconds``."""

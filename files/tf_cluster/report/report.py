@@ -2,7 +2,7 @@
 
     report.py output/<run id> < facts.json
 
-Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...], "must": true}``, what the run and the gate
+Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...], "required": true}``, what the run and the gate
 answered, and whether it is a failure of the command if the run failed: one that was to be cancelled, or goes on, need not be
 good. Writes ``verdict.json``, ``report.html`` and ``summary.txt`` into the folder, points ``latest`` beside it to it, and
 answers with one JSON object: ``lines`` (the summary), ``verdict``, ``failure`` (a sentence if the command failed).
@@ -51,7 +51,7 @@ def main() -> None:
     fresh = folder.parent / f".latest.{os.getpid()}"
     fresh.symlink_to(folder.name)
     fresh.replace(latest)
-    failures = [sentence for sentence in verdict["failures"] if facts["must"] or LOST in sentence]
+    failures = [sentence for sentence in verdict["failures"] if facts["required"] or LOST in sentence]
     failure = f"{' '.join(failures)} Everything that it left is in {folder}." if failures else ""
     print(json.dumps({"lines": lines, "verdict": verdict, "failure": failure}))
 
@@ -65,11 +65,11 @@ def make_verdict(folder: Path, facts: dict) -> dict:
         **{f"{task}: ": collected_note(place) for task, place in parts_of(folder, outcome).items()},
     }
     failures += [f"{task}{noted['uncollected']}." for task, noted in whose.items() if noted.get("uncollected")]
-    amiss = outcome.get("amiss") or {}
+    failed_tasks = outcome.get("failed_tasks") or {}
     failures += [
-        f"{task['task']} on machine {task['machine']} ({task['address']}) {amiss[task['address']]}."
+        f"{task['task']} on machine {task['machine']} ({task['address']}) {failed_tasks[task['address']]}."
         for task in facts["tasks"]
-        if task["address"] in amiss
+        if task["address"] in failed_tasks
     ]
     result = None
     try:

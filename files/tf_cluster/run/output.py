@@ -9,7 +9,7 @@ on then, because SIGKILL may follow. Standard library only, and started without 
 
 On a full disk the output waits for room, and the program with it, for it fills the pipe; the run's limit of time ends that. Once
 the program has ended, or is to end, it waits a moment longer, then gives output up, and says so as soon as there is room. Where
-there is none to the end, a program that ended well ends with exit status UNSAID.
+there is none to the end, a program that ended well ends with exit status OUTPUT_LOST.
 
 With ``--watch`` the cluster's tasks are watched (watch.py) from the fourth second on, so that short runs pay nothing for
 it; its lines do not count for the limit. When a task was silent for SECONDS (0: however long) the program is ended.
@@ -42,7 +42,7 @@ SAFE = 5.0  # seconds between two moments at which what was written is on the di
 FULL = (errno.ENOSPC, errno.EDQUOT)
 AGAIN = 0.2  # seconds until a full disk is tried again
 GIVE_UP = 3.0  # seconds that it is tried once the program has ended, or is to: SIGKILL comes five after SIGTERM
-UNSAID = 74  # the exit status, EX_IOERR, where output is lost and even that could not be written
+OUTPUT_LOST = 74  # the exit status, EX_IOERR, where output is lost and even that could not be written
 
 
 class Output:
@@ -156,11 +156,11 @@ class Watch:
             timer = threading.Timer(KILL, self.program.kill)
             timer.daemon = True
             timer.start()
-            return b"[cluster] the program is ended (run_lost)\n"
+            return b"[cluster] the program is ended (run_abort_after_silence)\n"
         if status in (0, -signal.SIGTERM):  # systemd ends it with the run
             return b""
         how = f"exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
-        return f"[cluster] nobody watches the tasks any more ({how}); run_lost is off\n".encode()
+        return f"[cluster] nobody watches the tasks any more ({how}); run_abort_after_silence is off\n".encode()
 
 
 def keep_safe() -> None:
@@ -202,7 +202,7 @@ def main() -> None:
         if -program.returncode not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(-program.returncode, signal.SIG_DFL)
         os.kill(os.getpid(), -program.returncode)
-    sys.exit(program.returncode or (0 if complete else UNSAID))
+    sys.exit(program.returncode or (0 if complete else OUTPUT_LOST))
 
 
 def pass_on(program: subprocess.Popen, pipe: int, woken: int, output: Output, watch: Watch) -> bool:

@@ -55,7 +55,7 @@ WAIT = 2.0  # seconds that one call waits for news
 TELL = 10.0  # seconds between two lines that say whom a run waits for
 INSTALL = 1800  # seconds that installing packages may take; of systemd's own limit, 90 s, large ones need more
 ALMOST_NOTHING = 1024 * 1024  # bytes of a disk that is full
-UNSAID = "74"  # how output.py ends where a program ended well, and output is lost of which it could not even say so
+OUTPUT_LOST = "74"  # how output.py ends where a program ended well, and output is lost of which it could not even say so
 ASKED = 4.0  # seconds that the tasks have to answer after a failure; systemd gives the last note ten
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
 
@@ -114,7 +114,7 @@ def attempt(run: Run, told: float) -> dict:
     if waited > noted["wait"]:
         return give_up(
             run,
-            f"{other} still has the task {noted['task']} after {waited:.0f} s; try again later, or wait longer with run_wait",
+            f"{other} still has the task {noted['task']} after {waited:.0f} s; try again later, or wait longer with run_queue_timeout",
             forget=True,
         )
     time.sleep(min(WAIT, max(0.1, noted["wait"] - waited)))
@@ -164,7 +164,7 @@ def unpack(run: Run) -> None:
     try:
         with sent.open("rb") if sent.exists() else io.BytesIO(sys.stdin.buffer.read()) as file, tarfile.open(fileobj=file) as tar:
             tar.extractall(run.folder / "program", members=[member for member in tar if runs.plain(member)])
-        furnish(run)
+        create_run_layout(run)
     except BaseException:
         shutil.rmtree(run.folder, ignore_errors=True)
         raise
@@ -180,7 +180,7 @@ def sweep() -> None:
                 path.unlink()
 
 
-def furnish(run: Run) -> None:
+def create_run_layout(run: Run) -> None:
     """Put beside a program what belongs to its run."""
     owner = pwd.getpwnam(USER)
     layer = run.folder / "program" / LAYER
@@ -305,7 +305,7 @@ def finish(options: argparse.Namespace) -> None:
     part, chief = part_of(run), (noted.get("training") or {}).get("chief", noted.get("task"))
     promised = noted.get("needs_result") and noted.get("task") == chief and not has_result(run)
     lacking = (run.folder / "layer").exists() and not main_began(noted["unit"])
-    lost = f"a task was silent for {noted.get('lost', 0):g} s, and the program was ended for it (run_lost)"
+    lost = f"a task was silent for {noted.get('lost', 0):g} s, and the program was ended for it (run_abort_after_silence)"
     failure = (
         noted.get("cancelled")
         or (seen["lost"] and lost)
@@ -322,13 +322,13 @@ def finish(options: argparse.Namespace) -> None:
         late = f"was not done after {INSTALL} s" if result == "timeout" else "failed, as the run's output says"
         failure = f"the program was not started: installing its packages {late}"
     full = bool(failure) and disk_is_full(run)
-    if full and result == "exit-code" and status == UNSAID:
+    if full and result == "exit-code" and status == OUTPUT_LOST:
         failure = "the program ended well, but output of it is lost"
     if full:
         failure += f"; the disk that holds {runs.RUNS} is full"
     more = {"part": part} if part else {}
     asks = failure and noted.get("servers") and not noted.get("cancelled")
-    more |= {"amiss": amiss(noted["servers"], seen["silent"])} if asks else {}
+    more |= {"failed_tasks": failed_tasks(noted["servers"], seen["silent"])} if asks else {}
     run.note(ended=ended, failure=failure, exit_status=status, **more)
     sys.exit()  # no answer: its output would go into the run's
 
@@ -377,8 +377,8 @@ def seen_of(run: Run) -> dict:
         return {"silent": {}, "lost": False}
 
 
-def amiss(servers: dict[str, str], silent: dict[str, float]) -> dict[str, str]:
-    """Ask the tasks how they are after a failure; return address -> what is amiss, as it follows the task's name.
+def failed_tasks(servers: dict[str, str], silent: dict[str, float]) -> dict[str, str]:
+    """Ask the tasks how they are after a failure; return address -> what is wrong, as it follows the task's name.
 
     ``servers`` is address -> what the gate knew its server by before the run (gate.py's incarnation).
     """

@@ -31,7 +31,7 @@ RUNS = Path("/var/lib/tf-cluster/runs")
 RESERVE = 64 * 1024  # bytes that are kept for a run's last note: its program may fill the disk
 FULL = (errno.ENOSPC, errno.EDQUOT)
 BUSY = 30.0  # seconds that another call may lock a run, but for packing it
-HICCUP = 4.0  # seconds that systemd may need until it answers again, while it starts itself anew after an upgrade, say
+RETRY_SECONDS = 4.0  # seconds that systemd may need until it answers again, while it starts itself anew after an upgrade, say
 
 
 class Run:
@@ -123,7 +123,7 @@ def is_alive(unit: str, run: Run) -> bool:
     return state not in ("", "inactive", "failed") and property_of(unit, "Description") == f"run {run.id}"
 
 
-def property_of(unit: str, name: str, patience: float = HICCUP) -> str:
+def property_of(unit: str, name: str, patience: float = RETRY_SECONDS) -> str:
     """Return one property of a unit. Raises OSError where systemd does not answer, which says nothing of the unit."""
     command, deadline = ["systemctl", "show", f"--property={name}", "--value", unit], time.monotonic() + patience
     while True:

@@ -33,7 +33,7 @@ class Collected:
         """Run report.py and return its answer."""
         outcome = {"run_id": self.folder.name, "program": program, "started": 1767225600.0, "seconds": 2.5, "failure": failure}
         outcome |= {"ended": 1767225602.5} | more
-        facts = {"outcome": outcome, "tasks": TASKS, "must": must}
+        facts = {"outcome": outcome, "tasks": TASKS, "required": must}
         done = call("tf_cluster.report", self.folder, input=json.dumps(facts))
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout) if parsed else done.stdout
@@ -281,11 +281,11 @@ def test_a_part_of_a_training_that_could_not_be_collected_is_a_failure(run):
 
 
 def test_a_failed_run_names_the_tasks_that_are_amiss(run):
-    amiss = {"10.0.0.2:2222": "does not answer: absent, nothing listens", "10.0.0.9:2222": "is no task of the cluster"}
-    verdict = run.report("the program ended with exit status 1", amiss=amiss)["verdict"]
+    failed_tasks = {"10.0.0.2:2222": "does not answer: refused, nothing listens", "10.0.0.9:2222": "is no task of the cluster"}
+    verdict = run.report("the program ended with exit status 1", failed_tasks=failed_tasks)["verdict"]
     assert verdict["failures"] == [
         "The program ended with exit status 1.",
-        "worker:1 on machine m2 (10.0.0.2:2222) does not answer: absent, nothing listens.",
+        "worker:1 on machine m2 (10.0.0.2:2222) does not answer: refused, nothing listens.",
     ]
 
 

@@ -198,10 +198,10 @@ def test_arguments_are_split_as_a_shell_does(given, words):
         ("program_requirements", ["a"], "the path of one file"),
         ("program_requirements", 5, "the path of one file"),
         *(("program_data", given, "a list of paths") for given in (5, None, {"a": 1}, [5], [["a"]])),
-        *(("run_lost", given, "seconds, a number from 0") for given in (-1, "inf", "nan", "soon", 10**400)),
+        *(("run_abort_after_silence", given, "seconds, a number from 0") for given in (-1, "inf", "nan", "soon", 10**400)),
         *(("run_output_mb", given, "megabytes, a number from 0") for given in (-1, "inf", "nan", "much")),
         *(("run_timeout", given, "a number from 1") for given in (-1, 0, "inf", "nan", "soon", True, None)),
-        *(("run_wait", given, "a number from 0") for given in (-1, "inf", "nan", "soon")),
+        *(("run_queue_timeout", given, "a number from 0") for given in (-1, "inf", "nan", "soon")),
     ],
 )
 def test_what_cannot_be_asked_for_gives_a_sentence(tmp_path, name, given, words):
@@ -213,6 +213,6 @@ def test_what_cannot_be_asked_for_gives_a_sentence(tmp_path, name, given, words)
 
 def test_what_can_be_asked_for_gives_none(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
-    given = {"program_args": ["a"], "program_requirements": str(tmp_path / "a.py"), "run_timeout": "3600", "run_wait": 0}
-    given |= {"run_lost": "60", "run_output_mb": 0.5}
+    given = {"program_args": ["a"], "program_requirements": str(tmp_path / "a.py"), "run_timeout": "3600", "run_queue_timeout": 0}
+    given |= {"run_abort_after_silence": "60", "run_output_mb": 0.5}
     assert problems(str(tmp_path / "a.py"), given) == []

@@ -714,10 +714,10 @@ def test_a_run_can_be_noted_on_a_full_disk(run, monkeypatch):
 
 def test_a_good_program_whose_output_is_lost_has_not_run_well(run, monkeypatch):
     monkeypatch.setattr(run_program, "ALMOST_NOTHING", 10**18)
-    for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": run_program.UNSAID}.items():
+    for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": run_program.OUTPUT_LOST}.items():
         monkeypatch.setenv(name, value)
     assert finish(run)["failure"].startswith("the program ended well, but output of it is lost; the disk that holds")
-    assert int(run_program.UNSAID) == load("tf_cluster.run.output").UNSAID
+    assert int(run_program.OUTPUT_LOST) == load("tf_cluster.run.output").OUTPUT_LOST
 
 
 def test_what_was_half_sent_long_ago_goes(tmp_path, monkeypatch):
@@ -891,15 +891,15 @@ def gate(monkeypatch):
 def test_after_a_failure_the_tasks_that_are_amiss_are_noted(run, monkeypatch, gate):
     servers = {"a:1": "01", "b:1": "02", "c:1": "03", "d:1": "04"}
     run.note(servers=servers, lost=20)
-    gate(("a:1", "answers", "", "01"), ("b:1", "absent", "nothing listens", ""), ("c:1", "answers", "", "99"),
-         ("d:1", "answers", "", "04"), ("e:1", "absent", "it was left out", ""))  # fmt: skip
+    gate(("a:1", "answers", "", "01"), ("b:1", "refused", "nothing listens", ""), ("c:1", "answers", "", "99"),
+         ("d:1", "answers", "", "04"), ("e:1", "refused", "it was left out", ""))  # fmt: skip
     (run.folder / "part.json").write_text('{"silent": {"d:1": 12.4}, "lost": true}', encoding="utf-8")
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
         monkeypatch.setenv(name, value)
     noted = finish(run)
-    assert noted["failure"] == "a task was silent for 20 s, and the program was ended for it (run_lost)"
-    assert noted["amiss"] == {
-        "b:1": "does not answer: absent, nothing listens",
+    assert noted["failure"] == "a task was silent for 20 s, and the program was ended for it (run_abort_after_silence)"
+    assert noted["failed_tasks"] == {
+        "b:1": "does not answer: refused, nothing listens",
         "c:1": "was restarted while the run went on: sessions from before fail for good, a new one works",
         "d:1": "did not answer for 12 s while the run went on",
     }
@@ -918,7 +918,7 @@ def test_after_a_good_run_nobody_is_asked(run, monkeypatch):
     monkeypatch.setattr(run_program.subprocess, "run", None)
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert "amiss" not in finish(run)
+    assert "failed_tasks" not in finish(run)
 
 
 def test_a_run_that_is_traced_is_told_so(started, run):
@@ -1040,7 +1040,7 @@ def test_a_run_does_not_wait_for_ever(started, capsys, run):
     with pytest.raises(SystemExit) as caught:
         started("Unit tf-run-host-0.service was already loaded.", wait=-1.0)
     assert caught.value.code == 1
-    assert "run_wait" in capsys.readouterr().err
+    assert "run_queue_timeout" in capsys.readouterr().err
     assert not run.folder.exists()
 
 

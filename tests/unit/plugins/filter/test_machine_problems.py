@@ -94,7 +94,7 @@ def test_nothing_but_the_port_counts():
         ),
         (
             {"task": {"reached_by": "10.0.0.2"}},
-            ["10.0.0.2", "10.0.0.1", "tf_address", "preflight_own_addresses", "firewall_more_peers"],
+            ["10.0.0.2", "10.0.0.1", "tf_address", "preflight_own_addresses", "firewall_extra_peers"],
         ),
         ({"task": {"reached_by": "[fd00::2]"}}, ["fd00::2", "tf_address"]),
         (

@@ -91,7 +91,7 @@ def test_what_was_kept_back_is_passed_on_before_it_is_killed():
 
 def test_output_that_is_lost_to_the_end_does_not_pass_for_complete():
     with open("/dev/full", "wb") as full:
-        for status, ended in ((0, keep_output.UNSAID), (3, 3)):
+        for status, ended in ((0, keep_output.OUTPUT_LOST), (3, 3)):
             text = f"print('a' * 99); raise SystemExit({status})"
             words = ("tf_cluster.run.output", "--most=10", sys.executable, "-c", text)
             assert call(*words, capture_output=False, stdout=full).returncode == ended
@@ -249,7 +249,7 @@ def test_what_the_watch_says_does_not_count_for_the_limit(watched):
 
 def test_a_lost_task_ends_the_program(watched):
     done = watched("import time; time.sleep(60)", then="sys.exit(99)")
-    assert done.stdout.endswith("[cluster] the program is ended (run_lost)\n")
+    assert done.stdout.endswith("[cluster] the program is ended (run_abort_after_silence)\n")
     assert done.returncode == -signal.SIGTERM
 
 
@@ -258,7 +258,7 @@ def test_a_lost_task_ends_the_program(watched):
 )
 def test_a_watch_that_fails_does_no_harm_and_is_told(watched, then, how):
     done = watched("import time; time.sleep(1)", then=then)
-    assert f"nobody watches the tasks any more ({how}); run_lost is off" in done.stdout
+    assert f"nobody watches the tasks any more ({how}); run_abort_after_silence is off" in done.stdout
     assert done.returncode == 0
 
 

@@ -10,7 +10,7 @@ TASKS = [
         "task": "worker:10",
         "machine": "a-longer-name",
         "address": "[fd00::1]:2222",
-        "state": "absent",
+        "state": "refused",
         "reason": "nothing listens",
     },
 ]
@@ -20,12 +20,12 @@ def test_each_task_has_a_line_with_its_reason():
     heading, first, second = filters.task_table(TASKS)
     assert heading.split() == ["task", "machine", "address", "state", "reason"]
     assert first.split() == ["worker:0", "a", "10.0.0.1:2222", "answers"]
-    assert second.split(maxsplit=4) == ["worker:10", "a-longer-name", "[fd00::1]:2222", "absent", "nothing listens"]
+    assert second.split(maxsplit=4) == ["worker:10", "a-longer-name", "[fd00::1]:2222", "refused", "nothing listens"]
 
 
 def test_the_columns_stand_below_each_other():
     heading, first, second = filters.task_table(TASKS)
-    assert heading.index("state") == first.index("answers") == second.index("absent")
+    assert heading.index("state") == first.index("answers") == second.index("refused")
     assert heading.index("machine") == first.index("a  ") == second.index("a-longer-name")
 
 
@@ -77,9 +77,9 @@ def test_each_task_gets_its_machine_and_keeps_the_rest():
     ],
 )
 def test_some_tasks_may_be_missing(states, allowed, problem):
-    tasks = [{"state": {"-": "absent", "d": "no device"}[state]} for state in states] + [{"state": "answers"}]
+    tasks = [{"state": {"-": "refused", "d": "no device"}[state]} for state in states] + [{"state": "answers"}]
     assert filters.missing_problem(tasks, allowed) == problem
 
 
 def test_not_all_tasks_may_be_missing():
-    assert filters.missing_problem([{"state": "absent"}], "all") == "No task of the cluster answers."
+    assert filters.missing_problem([{"state": "refused"}], "all") == "No task of the cluster answers."

@@ -71,7 +71,7 @@ def test_a_port_without_a_listener_is_absent(ask):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     report = ask(f"127.0.0.1:{port}")
-    assert report["state"] == "absent"
+    assert report["state"] == "refused"
     assert "is its unit running?" in report["reason"]
     assert report["seconds"] < 1
 
@@ -87,7 +87,7 @@ def test_a_task_that_is_being_restarted_is_waited_for(ask):
             time.sleep(0.5)
 
     threading.Thread(target=come_back, daemon=True).start()
-    assert ask(f"127.0.0.1:{address[1]}", seconds=2)["state"] != "absent"
+    assert ask(f"127.0.0.1:{address[1]}", seconds=2)["state"] != "refused"
 
 
 def test_a_name_that_nobody_knows_is_unreachable(ask):
@@ -99,9 +99,9 @@ def test_a_name_that_nobody_knows_is_unreachable(ask):
 @pytest.mark.parametrize(
     ("words", "code", "state", "reason"),
     [
-        (b"SSH-2.0-OpenSSH_9.2\r\n", 4, "stranger", "SSH-2.0"),
-        (b"HTTP/1.1 400 Bad Request\r\n", 14, "stranger", "HTTP/1.1"),
-        (b"\0\0\0\4\0\0\0\0\0", 12, "stranger", "gRPC server that is not TensorFlow's"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 4, "not_tensorflow", "SSH-2.0"),
+        (b"HTTP/1.1 400 Bad Request\r\n", 14, "not_tensorflow", "HTTP/1.1"),
+        (b"\0\0\0\4\0\0\0\0\0", 12, "not_tensorflow", "gRPC server that is not TensorFlow's"),
         (b"\0\0\0\4\0\0\0\0\0", 4, "hangs", "Deadline Exceeded"),
         (b"\0\0\0\4\0\0\0\0\0", 3, "other task", "Deadline Exceeded"),
         (b"", 4, "hangs", "nothing comes back"),
@@ -123,7 +123,7 @@ def test_an_error_of_any_kind_is_the_tasks_answer(ask, listener):
 def test_the_table_has_a_line_for_each_task():
     tasks = [
         {"task": "worker:0", "address": "10.0.0.1:2222", "state": "answers", "seconds": 0.2, "reason": ""},
-        {"task": "ps:0", "address": "[fd00::1]:2222", "state": "absent", "seconds": None, "reason": "nothing listens"},
+        {"task": "ps:0", "address": "[fd00::1]:2222", "state": "refused", "seconds": None, "reason": "nothing listens"},
     ]
     heading, first, second = ready.table({"tasks": tasks}).splitlines()
     assert heading.split() == ["task", "address", "state", "seconds", "reason"]
@@ -152,7 +152,7 @@ def test_who_is_waited_for_is_said_early(monkeypatch):
         port = server.getsockname()[1]
     options = SimpleNamespace(needs=[], prove=0, timeout=10.0, first=0.1)
     found = ready.ask_all({"worker": [f"127.0.0.1:{port}"]}, options)
-    assert found["lines"] == ["waits for worker:0 (absent)"]
+    assert found["lines"] == ["waits for worker:0 (refused)"]
     assert found["next"] == ["--json", "--timeout=10", "--first=0.1", "--timeout=9.9", "--first=0"]
     options.timeout, options.first = 0.1, 0.0
     assert "next" not in ready.ask_all({"worker": [f"127.0.0.1:{port}"]}, options)

@@ -6,7 +6,7 @@ import time
 import pytest
 from project import load
 
-gpu_proof = load("tf_cluster.ready.gpu_check")
+gpu_check = load("tf_cluster.ready.gpu_check")
 GPU = "/job:worker/replica:0/task:0/device:GPU:0"
 
 
@@ -34,9 +34,9 @@ def problem(monkeypatch):
     message = type(
         "M", (), {"__init__": lambda self, **_more: None, "__getattr__": lambda self, _name: self, "SerializeToString": bytes}
     )
-    monkeypatch.setattr(gpu_proof.capi, "message", lambda *_names: message)
-    monkeypatch.setattr(gpu_proof, "graph", lambda _devices: b"")
-    return lambda product: gpu_proof.problem(Device(product), "grpc://x", [GPU], time.monotonic() + 5)
+    monkeypatch.setattr(gpu_check.capi, "message", lambda *_names: message)
+    monkeypatch.setattr(gpu_check, "graph", lambda _devices: b"")
+    return lambda product: gpu_check.problem(Device(product), "grpc://x", [GPU], time.monotonic() + 5)
 
 
 @pytest.mark.parametrize("product", [[1.0] * 4, [1.005, 0.995, 1.0, 1.0]])
@@ -59,4 +59,4 @@ def test_what_differs_is_wrong(problem, product):
     ],
 )  # fmt: skip
 def test_a_failing_gpu_is_reported_with_the_reason(problem, said, reason):
-    assert problem(gpu_proof.capi.TensorFlowError(13, said)) == f"a GPU does not compute: {reason}"
+    assert problem(gpu_check.capi.TensorFlowError(13, said)) == f"a GPU does not compute: {reason}"

@@ -1,0 +1,45 @@
+"""files/README.md: every program is in its tables, with a test that exists and with what restarts when it changes."""
+
+import re
+
+import pytest
+import yaml
+from project import ROOT
+
+TABLES = (ROOT / "files/README.md").read_text(encoding="utf-8")
+ROWS = {
+    cells[0].strip("`"): cells
+    for line in TABLES.splitlines()
+    if line.startswith("| `")
+    for cells in [[cell.strip() for cell in line.strip("|").split("|")]]
+}
+PROGRAMS = sorted(
+    path.relative_to(ROOT / "files").as_posix()
+    for path in (ROOT / "files").rglob("*.py")
+    if path.name not in ("__init__.py", "__main__.py")
+)
+
+
+def test_the_tables_list_each_program_and_no_other():
+    assert sorted(ROWS) == PROGRAMS
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_programs_test_exists_and_names_it(program):
+    test = ROWS[program][-1]
+    path = re.match(r"`([^`]+\.py)`, \d+ s$", test)
+    if not path:
+        target = re.match(r"`make ([a-z-]+)", test)[1]
+        assert re.search(rf"(?m)^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"))
+        return
+    text = (ROOT / "tests/unit" / path[1]).read_text(encoding="utf-8")
+    module = program.removesuffix(".py").replace("/", ".")
+    named = [module, module.rpartition(".")[0], program.rpartition("/")[2]]
+    assert any(name and name in text for name in named), f"{path[1]} does not load {module}"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_a_change_restarts_is_what_the_role_server_says(program):
+    variables = yaml.safe_load((ROOT / "roles/server/vars/main.yml").read_text(encoding="utf-8"))
+    inputs = re.search(variables["__server_input_paths"], f"/opt/tf-cluster/lib/{program}")
+    assert (ROWS[program][4] == "all servers") == bool(inputs)
