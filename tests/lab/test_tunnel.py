@@ -75,12 +75,12 @@ def test_a_tunnel_hides_what_the_tasks_say_and_closes_all_other_ways(tunnel, fig
     for name, what in (("gigabytes_per_second", "64 MB tensors, GB/s"), ("step_milliseconds", "an empty step, ms")):
         figures.append({"tunnel": what, "without": f"{plain[name]:.3g}", "with": f"{hidden[name]:.3g}"})
     knock = "import socket; socket.create_connection(('{}', 2222), timeout=4)"
-    for machine in ("trust-host", "not_tensorflow", "trust-worker-1"):
+    for machine in ("trust-host", "stranger", "trust-worker-1"):
         found = tunnel.shell(machine, f'python3 -c "{knock.format("10.89.85.10")}" >/dev/null 2>&1 && echo in || echo out')
         assert found[machine] == "out"
     address = json.loads(tunnel.shell("trust-host", "cat /etc/tf-cluster/config.json")["trust-host"])["worker"][0]
     inside = address.rpartition(":")[0].strip("[]")
-    for machine, where in (("trust-host", "in"), ("not_tensorflow", "out")):
+    for machine, where in (("trust-host", "in"), ("stranger", "out")):
         found = tunnel.shell(machine, f'python3 -c "{knock.format(inside)}" >/dev/null 2>&1 && echo in || echo out')
         assert found[machine] == where
 
@@ -122,17 +122,14 @@ def test_a_machine_that_comes_or_goes_changes_nobodys_key(tunnel, tmp_path):
     (tmp_path / "more.yml").write_text("worker:\n  hosts:\n    stranger:\n", encoding="utf-8")
     done = tunnel.playbook("site.yml", "run_demo.yml", f"--inventory={tmp_path}", ENCRYPTED)
     assert done.returncode == 0, said(done)
-    assert (
-        "worker:2" in said(done)
-        or tunnel.shell("not_tensorflow", "systemctl is-active tf-server@worker-2")["not_tensorflow"] == "active"
-    )
-    new = tunnel.shell("not_tensorflow", "wg show tf-cluster public-key")["not_tensorflow"]
+    assert "worker:2" in said(done) or tunnel.shell("stranger", "systemctl is-active tf-server@worker-2")["stranger"] == "active"
+    new = tunnel.shell("stranger", "wg show tf-cluster public-key")["stranger"]
     assert new in tunnel.shell("trust-worker-0", "wg show tf-cluster peers")["trust-worker-0"]
     assert tunnel.playbook("playbooks/teardown.yml", "--limit=stranger").returncode == 0
     assert tunnel.playbook("site.yml", ENCRYPTED).returncode == 0
     assert public_keys(tunnel) == before
     assert new not in tunnel.shell("trust-worker-0", "wg show tf-cluster peers")["trust-worker-0"]
-    assert tunnel.shell("not_tensorflow", "ls -d /etc/wireguard/tf-cluster* 2>/dev/null; echo none")["not_tensorflow"] == "none"
+    assert tunnel.shell("stranger", "ls -d /etc/wireguard/tf-cluster* 2>/dev/null; echo none")["stranger"] == "none"
 
 
 def test_the_tunnel_goes_when_it_is_not_wanted(tunnel):

@@ -114,7 +114,7 @@ def attempt(run: Run, told: float) -> dict:
     if waited > noted["wait"]:
         return give_up(
             run,
-            f"{other} still has the task {noted['task']} after {waited:.0f} s; try again later, or wait longer with run_queue_timeout",
+            f"{other} still has the task {noted['task']} after {waited:.0f} s; try again later, or raise run_queue_timeout",
             forget=True,
         )
     time.sleep(min(WAIT, max(0.1, noted["wait"] - waited)))
