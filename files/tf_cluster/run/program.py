@@ -27,7 +27,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from pathlib import Path
 
@@ -133,7 +132,7 @@ def give_up(run: Run, sentence: str, forget: bool = False) -> dict:
         cli.fail(sentence, 1)
     run.note(ended=time.time(), failure=sentence, part={"failure": sentence, "outcome": "was not started", "attempts": 0})
     try:
-        trainings.join(training, task, threading.Event(), sentence).close()
+        trainings.refuse(training, task, sentence)
     except OSError as error:
         cli.fail(f"{sentence}; {error}", 1)
     return {"lines": [f"{task}: {sentence}"]}

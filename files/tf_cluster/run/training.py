@@ -12,17 +12,13 @@ over it: whoever reaches the training's TensorFlow ports may do more.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import json
 import os
-import queue
-import select
 import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -34,7 +30,7 @@ from . import runs
 BEAT = 5.0  # seconds between two signs of life
 SILENCE = 30.0  # seconds without one after which the other side is given up
 TERM, KILL = 5.0, 10.0  # seconds that a program has after SIGTERM; that all have to be gone
-LOOK = 0.1  # seconds between two looks at the program
+LOOK = 0.1  # seconds between two attempts
 SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 LONGEST = 64 * 1024  # bytes of a message
 
@@ -44,116 +40,124 @@ class UnreachableError(OSError):
 
 
 class Channel:
-    """A connection that carries JSON objects, a line each."""
+    """A connection that carries JSON objects, a line each, and signs of life in between."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection, self.buffer = connection, b""
-        self.heard = self.sent = time.monotonic()
-        self.lock = threading.Lock()
-        connection.settimeout(BEAT)  # for sending; before receiving it is looked whether something has come
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self.beating = asyncio.create_task(self.beat())
+
+    async def beat(self) -> None:
+        """Send signs of life until the connection ends."""
+        with contextlib.suppress(OSError):
+            while True:
+                await asyncio.sleep(BEAT)
+                await self.send(alive=True)
 
     def close(self) -> None:
-        """End the connection."""
-        self.connection.close()
+        """End the connection, once what was sent has gone."""
+        self.beating.cancel()
+        self.writer.close()
 
-    def send(self, **message: object) -> None:
-        """Send an object."""
-        with self.lock:
-            self.sent = time.monotonic()
-            self.connection.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self, seconds: float) -> dict:
-        """Return what came within ``seconds``, or an empty object; raise OSError when the other side is gone."""
-        if time.monotonic() - self.sent > BEAT:
-            self.send(alive=True)
-        if b"\n" not in self.buffer and select.select([self.connection], [], [], seconds)[0]:
-            data = self.connection.recv(LONGEST)
-            self.buffer += data
-            if not data or len(self.buffer) > 2 * LONGEST:
-                raise ConnectionResetError
-            self.heard = time.monotonic()
-        if time.monotonic() - self.heard > SILENCE:
-            raise TimeoutError
-        line, end, rest = self.buffer.partition(b"\n")
-        if not end:
-            return {}
-        self.buffer = rest
+    async def send(self, **message: object) -> None:
+        """Send an object; raise OSError if the other side is gone or takes nothing."""
+        self.writer.write(json.dumps(message).encode() + b"\n")
         try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):
-            raise ConnectionResetError from None  # it is none of ours
-        return message if isinstance(message, dict) else {}
+            await asyncio.wait_for(self.writer.drain(), BEAT)
+        except asyncio.TimeoutError:
+            raise TimeoutError from None
+
+    async def receive(self) -> dict:
+        """Return the next object that is not a sign of life; raise OSError if the other side is gone, silent or none of ours."""
+        while True:
+            try:
+                line = await asyncio.wait_for(self.reader.readline(), SILENCE)
+                message = json.loads(line) if line.endswith(b"\n") else None
+            except asyncio.TimeoutError:
+                raise TimeoutError from None
+            except (ValueError, RecursionError):
+                raise ConnectionResetError from None
+            if message is None:
+                raise ConnectionResetError
+            if not isinstance(message, dict):
+                return {}
+            if "alive" not in message:
+                return message
 
 
-class Coordinator(threading.Thread):
+class Coordinator:
     """What the chief's process does for all: let them start, watch them, end them."""
 
     def __init__(self, training: dict) -> None:
-        super().__init__(daemon=True)
-        self.training, self.members = training, {}
-        self.events: queue.Queue = queue.Queue()
+        self.training = training
+        self.members: dict[str, Channel] = {}
+        self.events: asyncio.Queue[tuple[str, dict]] = asyncio.Queue()
         self.fatal = False  # whether starting again is of no use
-        port = cluster_config.split_address(training["control"])[1]
-        six = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if six else socket.AF_INET
-        self.listener = socket.create_server(("", port), family=family, backlog=512, dualstack_ipv6=six)
-        threading.Thread(target=self.accept, daemon=True).start()
+        self.server: asyncio.Server | None = None
+        self.over: dict = {}  # what all are told at the end, also those that come later
 
-    def accept(self) -> None:
-        """Serve each process that comes."""
-        while True:
-            connection, _address = self.listener.accept()
-            threading.Thread(target=self.serve, args=(Channel(connection),), daemon=True).start()
+    async def listen(self) -> None:
+        """Take connections; raise OSError if the port is in use."""
+        port = cluster_config.split_address(self.training["control"])[1]
+        self.server = await asyncio.start_server(self.serve, port=port, limit=LONGEST, backlog=512)
 
-    def serve(self, channel: Channel) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Pass on what one process says."""
-        task = None
-        with contextlib.suppress(OSError), contextlib.closing(channel):
-            hello = channel.receive(BEAT)
+        channel, task = Channel(reader, writer), None
+        try:
+            hello = await asyncio.wait_for(channel.receive(), BEAT)
             if hello.get("run") != self.training["id"] or str(hello.get("task")) not in self.training["machines"]:
-                channel.send(over=f"another training, {self.training['id']}, has the port {self.training['control']}")
+                await channel.send(over=f"another training, {self.training['id']}, has the port {self.training['control']}")
                 return
             task = hello["task"]
             self.members[task] = channel
-            self.events.put((task, hello))
+            self.events.put_nowait((task, hello))
+            if self.over:
+                await channel.send(**self.over)
             while True:
-                message = channel.receive(BEAT)
-                if message and "alive" not in message:
-                    self.events.put((task, message))
-        if task:
-            self.members.pop(task, None)
-            self.events.put((task, {"lost": True}))
+                self.events.put_nowait((task, await channel.receive()))
+        except (OSError, asyncio.TimeoutError):
+            pass  # said below
+        finally:
+            channel.close()
+            if task:
+                self.members.pop(task, None)
+                self.events.put_nowait((task, {"lost": True}))
 
-    def tell(self, **message: object) -> None:
+    async def tell(self, **message: object) -> None:
         """Tell all that are there."""
         for channel in list(self.members.values()):
-            with contextlib.suppress(OSError):  # its own thread notices
-                channel.send(**message)
+            with contextlib.suppress(OSError):  # the one who serves it notices
+                await channel.send(**message)
 
-    def run(self) -> None:
+    async def run(self) -> None:
         """Go through the training."""
-        restarts, failure, attempt = self.training["restarts"], self.gather(), 1
+        restarts, failure, attempt = self.training["restarts"], await self.gather(), 1
         while not failure:
-            self.tell(start=attempt)
-            failure = self.watch(attempt)
-            if failure and attempt <= restarts and self.stop(attempt):
+            await self.tell(start=attempt)
+            failure = await self.watch(attempt)
+            if failure and attempt <= restarts and await self.stop(attempt):
                 attempt += 1
                 say(f"{failure}; all start again (attempt {attempt} of {restarts + 1})")
                 failure = ""
             else:
                 break
-        self.tell(over=failure, attempts=attempt)
+        self.over = {"over": failure, "attempts": attempt}
+        await self.tell(**self.over)
         deadline = time.monotonic() + BEAT
         while self.members and time.monotonic() < deadline:  # what was said last must arrive before this process is gone
-            time.sleep(LOOK)
+            await asyncio.sleep(LOOK)
 
-    def gather(self) -> str:
+    async def event(self, deadline: float) -> tuple[str, dict]:
+        """Return what a task says next; raise asyncio.TimeoutError at the deadline (of the monotonic clock)."""
+        return await asyncio.wait_for(self.events.get(), max(0.0, deadline - time.monotonic()))
+
+    async def gather(self) -> str:
         """Wait until all are there; return what keeps them from starting."""
         missing, deadline = set(self.training["machines"]), time.monotonic() + self.training["join"]
         while missing:
             try:
-                task, message = self.events.get(timeout=max(0, deadline - time.monotonic()))
-            except queue.Empty:
+                task, message = await self.event(deadline)
+            except asyncio.TimeoutError:
                 names = " and ".join(self.name(task) for task in sorted(missing))
                 port = cluster_config.split_address(self.training["control"])[1]
                 return (
@@ -165,30 +169,30 @@ class Coordinator(threading.Thread):
             missing.discard(task)
         return ""
 
-    def watch(self, attempt: int) -> str:
+    async def watch(self, attempt: int) -> str:
         """Wait until all have ended well, or one has not; return a sentence on it."""
         running = set(self.training["machines"])
         while running:
-            task, message = self.events.get()
-            if message.get("attempt", attempt) != attempt:
+            task, message = await self.events.get()
+            if not message or message.get("attempt", attempt) != attempt:
                 continue
             if message.get("ended") != "":
                 return self.sentence(task, message)
             running.discard(task)
         return ""
 
-    def stop(self, attempt: int) -> bool:
+    async def stop(self, attempt: int) -> bool:
         """End all programs; tell whether all can start again."""
-        self.tell(stop=attempt)
+        await self.tell(stop=attempt)
         running, deadline = set(self.training["machines"]), time.monotonic() + KILL
         while running and not self.fatal:
             try:
-                task, message = self.events.get(timeout=max(0, deadline - time.monotonic()))
-            except queue.Empty:
+                task, message = await self.event(deadline)
+            except asyncio.TimeoutError:
                 return False
             if "stopped" in message:
                 running.discard(task)
-            elif "ended" not in message:
+            elif message and "ended" not in message:
                 self.sentence(task, message)
         return not self.fatal
 
@@ -216,43 +220,63 @@ class Member:
         self.begun, self.limit = time.monotonic(), noted["limit"]
         job, index = self.task.split(":")
         self.port = cluster_config.split_address(self.training["cluster"][job][int(index)])[1]
-        self.process: subprocess.Popen | None = None
+        self.process: asyncio.subprocess.Process | None = None
         self.attempt, self.outcome = 0, "was not started"
-        self.leaving = threading.Event()
+        self.leaving = asyncio.Event()
 
-    def run(self) -> dict:
+    async def run(self) -> dict:
         """Take part until it is over; return how it ended: ``failure``, ``outcome``, ``attempts``."""
         try:
-            with contextlib.closing(join(self.training, self.task, self.leaving, self.taken())) as channel:
-                over = self.obey(channel)
+            channel = await join(self.training, self.task, self.leaving, self.taken())
+            try:
+                over = await self.obey(channel)
+            finally:
+                channel.close()
         except UnreachableError as error:
             over = {"over": str(error)}
         except OSError:
             over = {"over": f"the connection to the chief, {self.training['chief']}, was lost"}
-        self.end()
+        await self.end()
         return {"failure": over["over"], "outcome": self.outcome, "attempts": over.get("attempts", self.attempt)}
 
-    def obey(self, channel: Channel) -> dict:
+    async def obey(self, channel: Channel) -> dict:
         """Do what the coordinator says and tell it how the program ends; return its last word."""
-        while True:
-            message = channel.receive(LOOK)
-            if "over" in message:
-                return message
-            if "start" in message:
-                self.start(message["start"])
-            if "stop" in message:
-                self.end()
-                channel.send(stopped=message["stop"])
-            if self.leaving.is_set():
-                late = time.monotonic() - self.begun > self.limit - LOOK
-                self.outcome = f"was ended after {self.limit:g} s (run_timeout)" if late else "was ended from outside"
-                channel.send(leaves=self.outcome)
-                self.leaving.clear()
-            if self.process and self.process.poll() is not None:
-                ended = how(self.process.returncode)
-                self.outcome = ended or "done"
-                self.end()
-                channel.send(ended=ended, attempt=self.attempt)
+        waiting = {"message": asyncio.create_task(channel.receive()), "leave": asyncio.create_task(self.leaving.wait())}
+        try:
+            while True:
+                if self.process and "exit" not in waiting:
+                    waiting["exit"] = asyncio.create_task(self.process.wait())
+                await asyncio.wait(waiting.values(), return_when=asyncio.FIRST_COMPLETED)
+                if waiting["message"].done():
+                    message = waiting["message"].result()
+                    waiting["message"] = asyncio.create_task(channel.receive())
+                    if "over" in message:
+                        return message
+                    await self.do(message, channel)
+                if waiting["leave"].done():
+                    self.leaving.clear()
+                    waiting["leave"] = asyncio.create_task(self.leaving.wait())
+                    late = time.monotonic() - self.begun > self.limit - LOOK
+                    self.outcome = f"was ended after {self.limit:g} s (run_timeout)" if late else "was ended from outside"
+                    await channel.send(leaves=self.outcome)
+                if self.process and self.process.returncode is not None:
+                    ended = how(self.process.returncode)
+                    self.outcome = ended or "done"
+                    await self.end()
+                    await channel.send(ended=ended, attempt=self.attempt)
+                if not self.process and "exit" in waiting:
+                    await waiting.pop("exit")
+        finally:
+            for task in waiting.values():
+                task.cancel()
+
+    async def do(self, message: dict, channel: Channel) -> None:
+        """Start or end the program."""
+        if "start" in message:
+            await self.start(message["start"])
+        if "stop" in message:
+            await self.end()
+            await channel.send(stopped=message["stop"])
 
     def taken(self) -> str:
         """Say who has the task's port; nothing if it is free."""
@@ -260,15 +284,15 @@ class Member:
             return ""
         return f"its port {self.port} is taken by {ports.port_holder(self.port)}; train_port_offset chooses others"
 
-    def start(self, attempt: int) -> None:
+    async def start(self, attempt: int) -> None:
         """Start the program."""
         self.attempt, self.outcome = attempt, "was ended with the others"
         deadline = time.monotonic() + TERM
         while self.taken() and time.monotonic() < deadline:  # the last one's server may take a moment to go
-            time.sleep(LOOK)
-        self.process = subprocess.Popen(self.command, start_new_session=True)
+            await asyncio.sleep(LOOK)
+        self.process = await asyncio.create_subprocess_exec(*self.command, start_new_session=True)
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """End the program and what it started, if it still runs, also what has a session of its own by now."""
         if not self.process:
             return
@@ -276,11 +300,11 @@ class Member:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
             end_all(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(seconds)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.process.wait(), seconds)
         deadline = time.monotonic() + TERM
         while end_all(signal.SIGKILL) and time.monotonic() < deadline:  # they may have started others meanwhile
-            time.sleep(LOOK)
+            await asyncio.sleep(LOOK)
         self.process = None
 
 
@@ -306,21 +330,33 @@ def end_all(number: int) -> bool:
     return any(found)
 
 
-def join(training: dict, task: str, leaving: threading.Event, refused: str = "") -> Channel:
+async def join(training: dict, task: str, leaving: asyncio.Event, refused: str = "") -> Channel:
     """Connect to the coordinator, which may not be there yet, and say who we are, or what keeps us from taking part."""
     deadline = time.monotonic() + training["join"]
+    address, port = cluster_config.split_address(training["control"])
     while True:
         try:
-            address = cluster_config.split_address(training["control"])
-            channel = Channel(socket.create_connection(address, timeout=BEAT))
-            channel.send(run=training["id"], task=task, **({"refused": refused} if refused else {}))
-        except OSError as error:
+            opening = asyncio.open_connection(address, port, limit=LONGEST)
+            channel = Channel(*await asyncio.wait_for(opening, BEAT))
+            await channel.send(run=training["id"], task=task, **({"refused": refused} if refused else {}))
+        except (OSError, asyncio.TimeoutError) as error:
             if time.monotonic() > deadline or leaving.is_set():
-                reason = f"within {training['join']:g} s: {error.strerror or error}"
+                reason = f"within {training['join']:g} s: {getattr(error, 'strerror', None) or error or 'no answer'}"
                 raise UnreachableError(f"{task} could not reach the chief at {training['control']} {reason}") from None
-            time.sleep(LOOK)
+            await asyncio.sleep(LOOK)
         else:
             return channel
+
+
+def refuse(training: dict, task: str, sentence: str) -> None:
+    """Tell the coordinator what keeps a task from taking part; raise UnreachableError if it cannot be reached."""
+
+    async def tell() -> None:
+        channel = await join(training, task, asyncio.Event(), sentence)
+        channel.close()
+        await asyncio.sleep(0)  # the connection is closed by the loop
+
+    asyncio.run(tell())
 
 
 def how(status: int) -> str:
@@ -335,30 +371,40 @@ def say(sentence: str) -> None:
     print(f"[training] {sentence}", flush=True)
 
 
-def main() -> None:
-    """Take part; exit with 0 only if the whole training was good."""
-    run = runs.Run(sys.argv[1])
-    noted = run.read()
-    training, member, coordinator = noted["training"], Member(noted), None
-    adopt_orphans()
-    signal.signal(signal.SIGTERM, lambda _number, _frame: member.leaving.set())
-    cli.remove_proxy_variables()
+async def take_part(noted: dict, part: Path) -> str:
+    """Take part in a training, as its coordinator besides if the task is the chief; return what failed.
+
+    ``noted`` are the run's notes; how it ended is written to ``part`` as JSON.
+    """
+    training, member, coordinating = noted["training"], Member(noted), None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, member.leaving.set)
     try:
         if noted["task"] == training["chief"]:
             coordinator = Coordinator(training)
-            coordinator.start()
-        result = member.run()
+            await coordinator.listen()
+            coordinating = asyncio.create_task(coordinator.run())
+        result = await member.run()
     except OSError:
         port = cluster_config.split_address(training["control"])[1]
         holder = ports.port_holder(port)
         sentence = f"port {port}, over which the training is coordinated, is taken by {holder}; train_port_offset chooses others"
         result = {"failure": sentence, "outcome": member.outcome, "attempts": 0}
-    (run.folder / "part.json").write_text(json.dumps(result), encoding="utf-8")
-    if coordinator:
-        coordinator.join(2 * BEAT)  # until all the others were told
-    if result["failure"]:
-        say(result["failure"])
-    sys.exit(bool(result["failure"]))
+    part.write_text(json.dumps(result), encoding="utf-8")
+    if coordinating:  # until all the others were told
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(coordinating, 2 * BEAT)
+    return result["failure"]
+
+
+def main() -> None:
+    """Take part; exit with 0 only if the whole training was good."""
+    run = runs.Run(sys.argv[1])
+    adopt_orphans()
+    cli.remove_proxy_variables()
+    failure = asyncio.run(take_part(run.read(), run.folder / "part.json"))
+    if failure:
+        say(failure)
+    sys.exit(bool(failure))
 
 
 if __name__ == "__main__":

@@ -1094,9 +1094,9 @@ def test_a_part_of_a_training_is_started_with_a_cluster_of_its_own(started, run)
 
 def test_a_part_that_cannot_start_is_told_to_the_others(started, run, monkeypatch):
     told = []
-    monkeypatch.setattr(run_program.trainings, "join", lambda *words: told.append(words) or SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(run_program.trainings, "refuse", lambda *words: told.append(words))
     answer, _command = started("Unit tf-run-worker-1.service was already loaded.", task="worker:1", wait=-1.0, training=plan())
-    [(_plan, task, _leaving, sentence)] = told
+    [(_plan, task, sentence)] = told
     assert task == "worker:1"
     assert "still has the task worker:1" in sentence
     assert sentence in answer["lines"][0]

@@ -1,17 +1,27 @@
-"""train_task.py: all start together, end together, start again together, and none waits for ever."""
+"""training.py: all start together, end together, start again together, and none waits for ever."""
 
+import asyncio
+import functools
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from project import ROOT, load
 
 train_task = load("tf_cluster.run.training")
+
+
+def in_a_loop(test):
+    """Run a test that is a coroutine; none takes longer than half a minute."""
+
+    @functools.wraps(test)
+    def run(*words, **more):
+        return asyncio.run(asyncio.wait_for(test(*words, **more), 30))
+
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -23,15 +33,17 @@ def short(monkeypatch):
 
 
 ALONE = """
-import sys, time
+import asyncio, sys
 from tf_cluster.run import training as train_task
 train_task.adopt_orphans()
 noted = {"training": {"cluster": {"worker": ["127.0.0.1:1"]}}, "task": "worker:0", "limit": 9}
 noted["command"] = [sys.executable, sys.argv[1]]
-member = train_task.Member(noted)
-member.start(1)
-time.sleep(float(sys.argv[2]))
-member.end()
+async def main():
+    member = train_task.Member(noted)
+    await member.start(1)
+    await asyncio.sleep(float(sys.argv[2]))
+    await member.end()
+asyncio.run(main())
 """
 LEAVES = """
 import os, signal, subprocess, sys
@@ -66,7 +78,7 @@ def free_port():
 
 
 class Training:
-    """A training of this process's threads, a program each."""
+    """A training of this process's coroutines, a program each."""
 
     def __init__(self, folder, *programs, restarts=0, join=5.0, ports=None, limit=600):
         ports = ports or [free_port() for _each in programs]
@@ -84,142 +96,191 @@ class Training:
             noted = {"training": self.plan, "task": f"worker:{index}", "command": [sys.executable, str(path)], "limit": limit}
             self.members.append(train_task.Member(noted))
 
-    def coordinate(self):
-        """Start the coordinator."""
-        self.coordinator = train_task.Coordinator(self.plan)
-        self.coordinator.start()
+    @property
+    def address(self):
+        """Return address and port of the coordinator."""
+        return train_task.cluster_config.split_address(self.plan["control"])
 
-    def run(self, *others):
+    async def coordinate(self):
+        """Start the coordinator."""
+        coordinator = train_task.Coordinator(self.plan)
+        await coordinator.listen()
+        self.coordinating = asyncio.create_task(coordinator.run())
+
+    async def run(self, *others):
         """Go through the training without the members named in ``others``; return what each says of its end."""
-        self.coordinate()
-        members = [member for member in self.members if member.task not in others]
-        with ThreadPoolExecutor(len(members)) as pool:
-            found = list(pool.map(lambda member: member.run(), members))
-        self.coordinator.join(5)
-        assert not self.coordinator.is_alive()
+        await self.coordinate()
+        found = await asyncio.gather(*(member.run() for member in self.members if member.task not in others))
+        await asyncio.wait_for(self.coordinating, 5)
         return found
 
+    async def hello(self, **message):
+        """Connect to the coordinator, say something, and return the channel."""
+        channel = train_task.Channel(*await asyncio.open_connection(*self.address))
+        await channel.send(**message)
+        return channel
 
-def test_all_end_well(tmp_path):
-    found = Training(tmp_path, "", "time.sleep(0.5)").run()
+
+def later(seconds, call):
+    """Call something later."""
+    asyncio.get_running_loop().call_later(seconds, call)
+
+
+@in_a_loop
+async def test_all_end_well(tmp_path):
+    found = await Training(tmp_path, "", "time.sleep(0.5)").run()
     assert found == [{"failure": "", "outcome": "done", "attempts": 1}] * 2
 
 
-def test_none_starts_before_all_are_there(tmp_path):
+@in_a_loop
+async def test_none_starts_before_all_are_there(tmp_path):
     training = Training(tmp_path, "(here / 'started').touch()", "")
-    training.coordinate()
-    with ThreadPoolExecutor() as pool:
-        first = pool.submit(training.members[0].run)
-        time.sleep(0.5)
-        assert not (tmp_path / "started").exists()
-        assert training.members[1].run()["failure"] == ""
-        assert first.result()["failure"] == ""
+    await training.coordinate()
+    first = asyncio.create_task(training.members[0].run())
+    await asyncio.sleep(0.5)
+    assert not (tmp_path / "started").exists()
+    assert (await training.members[1].run())["failure"] == ""
+    assert (await first)["failure"] == ""
 
 
 @pytest.mark.parametrize(
     ("text", "outcome"),
     [("sys.exit(3)", "ended with exit status 3"), ("os.kill(os.getpid(), 9)", "was killed by SIGKILL")],
 )
-def test_one_that_fails_ends_all_within_seconds(tmp_path, text, outcome):
+@in_a_loop
+async def test_one_that_fails_ends_all_within_seconds(tmp_path, text, outcome):
     stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)"
     begun = time.monotonic()
-    found = Training(tmp_path, stubborn, f"time.sleep(0.3)\n{text}", "").run()
+    found = await Training(tmp_path, stubborn, f"time.sleep(0.3)\n{text}", "").run()
     assert time.monotonic() - begun < 5
     assert {each["failure"] for each in found} == {f"the program of worker:1 on machine b {outcome}"}
     assert [each["outcome"] for each in found] == ["was ended with the others", outcome, "done"]
 
 
-def test_all_start_again_as_often_as_they_may(tmp_path):
+@in_a_loop
+async def test_all_start_again_as_often_as_they_may(tmp_path):
     first = "(here / f'ran-{time.time_ns()}').touch()\ntime.sleep(0.5)"
     second = (
         "while not list(here.glob('ran-*')): time.sleep(0.02)\n(here / 'died').exists() or ((here / 'died').touch(), sys.exit(1))"
     )
-    found = Training(tmp_path, first, second, restarts=1).run()
+    found = await Training(tmp_path, first, second, restarts=1).run()
     assert found == [{"failure": "", "outcome": "done", "attempts": 2}] * 2
     assert len(list(tmp_path.glob("ran-*"))) == 2
 
 
-def test_restarts_come_to_an_end(tmp_path):
-    found = Training(tmp_path, "time.sleep(60)", "sys.exit(1)", restarts=2).run()
+@in_a_loop
+async def test_restarts_come_to_an_end(tmp_path):
+    found = await Training(tmp_path, "time.sleep(60)", "sys.exit(1)", restarts=2).run()
     assert [each["attempts"] for each in found] == [3, 3]
     assert "exit status 1" in found[0]["failure"]
 
 
-def test_one_that_never_comes_is_named(tmp_path):
+@in_a_loop
+async def test_one_that_never_comes_is_named(tmp_path):
     training = Training(tmp_path, "", "", join=0.5)
-    [found] = training.run("worker:1")
+    [found] = await training.run("worker:1")
     assert found["failure"].startswith("worker:1 on machine b did not join the training within 0.5 s")
     assert found["outcome"] == "was not started"
 
 
-def test_a_chief_that_is_not_there_is_not_waited_for(tmp_path):
-    found = Training(tmp_path, "", "", join=0.5).members[1].run()
+@in_a_loop
+async def test_a_chief_that_is_not_there_is_not_waited_for(tmp_path):
+    found = await Training(tmp_path, "", "", join=0.5).members[1].run()
     assert found["failure"].startswith("worker:1 could not reach the chief at 127.0.0.1:")
 
 
-def test_a_port_in_use_is_said_by_all(tmp_path):
+@in_a_loop
+async def test_a_port_in_use_is_said_by_all(tmp_path):
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        found = Training(tmp_path, "", "", ports=[free_port(), port], restarts=3).run()
+        found = await Training(tmp_path, "", "", ports=[free_port(), port], restarts=3).run()
     assert {each["failure"] for each in found} == {found[0]["failure"]}
     assert f"worker:1 on machine b could not start: its port {port} is taken by" in found[0]["failure"]
     assert found[0]["attempts"] == 1
 
 
-def test_one_that_is_ended_from_outside_ends_all_and_nothing_starts_again(tmp_path):
+@in_a_loop
+async def test_one_that_is_ended_from_outside_ends_all_and_nothing_starts_again(tmp_path):
     training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)", restarts=3)
-    threading.Timer(0.8, training.members[1].leaving.set).start()
-    found = training.run()
+    later(0.8, training.members[1].leaving.set)
+    found = await training.run()
     assert found[0]["failure"] == "the process of worker:1 on machine b was ended from outside"
     assert [each["outcome"] for each in found] == ["was ended with the others", "was ended from outside"]
 
 
-def test_a_training_that_takes_too_long_says_so(tmp_path):
+@in_a_loop
+async def test_a_training_that_takes_too_long_says_so(tmp_path):
     training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)", limit=0.5)
-    threading.Timer(0.8, training.members[1].leaving.set).start()
-    assert training.run()[0]["failure"] == "the process of worker:1 on machine b was ended after 0.5 s (run_timeout)"
-
-
-def hello(training, **message):
-    """Connect to the coordinator, say something, and return the channel."""
-    address = train_task.cluster_config.split_address(training.plan["control"])
-    channel = train_task.Channel(socket.create_connection(address))
-    channel.send(**message)
-    return channel
+    later(0.8, training.members[1].leaving.set)
+    found = await training.run()
+    assert found[0]["failure"] == "the process of worker:1 on machine b was ended after 0.5 s (run_timeout)"
 
 
 @pytest.mark.parametrize("silent", [True, False])
-def test_one_that_is_lost_ends_all(tmp_path, silent):
+@in_a_loop
+async def test_one_that_is_lost_ends_all(tmp_path, silent):
     training = Training(tmp_path, "time.sleep(60)", "")
-    training.coordinate()
-    channel = hello(training, run="r1", task="worker:1")
-    if not silent:
-        threading.Timer(0.5, channel.close).start()
-    found = training.members[0].run()
+    await training.coordinate()
+    channel = await training.hello(run="r1", task="worker:1")
+    if silent:
+        channel.beating.cancel()
+    else:
+        later(0.5, channel.writer.close)
+    found = await training.members[0].run()
     assert "the process of worker:1 on machine b was lost" in found["failure"]
+    channel.close()
 
 
-def test_a_chief_that_is_lost_ends_the_program(tmp_path):
+@in_a_loop
+async def test_a_chief_that_is_lost_ends_the_program(tmp_path):
     training = Training(tmp_path, "", "time.sleep(60)")
-    with (
-        socket.create_server(train_task.cluster_config.split_address(training.plan["control"])) as server,
-        ThreadPoolExecutor() as pool,
-    ):
-        ending = pool.submit(training.members[1].run)
-        channel = train_task.Channel(server.accept()[0])
-        channel.send(start=1)
-        time.sleep(0.3)
+    connected = asyncio.Queue()
+
+    async def chief(reader, writer):
+        connected.put_nowait(train_task.Channel(reader, writer))
+
+    async with await asyncio.start_server(chief, *training.address):
+        ending = asyncio.create_task(training.members[1].run())
+        channel = await connected.get()
+        await channel.send(start=1)
+        await asyncio.sleep(0.3)
         channel.close()
-        assert ending.result()["failure"] == "the connection to the chief, worker:0, was lost"
+        assert (await ending)["failure"] == "the connection to the chief, worker:0, was lost"
     assert training.members[1].process is None
 
 
-def test_a_stranger_does_no_harm(tmp_path):
+@in_a_loop
+async def test_a_stranger_does_no_harm(tmp_path):
     training = Training(tmp_path, "time.sleep(0.5)", "")
-    training.coordinate()
+    await training.coordinate()
     for word in (b"GET / HTTP/1.1\r\n\r\n", b"\n", b"[]\n", b"[" * 200_000, b"{}\n", b'{"run": "r1", "task": ["x"]}\n'):
-        with socket.create_connection(train_task.cluster_config.split_address(training.plan["control"])) as connection:
-            connection.sendall(word)
-    assert "another training, r1" in hello(training, run="r2", task="worker:1").receive(2)["over"]
-    with ThreadPoolExecutor() as pool:
-        assert [each["failure"] for each in pool.map(lambda member: member.run(), training.members)] == ["", ""]
+        _reader, writer = await asyncio.open_connection(*training.address)
+        writer.write(word)
+        writer.close()
+    other = await training.hello(run="r2", task="worker:1")
+    assert "another training, r1" in (await other.receive())["over"]
+    other.close()
+    assert [each["failure"] for each in await asyncio.gather(*(member.run() for member in training.members))] == ["", ""]
+
+
+@in_a_loop
+async def test_one_that_sends_nothing_is_not_served_for_long(tmp_path):
+    training = Training(tmp_path, "", "")
+    await training.coordinate()
+    reader, writer = await asyncio.open_connection(*training.address)
+    assert set((await asyncio.wait_for(reader.read(), 5)).splitlines()) <= {b'{"alive": true}'}  # and then its end
+    writer.close()
+    assert [each["failure"] for each in await asyncio.gather(*(member.run() for member in training.members))] == ["", ""]
+
+
+def test_a_task_that_cannot_take_part_tells_the_chief(tmp_path):
+    training = Training(tmp_path, "", "")
+
+    async def refused():
+        await training.coordinate()
+        chief = asyncio.create_task(training.members[0].run())
+        await asyncio.to_thread(train_task.refuse, training.plan, "worker:1", "its task is in use")
+        return await chief
+
+    found = asyncio.run(asyncio.wait_for(refused(), 30))
+    assert found["failure"] == "worker:1 on machine b could not start: its task is in use"
