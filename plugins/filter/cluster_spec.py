@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 import yaml
+from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.spec.cluster_config import RUN_JOBS
 
 DOCUMENTATION = """
 name: cluster_spec
@@ -41,7 +42,6 @@ _value:
 """
 
 JOBS = ("chief", "worker", "ps", "evaluator", "host")
-RUN_JOBS = ("host", "chief")  # their tasks belong to a run: see files/tf_cluster/spec/cluster_config.py
 # The seed's ports; further jobs and further tasks of a machine go upwards from the last.
 FIRST_PORTS = {"worker": 2222, "host": 2223}
 NEXT_PORT = 2224

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
+
 DOCUMENTATION = """
 name: cluster_status
 short_description: Join what the gate, systemd and the runs say of each task
@@ -108,8 +110,7 @@ def status_table(status):
     rows = [[_text(task[name]) for name in COLUMNS] for task in status["tasks"]]
     rows = [list(COLUMNS.values()), *rows]
     kept = [place for place in range(len(COLUMNS)) if any(row[place] for row in rows[1:])]
-    widths = {place: max(len(row[place]) for row in rows) for place in kept}
-    return ["  ".join(row[place].ljust(widths[place]) for place in kept).rstrip() for row in rows]
+    return table([[row[place] for place in kept] for row in rows])
 
 
 def _text(value):

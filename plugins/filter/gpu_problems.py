@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
+
 DOCUMENTATION = """
 name: gpu_problems
 short_description: Hold the GPUs that a machine's tasks are to have against those that it has
@@ -246,8 +248,7 @@ def gpu_table(fleet, machines):
             used = "?" if gpu["memory_used_mb"] is None else f"{gpu['memory_used_mb']} of {gpu['memory_mb']} MB"
             heat = "?" if gpu["temperature"] is None else str(gpu["temperature"])
             rows.append((machine, str(gpu["index"]), gpu["model"], used, heat, ", ".join(owners.get(gpu["bus"], ["none"]))))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return table(rows)
 
 
 class FilterModule:

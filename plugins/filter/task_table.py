@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
+
 DOCUMENTATION = """
 name: task_table
 short_description: Show the tasks of the cluster as a table
@@ -25,8 +27,7 @@ def with_machines(tasks, machines):
 def task_table(tasks, explained=()):
     """Return lines; below the table, what systemd says of the tasks that do not answer."""
     rows = [COLUMNS, *([str(task[column] or "") for column in COLUMNS] for task in tasks)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines = table(rows)
     for result in explained:
         for sentence in result.get("answer", {}).get("why", {}).values():
             lines.append(f"{result['item']['machine']}: {sentence}")

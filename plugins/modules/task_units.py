@@ -8,6 +8,7 @@ import os
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.status.systemd import parse_show
 
 DOCUMENTATION = """
 module: task_units
@@ -58,16 +59,6 @@ stopped: {description: Tasks that the machine no longer has, type: list, element
 LOCK = "/run/tf-cluster-units.lock"
 MOST = 420  # seconds: longer than a server with GPUs may take to start
 DROP_INS = ["confined.conf", "firewall.conf", "gpus.conf", "speed.conf", "tunnel.conf"]
-
-
-def parse_show(text):
-    """Return what ``systemctl show`` printed of several units: unit -> property -> value."""
-    units = {}
-    for block in text.strip().split("\n\n"):
-        properties = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        if "Id" in properties:
-            units[properties["Id"]] = properties
-    return units
 
 
 def plan(wanted, found):

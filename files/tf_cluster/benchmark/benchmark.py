@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tf_cluster.table import table
+
 FORMAT = "tf-cluster-benchmark-1"
 SMALL, LARGE = 1_000_000, 64_000_000  # bytes that a link is measured with
 LARGE_STEP = 0.25  # seconds that a step with the large size may take: on a slow link it is made smaller
@@ -347,13 +349,11 @@ def compared(value: float, usual: float, unit: str) -> str:
 def tables(result: dict) -> list[str]:
     """Return what tasks compute and how fast links are, as lines of two tables."""
     shown = sorted(result["links"], key=lambda row: row.get("gigabytes_per_second", -1))[:MOST_ROWS]
-    lines = table(
-        ["task", "machine", "device", "GFLOP/s"],
-        [
-            [row["task"], row["machine"], row["device"], number(row.get("gigaflops")), row.get("failure", "")]
-            for row in result["computed"]
-        ],
-    )
+    computed = [
+        [row["task"], row["machine"], row["device"], number(row.get("gigaflops")), row.get("failure", "")]
+        for row in result["computed"]
+    ]
+    lines = table([["task", "machine", "device", "GFLOP/s"], *computed])
     if len(shown) < len(result["links"]):
         lines += ["", f"The slowest {MOST_ROWS} of {len(result['links'])} links; benchmark.json has all:"]
     else:
@@ -367,20 +367,12 @@ def tables(result: dict) -> list[str]:
         for row in shown
     ]  # fmt: skip
     heads = ["from", "to", "machines", "GB/s", "of MB", "GB/s of 1 MB", "ms a step", "GB/s by iperf3"]
-    return [*lines, "", *table(heads, rows)]
+    return [*lines, "", *table([heads, *rows])]
 
 
 def number(value: float | None) -> str:
     """Return a number with the three digits that matter, or a dash."""
     return "-" if value is None else f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
-
-
-def table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    """Return lines; a row may have a remark after its last column."""
-    whole = [heads, *rows]
-    widths = [max(len(row[place]) for row in whole) for place in range(len(heads))]
-    widths += [0] * (max(map(len, whole)) - len(heads))
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in whole]
 
 
 def measured(benchmark: Benchmark, about: dict, most: int) -> dict:

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..cuda import gpus
 from ..firewall import state as firewall
 from ..server.ports import listeners as port_listeners
+from ..status.systemd import parse_show
 from ..tensorflow import environment
 
 OWN = (
@@ -83,8 +84,7 @@ def show_units() -> dict[str, dict[str, str]]:
     enabled = systemctl("list-unit-files", "--plain", "--no-legend", "--state=enabled", f"{UNIT}*").split("\n")
     names = [line.split()[0] for line in enabled if line.strip()]
     shown = systemctl("show", f"--property={PROPERTIES}", TARGET, f"{UNIT}*", *(name for name in names if "@." not in name))
-    blocks = (dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in shown.split("\n\n"))
-    return {block["Id"]: block for block in blocks if "Id" in block}
+    return parse_show(shown)
 
 
 def tasks(units: dict[str, dict[str, str]]) -> dict:

@@ -32,6 +32,7 @@ import time
 from .. import cli
 from ..server import identity
 from ..spec import cluster_config
+from ..table import table
 from ..tensorflow import capi
 from . import gpu_check
 
@@ -58,7 +59,7 @@ def main() -> None:
         cli.fail(str(error), 2)
     except capi.TensorFlowError as error:
         cli.fail(str(error), 1)
-    print(json.dumps(report) if options.json else table(report), flush=True)
+    print(json.dumps(report) if options.json else report_table(report), flush=True)
     os._exit(0 if report["ok"] else 1)  # a thread that waits in a dead connection must not hold us
 
 
@@ -248,9 +249,8 @@ class Task:
             return b""
 
 
-def table(report: dict) -> str:
+def report_table(report: dict) -> str:
     """Return the report as lines for people."""
     rows = [("task", "address", "state", "seconds", "reason")]
     rows += [(t["task"], t["address"], t["state"], str(t["seconds"] or ""), t["reason"]) for t in report["tasks"]]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths)), row[4]]).rstrip() for row in rows)
+    return "\n".join(table(rows))

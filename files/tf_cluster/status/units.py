@@ -14,6 +14,7 @@ import subprocess
 import sys
 
 from ..firewall import state as firewall
+from .systemd import parse_show
 
 PROPERTIES = "Id,ActiveState,SubState,StateChangeTimestampMonotonic,NRestarts,MainPID,Description"
 
@@ -40,8 +41,7 @@ def show(units: list[str]) -> dict[str, dict[str, str]]:
     if not units:
         return {}
     done = subprocess.run(["systemctl", "show", f"--property={PROPERTIES}", *units], capture_output=True, text=True, check=False)
-    blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in done.stdout.split("\n\n")]
-    return {block["Id"]: block for block in blocks if "Id" in block}
+    return parse_show(done.stdout)
 
 
 def describe(unit: dict[str, str]) -> dict:

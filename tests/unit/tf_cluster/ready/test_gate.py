@@ -125,7 +125,7 @@ def test_the_table_has_a_line_for_each_task():
         {"task": "worker:0", "address": "10.0.0.1:2222", "state": "answers", "seconds": 0.2, "reason": ""},
         {"task": "ps:0", "address": "[fd00::1]:2222", "state": "refused", "seconds": None, "reason": "nothing listens"},
     ]
-    heading, first, second = ready.table({"tasks": tasks}).splitlines()
+    heading, first, second = ready.report_table({"tasks": tasks}).splitlines()
     assert heading.split() == ["task", "address", "state", "seconds", "reason"]
     assert first.split() == ["worker:0", "10.0.0.1:2222", "answers", "0.2"]
     assert heading.index("reason") == second.index("nothing listens")
