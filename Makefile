@@ -11,6 +11,8 @@ export PYTHONUNBUFFERED ?= 1
 export ANSIBLE_FORCE_COLOR ?= $(if $(MAKE_TERMOUT),1,0)
 # Before a call of uv: the index that pip is set to.
 WITH_INDEX = INDEX=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); UV_DEFAULT_INDEX=$${UV_DEFAULT_INDEX:-$$INDEX}
+# One lock for every platform. Versions that are locked already stay, unless UPGRADE is set.
+COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --no-python-downloads --generate-hashes --no-annotate --no-header --no-emit-index-url
 # Certificates of the machine, for those behind a proxy of their own.
 export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
@@ -68,7 +70,7 @@ environment: $(VENV)/complete ## Only the environment (.venv) that all the comma
 
 $(VENV)/complete: requirements.txt
 	@echo "Making the environment in $(VENV): Ansible, Molecule and the linters, as locked in requirements.txt"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This controller has Python %d.%d. Install Python 3.11 or newer and name it: make PYTHON=python3.12" % sys.version_info[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends python3-venv; }
 	@$(PYTHON) -m venv --clear $(VENV)
 	@grep -A99 '^uv==' requirements.txt | sed '1!{/^[a-z]/,$$d}' | $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
@@ -77,10 +79,12 @@ $(VENV)/complete: requirements.txt
 	@$(VENV)/bin/python -m compileall -q -j0 -x ansible_collections $(VENV)/lib plugins
 	@touch $@
 
-lock: environment ## Make requirements.txt and the machines' lists anew from their .in files
-	for list in requirements roles/tensorflow/files/cpu roles/tensorflow/files/gpu tests/bench/requirements/{ray,dask,torch}; do \
-	  uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-python-downloads --generate-hashes \
-	    --no-annotate --no-header --no-emit-index-url $$list.in --output-file $$list.txt; done
+lock: environment ## Update requirements.txt and the machines' lists from their .in files; UPGRADE=1 for the newest versions
+	$(COMPILE) --python-version 3.11 requirements.in --output-file requirements.txt
+	$(COMPILE) --python-version 3.10 roles/tensorflow/files/cpu.in --output-file roles/tensorflow/files/cpu.txt
+	$(COMPILE) --python-version 3.10 roles/tensorflow/files/gpu.in --output-file roles/tensorflow/files/gpu.txt
+	for list in tests/bench/requirements/{ray,dask,torch}; do \
+	  $(COMPILE) --python-version 3.11 $$list.in --output-file $$list.txt; done
 
 clean: ## Remove the environment and the fetched packages; runs in output/ stay
 	rm -rf $(VENV) .cache .ansible
