@@ -9,6 +9,8 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 # Lines come one by one also where they go into a pipe, not by the block.
 export PYTHONUNBUFFERED ?= 1
 export ANSIBLE_FORCE_COLOR ?= $(if $(MAKE_TERMOUT),1,0)
+# The unit tests wait half of their time. More than 16 processes take memory and save nothing.
+UNIT_WORKERS ?= $(shell workers=$$((2 * $$(nproc))); echo $$((workers < 16 ? workers : 16)))
 # Before a call of uv: the index that pip is set to.
 WITH_INDEX = INDEX=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); UV_DEFAULT_INDEX=$${UV_DEFAULT_INDEX:-$$INDEX}
 # One lock for every platform. Versions that are locked already stay, unless UPGRADE is set.
@@ -18,7 +20,7 @@ export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
-.PHONY: help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench lab-check lab-down environment lock clean
+.PHONY: help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench types lab-check lab-down environment lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -35,8 +37,11 @@ lint: environment ## Only the lint
 	ruff check .
 	ruff format --check .
 
+types: environment ## Check type annotations (mypy --strict)
+	mypy
+
 unit: environment ## Only the unit tests
-	pytest
+	pytest -n $(UNIT_WORKERS) --dist worksteal
 
 molecule: lab-check environment ## Only the Molecule scenarios; SCENARIO=default for one
 	tests/molecule $(SCENARIO)
