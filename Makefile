@@ -20,7 +20,7 @@ export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
-.PHONY: help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench types lab-check lab-down environment lock clean
+.PHONY: help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench types hooks lab-check lab-down environment lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -90,6 +90,9 @@ lock: environment ## Update requirements.txt and the machines' lists from their 
 	$(COMPILE) --python-version 3.10 --constraints roles/tensorflow/files/cpu.txt roles/tensorflow/files/gpu.in --output-file roles/tensorflow/files/gpu.txt
 	for list in tests/bench/requirements/{ray,dask,torch}; do \
 	  $(COMPILE) --python-version 3.11 $$list.in --output-file $$list.txt; done
+
+hooks: environment ## Check each commit in this clone before it is made (pre-commit)
+	pre-commit install
 
 clean: ## Remove the environment and the fetched packages; runs in output/ stay
 	rm -rf $(VENV) .cache .ansible
