@@ -20,7 +20,7 @@ export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
-.PHONY: help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench types hooks lab-check lab-down environment lock clean
+.PHONY: help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench types hooks changelog lab-check lab-down environment lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -36,6 +36,7 @@ lint: environment ## Only the lint
 	yamllint --strict .
 	ruff check .
 	ruff format --check .
+	antsibull-changelog lint
 
 types: environment ## Check type annotations (mypy --strict)
 	mypy
@@ -90,6 +91,9 @@ lock: environment ## Update requirements.txt and the machines' lists from their 
 	$(COMPILE) --python-version 3.10 --constraints roles/tensorflow/files/cpu.txt roles/tensorflow/files/gpu.in --output-file roles/tensorflow/files/gpu.txt
 	for list in tests/bench/requirements/{ray,dask,torch}; do \
 	  $(COMPILE) --python-version 3.11 $$list.in --output-file $$list.txt; done
+
+changelog: environment ## Move the fragments into the release notes of the version in galaxy.yml
+	antsibull-changelog release --update-existing --reload-plugins
 
 hooks: environment ## Check each commit in this clone before it is made (pre-commit)
 	pre-commit install
