@@ -9,14 +9,18 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 # Lines come one by one also where they go into a pipe, not by the block.
 export PYTHONUNBUFFERED ?= 1
 export ANSIBLE_FORCE_COLOR ?= $(if $(MAKE_TERMOUT),1,0)
+# The unit tests wait half of their time. More than 16 processes take memory and save nothing.
+UNIT_WORKERS ?= $(shell workers=$$((2 * $$(nproc))); echo $$((workers < 16 ? workers : 16)))
 # Before a call of uv: the index that pip is set to.
 WITH_INDEX = INDEX=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); UV_DEFAULT_INDEX=$${UV_DEFAULT_INDEX:-$$INDEX}
+# One lock for every platform. Versions that are locked already stay, unless UPGRADE is set.
+COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --no-python-downloads --generate-hashes --no-annotate --no-header --no-emit-index-url
 # Certificates of the machine, for those behind a proxy of their own.
 export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
-.PHONY: help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench lab-check lab-down environment lock clean
+.PHONY: help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench types hooks changelog lab-check lab-down environment lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -32,9 +36,13 @@ lint: environment ## Only the lint
 	yamllint --strict .
 	ruff check .
 	ruff format --check .
+	antsibull-changelog lint
+
+types: environment ## Check type annotations (mypy --strict)
+	mypy
 
 unit: environment ## Only the unit tests
-	pytest
+	pytest -n $(UNIT_WORKERS) --dist worksteal
 
 molecule: lab-check environment ## Only the Molecule scenarios; SCENARIO=default for one
 	tests/molecule $(SCENARIO)
@@ -68,7 +76,7 @@ environment: $(VENV)/complete ## Only the environment (.venv) that all the comma
 
 $(VENV)/complete: requirements.txt
 	@echo "Making the environment in $(VENV): Ansible, Molecule and the linters, as locked in requirements.txt"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This controller has Python %d.%d. Install Python 3.11 or newer and name it: make PYTHON=python3.12" % sys.version_info[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends python3-venv; }
 	@$(PYTHON) -m venv --clear $(VENV)
 	@grep -A99 '^uv==' requirements.txt | sed '1!{/^[a-z]/,$$d}' | $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
@@ -77,10 +85,18 @@ $(VENV)/complete: requirements.txt
 	@$(VENV)/bin/python -m compileall -q -j0 -x ansible_collections $(VENV)/lib plugins
 	@touch $@
 
-lock: environment ## Make requirements.txt and the machines' lists anew from their .in files
-	for list in requirements roles/tensorflow/files/cpu roles/tensorflow/files/gpu tests/bench/requirements/{ray,dask,torch}; do \
-	  uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-python-downloads --generate-hashes \
-	    --no-annotate --no-header --no-emit-index-url $$list.in --output-file $$list.txt; done
+lock: environment ## Update requirements.txt and the machines' lists from their .in files; UPGRADE=1 for the newest versions
+	$(COMPILE) --python-version 3.11 requirements.in --output-file requirements.txt
+	$(COMPILE) --python-version 3.10 roles/tensorflow/files/cpu.in --output-file roles/tensorflow/files/cpu.txt
+	$(COMPILE) --python-version 3.10 --constraints roles/tensorflow/files/cpu.txt roles/tensorflow/files/gpu.in --output-file roles/tensorflow/files/gpu.txt
+	for list in tests/bench/requirements/{ray,dask,torch}; do \
+	  $(COMPILE) --python-version 3.11 $$list.in --output-file $$list.txt; done
+
+changelog: environment ## Move the fragments into the release notes of the version in galaxy.yml
+	antsibull-changelog release --update-existing --reload-plugins
+
+hooks: environment ## Check each commit in this clone before it is made (pre-commit)
+	pre-commit install
 
 clean: ## Remove the environment and the fetched packages; runs in output/ stay
 	rm -rf $(VENV) .cache .ansible

@@ -44,7 +44,9 @@ def test_what_the_program_makes_is_collected(program):
 
 
 def test_a_program_that_collects_nothing_itself_keeps_it_so(program):
-    assert program("import gc; gc.disable(); import tensorflow; print(gc.isenabled(), gc.get_freeze_count())") == "False 0\n"
+    # Python 3.12 has frozen objects from the start.
+    text = "import gc; gc.disable(); frozen = gc.get_freeze_count(); import tensorflow"
+    assert program(f"{text}; print(gc.isenabled(), gc.get_freeze_count() - frozen)") == "False 0\n"
 
 
 def test_a_package_that_fails_is_reported_as_ever(program):

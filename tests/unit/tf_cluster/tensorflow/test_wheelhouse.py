@@ -11,6 +11,7 @@ from project import ROOT, call, load
 make_wheelhouse = load("tf_cluster.tensorflow.wheelhouse")
 TENSORFLOW = {"x86_64": "tensorflow-cpu", "aarch64": "tensorflow"}
 LOCK = ROOT / "roles/tensorflow/files/cpu.txt"
+GPU_LOCK = ROOT / "roles/tensorflow/files/gpu.txt"
 MADE_UP = """\
 # This comment belongs to nobody.
 one==1.0 \\
@@ -55,6 +56,14 @@ def test_every_kind_of_machine_gets_the_same_tensorflow():
         versions(python, machine)[name] for python in ("3.10", "3.11", "3.12", "3.13") for machine, name in TENSORFLOW.items()
     }
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_the_gpu_lock_agrees_with_the_cpu_lock(python, machine):
+    cpu, gpu = versions(python, machine), versions(python, machine, GPU_LOCK.read_text(encoding="utf-8"))
+    cpu["tensorflow"] = cpu.pop(TENSORFLOW[machine])
+    assert cpu == {name: gpu.get(name) for name in cpu}
 
 
 @pytest.mark.parametrize(
