@@ -78,7 +78,7 @@ $(VENV)/complete: requirements.txt
 	@touch $@
 
 lock: environment ## Make requirements.txt and the machines' lists anew from their .in files
-	for list in requirements roles/tensorflow/files/cpu roles/tensorflow/files/gpu tests/bench/requirements/{ray,dask,torch}; do \
+	for list in requirements roles/tensorflow/files/cpu roles/tensorflow/files/gpu roles/tensorflow/files/gpu_kernels tests/bench/requirements/{ray,dask,torch}; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-python-downloads --generate-hashes \
 	    --no-annotate --no-header --no-emit-index-url $$list.in --output-file $$list.txt; done
 
