@@ -77,7 +77,7 @@ def test_a_server_of_this_wheel_listens(cluster, machine):
     program = (ROOT / "files/tf_cluster/tensorflow/capi.py").read_text(encoding="utf-8") + (
         '\nlibrary = Library()\nconfig = message("tensorflow_server_pb2", "ServerDef")(job_name="worker", protocol="grpc")\n'
         'config.cluster.job.add(name="worker").tasks[0] = "127.0.0.1:2222"\nlibrary.start_server(config.SerializeToString())\n'
-        'session = library.session("grpc://127.0.0.1:2222", b"")\nimport json\nprint(json.dumps(session.devices()))\n'
+        'session = library.session("grpc://127.0.0.1:2222", b"")\nimport json\nprint(json.dumps(list(session.devices())))\n'
     )
     assert machine(program) == ["/job:worker/replica:0/task:0/device:CPU:0"]
 
