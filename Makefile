@@ -20,7 +20,7 @@ export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
-.PHONY: help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench types hooks changelog lab-check lab-down environment lock clean
+.PHONY: compiler help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench types hooks changelog lab-check lab-down environment lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -29,7 +29,7 @@ demo: lab-check environment ## Make the lab, turn it into a cluster, run the dem
 	ansible-playbook site.yml run_demo.yml
 	@echo; cat output/latest/summary.txt
 
-test: lab-check environment lint unit molecule ## Lint, unit tests, Molecule scenarios
+test: lab-check environment compiler lint unit molecule ## Lint, unit tests, Molecule scenarios
 
 lint: environment ## Only the lint
 	ansible-lint --offline --strict
@@ -44,14 +44,14 @@ types: environment ## Check type annotations (mypy --strict)
 unit: environment ## Only the unit tests
 	pytest -n $(UNIT_WORKERS) --dist worksteal
 
-molecule: lab-check environment ## Only the Molecule scenarios; SCENARIO=default for one
+molecule: lab-check environment compiler ## Only the Molecule scenarios; SCENARIO=default for one
 	tests/molecule $(SCENARIO)
 
 test-faults: lab-check environment ## Break what can break on a lab, and print what became of it (docs/faults.md)
 	tests/molecule faults
 
-test-cuda: lab-check environment ## The driver's and CUDA's real packages on a machine without a GPU (5 GB)
-	tests/molecule cuda
+test-cuda: lab-check environment compiler ## CUDA's real packages without a GPU: with the real driver's packages, with a stand-in for the driver (14 GB)
+	tests/molecule cuda gpu_servers
 
 test-gpu: environment ## GPUs, on a machine that has one and its driver; skips elsewhere
 	@if command -v nvidia-smi >/dev/null; then \
@@ -68,6 +68,9 @@ bench: environment ## How fast our servers are beside others (docs/benchmark.md)
 
 lab-check: # Say within seconds if a lab cannot be made here
 	@$(PYTHON) roles/lab/files/lab_check.py
+
+compiler: # Install a C compiler: the tests compile a stand-in for the NVIDIA driver
+	@command -v cc >/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends gcc libc6-dev; }
 
 lab-down: environment ## Take the lab away and what was installed for it
 	ansible-playbook playbooks/lab_down.yml
@@ -89,6 +92,7 @@ lock: environment ## Update requirements.txt and the machines' lists from their 
 	$(COMPILE) --python-version 3.11 requirements.in --output-file requirements.txt
 	$(COMPILE) --python-version 3.10 roles/tensorflow/files/cpu.in --output-file roles/tensorflow/files/cpu.txt
 	$(COMPILE) --python-version 3.10 --constraints roles/tensorflow/files/cpu.txt roles/tensorflow/files/gpu.in --output-file roles/tensorflow/files/gpu.txt
+	$(COMPILE) --python-version 3.10 --constraints roles/tensorflow/files/cpu.txt roles/tensorflow/files/gpu_kernels.in --output-file roles/tensorflow/files/gpu_kernels.txt
 	for list in tests/bench/requirements/{ray,dask,torch}; do \
 	  $(COMPILE) --python-version 3.11 $$list.in --output-file $$list.txt; done
 

@@ -1,5 +1,7 @@
 """The real packages of the driver and of CUDA on a machine without a GPU: they install, load, and say the truth."""
 
+import json
+
 import pytest
 import yaml
 from conftest import ROOT, said
@@ -46,6 +48,21 @@ def test_each_cuda_library_loads(machine):
     assert {"cublas", "cuda_runtime", "cudnn", "cufft", "cusolver", "cusparse", "nccl"} <= set(found["packages"])
 
 
+def test_tensorflow_opens_each_cuda_library(cluster, machine):
+    """The installation has linked those that TensorFlow would not find; without the link of cuSOLVER it would use no GPU."""
+    site = cluster.shell("cuda-a", "echo /opt/tf-cluster/venv/lib/python3*/site-packages")["cuda-a"]
+    program = (ROOT / "files/tf_cluster/tensorflow/cuda_libraries.py").read_text(encoding="utf-8")
+    cluster.write("cuda-a", "/tmp/cuda_libraries.py", program)
+    check = f"/opt/tf-cluster/venv/bin/python -I -S /tmp/cuda_libraries.py {site}"
+    found = json.loads(cluster.inside("cuda-a", check))
+    assert found["libraries"] >= 20
+    assert (found["linked"], found["failures"]) == ([], [])
+    link = f"{site}/nvidia/cuda_runtime/lib/libcusolver.so.11"
+    assert cluster.inside("cuda-a", f"readlink {link}").strip() == "../../cusolver/lib/libcusolver.so.11"
+    mended = json.loads(cluster.inside("cuda-a", f"rm {link}; {check}"))
+    assert (mended["linked"], mended["failures"]) == (["libcusolver.so.11"], [])
+
+
 def test_the_wheel_was_built_for_what_the_role_says(machine):
     needs = yaml.safe_load((ROOT / "roles/cuda/vars/main.yml").read_text(encoding="utf-8"))["__cuda_needs"]
     assert sorted(machine(BUILD)["cuda_compute_capabilities"]) == sorted(needs["built_for"])
@@ -60,7 +77,7 @@ def test_a_server_of_this_wheel_listens(cluster, machine):
     program = (ROOT / "files/tf_cluster/tensorflow/capi.py").read_text(encoding="utf-8") + (
         '\nlibrary = Library()\nconfig = message("tensorflow_server_pb2", "ServerDef")(job_name="worker", protocol="grpc")\n'
         'config.cluster.job.add(name="worker").tasks[0] = "127.0.0.1:2222"\nlibrary.start_server(config.SerializeToString())\n'
-        'session = library.session("grpc://127.0.0.1:2222", b"")\nimport json\nprint(json.dumps(session.devices()))\n'
+        'session = library.session("grpc://127.0.0.1:2222", b"")\nimport json\nprint(json.dumps(list(session.devices())))\n'
     )
     assert machine(program) == ["/job:worker/replica:0/task:0/device:CPU:0"]
 

@@ -1,4 +1,7 @@
-"""A machine whose nvidia-smi tells of eight GPUs: tasks, ports, environment files and devices follow from it."""
+"""A machine whose nvidia-smi shows eight GPUs: tasks, ports, environment files and devices follow from it.
+
+The packages are those without CUDA, so TensorFlow finds no GPU. test_gpu_servers.py has the servers that find them.
+"""
 
 import json
 import re
@@ -8,28 +11,19 @@ import pytest
 from conftest import ROOT, said
 
 sys.path.append(str(ROOT / "tests/unit"))
+sys.path.append(str(ROOT / "tests/stand_in"))
 import gpu_machines
+import stand_in
 
 UUIDS = [line.split(", ")[2] for line in gpu_machines.EIGHT.splitlines()]
 PORTS = [2222, *range(2224, 2231)]
-SMI = f"""#!/bin/sh
-# Tells of eight GPUs that are not there.
-case "$1" in --query-gpu=*) cat <<'END'
-{gpu_machines.EIGHT}END
-esac
-"""
-NODES = "; ".join(
-    f"test -e /dev/nvidia{name} || mknod -m 666 /dev/nvidia{name} c {numbers}"
-    for name, numbers in [*((i, f"195 {i}") for i in range(8)), ("ctl", "195 255"), ("-uvm", "510 0"), ("-uvm-tools", "510 1")]
-)
 SHARED = {"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"}
 
 
 @pytest.fixture(scope="module")
 def told(cluster):
     """Return what site.yml said of the machine with the GPUs."""
-    cluster.write("gpus-a", "/usr/local/bin/nvidia-smi", SMI, "0755")
-    cluster.shell("gpus-a", NODES + "; ls /dev/nvidia7")
+    cluster.inside("gpus-a", stand_in.install_script(gpu_machines.EIGHT))
     return said(cluster.playbook("site.yml"))
 
 
@@ -39,6 +33,13 @@ def test_the_gate_says_that_no_gpu_is_there(told):
         row = f"worker:{index} gpus-a 10.89.81.10:{port} no GPU it is to have 1 GPU(s), and TensorFlow found 0"
         assert row in told, told
     assert "worker:8 gpus-b 10.89.81.11:2222 answers" in told
+
+
+def test_the_device_files_are_made_at_each_start(cluster, told):
+    """A unit makes them before the first server starts: confined servers may not."""
+    cluster.inside("gpus-a", "systemctl stop tf-gpu-nodes; rm /dev/nvidia*; systemctl restart tf-server@worker-5")
+    expected = {f"/dev/nvidia{index}" for index in range(8)} | SHARED
+    assert set(cluster.inside("gpus-a", "ls /dev/nvidia*").split()) == expected
 
 
 def test_each_gpu_has_a_task_of_its_own(cluster, told):
@@ -85,9 +86,7 @@ def test_a_second_time_changes_nothing(cluster, told):
 
 
 def test_a_gpu_that_fell_off_the_bus_is_said(cluster, told):
-    line = (
-        "sed -i 's/^7, .*$/Unable to determine the device handle for GPU 0000:BD:00.0: GPU is lost./' /usr/local/bin/nvidia-smi"
-    )
+    line = "sed -i 's/^7, .*$/Unable to determine the device handle for GPU 0000:BD:00.0: GPU is lost./' " + stand_in.GPUS
     cluster.shell("gpus-a", line)
     done = cluster.playbook("site.yml")
     assert done.returncode != 0

@@ -42,9 +42,14 @@ def reason(error: Exception) -> str:
     """Return TensorFlow's reason on one line of at most 300 characters.
 
     An error of a remote task begins with lines that only say where it comes from ("From /job:worker/replica:0/task:0:").
+    If several operations failed, the reason of the first is numbered "(0)". Names of operations in brackets and the
+    server's log follow.
     """
-    lines = [line.strip() for line in str(error).splitlines()]
-    reasons = [line for line in lines if line and not re.fullmatch(r"From /job:\S+:", line)]
+    text = re.split(r"\n\s*\(1\) |\nRecent warning and error logs:", str(error))[0]
+    lines = [re.sub(r"^\(0\) ", "", line.strip()) for line in text.splitlines()]
+    reasons = [
+        line for line in lines if line and not re.fullmatch(r"From /job:\S+:|\d+ root error\(s\) found\.|\[\[.*\]\]", line)
+    ]
     return " ".join(reasons or lines)[:300]
 
 

@@ -6,6 +6,7 @@ import stat
 
 import gpu_machines as machines
 import pytest
+import yaml
 from project import ROOT, call, load
 
 find_gpus = load("tf_cluster.cuda.gpus")
@@ -214,3 +215,11 @@ def test_it_runs_as_it_is_sent(tmp_path):
     done = call("tf_cluster.cuda.gpus", env=environment)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["gpus"]) == 8
+
+
+def test_the_custom_fact_can_be_executed():
+    """Ansible runs it as a program of its own; without the first line it is taken for JSON, or for shell."""
+    files = yaml.safe_load((ROOT / "roles/cuda/vars/main.yml").read_text(encoding="utf-8"))["__cuda_own_files"]
+    (fact,) = (file for file in files if file["path"].endswith(".fact"))
+    assert fact["content"].startswith("#!/usr/bin/env python3\n{{ lookup(")
+    assert fact["mode"] == "0755"

@@ -7,6 +7,20 @@ import pytest
 from project import load
 
 gpu_check = load("tf_cluster.ready.gpu_check")
+# What TensorFlow 2.21 says where cuBLAS does not start.
+SEVERAL = """\
+From /job:worker/replica:0/task:0:
+2 root error(s) found.
+  (0) INTERNAL: No blas support for stream
+\t [[{{node product1}}]]
+\t [[product1_G6]]
+  (1) INTERNAL: No blas support for stream
+\t [[{{node product1}}]]
+0 successful operations.
+0 derived errors ignored.
+Recent warning and error logs:
+  E0000 00:00:1795678429.991299     440 cuda_blas.cc:196] failed to create cublas handle: the library was not initialized
+"""
 GPU = "/job:worker/replica:0/task:0/device:GPU:0"
 
 
@@ -53,7 +67,8 @@ def test_what_differs_is_wrong(problem, product):
     ("said", "reason"),
     [
         ("CUDA_ERROR_LAUNCH_FAILED\nmore", "CUDA_ERROR_LAUNCH_FAILED more"),
-        ("From /job:worker/replica:0/task:0:\nBlas GEMM failed\n\t [[{{node p1}}]]", "Blas GEMM failed [[{{node p1}}]]"),
+        ("From /job:worker/replica:0/task:0:\nBlas GEMM failed\n\t [[{{node p1}}]]", "Blas GEMM failed"),
+        (SEVERAL, "INTERNAL: No blas support for stream"),
         ("From /job:worker/replica:0/task:0:", "From /job:worker/replica:0/task:0:"),
         ("x" * 400, "x" * 300),
     ],

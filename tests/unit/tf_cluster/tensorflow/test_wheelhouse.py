@@ -90,6 +90,16 @@ def test_every_locked_package_has_hashes():
         assert ";" not in entry
 
 
+def test_machines_without_a_gpu_get_the_packages_of_those_with_one_but_cuda():
+    """Otherwise operations of one machine's TensorFlow could differ from the other's."""
+    gpu, kernels = (
+        make_wheelhouse.lock_for((LOCK.parent / name).read_text(encoding="utf-8"), "3.11", "x86_64")
+        for name in ("gpu.txt", "gpu_kernels.txt")
+    )
+    assert kernels == [entry for entry in gpu if not entry.startswith("nvidia-")]
+    assert any(entry.startswith("tensorflow==") for entry in kernels)
+
+
 def test_uv_is_taken_out_of_its_wheel(tmp_path):
     (tmp_path / "wheels").mkdir()
     with zipfile.ZipFile(tmp_path / "wheels/uv-1.0-py3-none-linux_x86_64.whl", "w") as wheel:
