@@ -2,9 +2,9 @@
 
 import json
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
+import ansible
 import yaml
 from packaging.specifiers import SpecifierSet
 from project import ROOT
@@ -12,7 +12,7 @@ from project import ROOT
 GALAXY = yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))
 # A module, a filter or a lookup by its full name.
 FULL_NAME = re.compile(r"""(?m)(?:^\s*(?:- )?|\|\s*|(?:lookup|query)\(['"])([a-z]+\.[a-z_]+)\.[a-z_]+(?=[:\s('"])""")
-COLLECTIONS = Path(find_spec("ansible_collections").submodule_search_locations[0])
+COLLECTIONS = Path(ansible.__file__).parents[1] / "ansible_collections"
 
 
 def test_files_that_git_ignores_are_not_in_the_collection():
