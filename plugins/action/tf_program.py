@@ -110,10 +110,19 @@ class ActionModule(ActionBase):
                 "statuses": {"type": "list", "elements": "int", "default": [0]},
             }
         )
-        argv, gathered, self.reconnects = options["argv"], {}, options["reconnect"]
+        argv, self.reconnects = options["argv"], options["reconnect"]
         if argv[0] == "python":
             python, facts = self.python(task_vars)
             argv, result = [*python, *argv[1:]], result | facts
+        try:
+            return {**result, "changed": True, "answer": self.call_until_done(argv, options)}
+        except AnsibleActionFail as error:
+            # Returned, not raised: Ansible applies failed_when, ignore_errors and register only to a result.
+            return {**result, "failed": True, "msg": error.message}
+
+    def call_until_done(self, argv, options):
+        """Call a program, and again as long as it answers with ``next``; return what it answered."""
+        gathered = {}
         program = program_of(argv)
         if options["send"]:
             data = self.send([Path(path) for path in options["send"]], [*program, *(options["send_call"] or [])])
@@ -143,7 +152,7 @@ class ActionModule(ActionBase):
             if answer.get("failure"):
                 raise AnsibleActionFail(answer["failure"])
             if "next" not in answer:
-                return {**result, "changed": True, "answer": gathered}
+                return gathered
             argv, data = [*program, *answer["next"]], data if options["script"] else NOTHING
 
     def python(self, task_vars):

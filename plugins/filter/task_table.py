@@ -31,6 +31,8 @@ def task_table(tasks, explained=()):
     for result in explained:
         for sentence in result.get("answer", {}).get("why", {}).values():
             lines.append(f"{result['item']['machine']}: {sentence}")
+        if "answer" not in result and result.get("msg") and not result.get("unreachable"):
+            lines.append(f"{result['item']['machine']}: {result['msg']}")
         if result.get("unreachable"):
             lines.append(f"{result['item']['machine']}: cannot be reached by Ansible either; is the machine up?")
     return lines

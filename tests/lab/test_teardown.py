@@ -6,6 +6,15 @@ LEFT = "ls -d /etc/tf-cluster /opt/tf-cluster /run/tf-cluster /var/lib/tf-cluste
 LEFT += "getent passwd tensorflow; systemctl list-units --all --plain --no-legend 'tf-*'; true"
 
 
+def test_a_run_after_the_teardown_of_one_machine_prints_the_table(cluster):
+    done = cluster.playbook("playbooks/teardown.yml", "--limit=test-worker-1")
+    assert done.returncode == 0, said(done)
+    done = cluster.playbook("run_demo.yml")
+    assert done.returncode != 0
+    assert "worker:1 test-worker-1 10.89.78.11:2222 refused" in said(done), said(done)
+    assert "test-worker-1: /opt/tf-cluster/venv/bin/python is missing on this machine" in said(done), said(done)
+
+
 def test_teardown_leaves_the_runs_and_says_so(cluster):
     done = cluster.playbook("playbooks/teardown.yml")
     assert done.returncode == 0, said(done)

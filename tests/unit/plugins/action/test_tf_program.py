@@ -195,6 +195,25 @@ def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch, put, las
     assert transferred == [(put, path) for path in last]
 
 
+@pytest.mark.parametrize(
+    ("answer", "msg"),
+    [({"failure": "the run failed", "verdict": {}}, "the run failed"), (AnsibleActionFail("no such program"), "no such program")],
+)
+def test_a_failure_is_a_result_that_failed_when_applies_to(monkeypatch, answer, msg):
+    action = object.__new__(tf_program.ActionModule)
+    options = dict.fromkeys(("send", "send_call", "input", "save_to", "announce", "reconnect", "script", "put"))
+    action.validate_argument_spec = lambda _spec: (None, options | {"argv": ["/run.py"], "statuses": [0]})
+    monkeypatch.setattr(tf_program.ActionBase, "run", lambda *_words: {})
+
+    def call(*_words):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    action.call = call
+    assert action.run(task_vars={}) == {"failed": True, "msg": msg}
+
+
 def test_a_script_runs_with_the_python_that_ansible_finds(monkeypatch):
     action = object.__new__(tf_program.ActionModule)
     action._templar = SimpleNamespace(template=lambda text: text)

@@ -46,6 +46,11 @@ def test_what_systemd_says_stands_below_the_table_with_its_machine():
     assert filters.task_table(TASKS, explained)[3:] == ["m1: it is failed", "m1: it is masked"]
 
 
+def test_why_a_machine_says_nothing_stands_below_the_table():
+    explained = [{"item": {"machine": "m1"}, "msg": "python is missing on this machine", "failed": False}]
+    assert filters.task_table(TASKS, explained)[3:] == ["m1: python is missing on this machine"]
+
+
 def test_a_machine_that_ansible_cannot_reach_is_named():
     [line] = filters.task_table(TASKS, [{"item": {"machine": "m2"}, "unreachable": True}])[3:]
     assert line.startswith("m2: ")
