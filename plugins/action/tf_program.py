@@ -83,6 +83,7 @@ ABSENT = re.compile(r"(?:No module named '?|module specification for ')(tf_clust
 TOO_OLD = "-: Python %d.%d is too old: install one of 3.10 to 3.13 and name it in ansible_python_interpreter"
 OLD = f"if sys.version_info < (3, 8): sys.exit({TOO_OLD!r} % sys.version_info[:2])"
 NOT_FOUND = 127  # what a shell says of a program that is not there
+JSON_CALLBACKS = ("json", "jsonl")  # of ansible.posix
 DISCOVERED = "discovered_interpreter_python"  # as Ansible calls it
 
 
@@ -133,13 +134,13 @@ class ActionModule(ActionBase):
         else:
             data = NOTHING
         if options["announce"]:
-            Display().display(f"  {options['announce']}")
+            show_line(f"  {options['announce']}")
         last = [self.put(options["put"])] if options["put"] else []
         silence, again = Silence(), True
         while True:
             answer = self.call([*argv, *last], data, options["statuses"])
             for line in answer.get("lines", []):
-                Display().display(f"  {line}")
+                show_line(f"  {line}")
             silence.show(answer.get("lines", []), answer.get("seconds") if "next" in answer else None)
             if answer.get("fetch") and not self.fetch(program, answer["fetch"], Path(options["save_to"])):
                 if not again:
@@ -246,6 +247,12 @@ class ActionModule(ActionBase):
             ) from None
 
 
+def show_line(line):
+    """Print a line; to standard error if standard output is the JSON of a callback plugin."""
+    callback = str(constants.config.get_config_value("DEFAULT_STDOUT_CALLBACK")).rpartition(".")[2]
+    Display().display(line, stderr=callback in JSON_CALLBACKS)
+
+
 def program_of(argv):
     """Return the words of a call that name the program: as far as a module after -m, a script, or - for standard input."""
     for place, word in enumerate(argv):
@@ -272,9 +279,7 @@ def wait_for_lock(file):
                 ) from None
             if now >= due:
                 due = now + TELL
-                Display().display(
-                    f"  waits for another ansible-playbook that collects the same run ({size // 1_000_000} MB so far)"
-                )
+                show_line(f"  waits for another ansible-playbook that collects the same run ({size // 1_000_000} MB so far)")
         time.sleep(0.1)
 
 
@@ -293,7 +298,7 @@ class Silence:
             self.step = f"{steps[-1]}, " if steps else self.step
         elif seconds is not None and now - self.printed >= SILENT and now >= self.due:
             self.due = now + 10
-            Display().display(f"  ... {seconds:.0f} s, {self.step}nothing printed for {now - self.printed:.0f} s")
+            show_line(f"  ... {seconds:.0f} s, {self.step}nothing printed for {now - self.printed:.0f} s")
 
 
 class Progress:
@@ -306,7 +311,7 @@ class Progress:
         """Say it, if it is time to."""
         if time.monotonic() >= self.due:
             self.due = time.monotonic() + 3
-            Display().display(f"  {self.verb} {done // 1_000_000} of {self.size // 1_000_000} MB")
+            show_line(f"  {self.verb} {done // 1_000_000} of {self.size // 1_000_000} MB")
 
 
 def bundle(paths):

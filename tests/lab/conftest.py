@@ -24,9 +24,9 @@ class Cluster:
     scenario = SCENARIO
     inventory = (f"--inventory={ROOT}/inventory/lab/lab.yml", f"--inventory={SCENARIO}/inventory")
 
-    def command(self, *words, seconds=300):
-        """Run one of Ansible's commands on the cluster and return what it did."""
-        process = self.begin(*words)
+    def command(self, *words, seconds=300, **settings):
+        """Run one of Ansible's commands on the cluster, with settings of Ansible, and return what it did."""
+        process = self.begin(*words, **settings)
         try:
             out, err = process.communicate(timeout=seconds)
         except BaseException:
@@ -34,11 +34,12 @@ class Cluster:
             raise
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def begin(self, *words):
+    def begin(self, *words, **settings):
         """Start one of Ansible's commands, in a process group of its own."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "MOLECULE_"))}
         environment["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
         environment["PYTHONUNBUFFERED"] = "1"  # into a pipe, Ansible's lines would come by the block
+        environment |= settings
         return subprocess.Popen(
             [words[0], *self.inventory, *map(str, words[1:])], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,

@@ -57,6 +57,13 @@ def test_the_seeds_program_works_as_it_stands(cluster, program):
     assert verdict(folder)["ok"] is True
 
 
+def test_the_output_of_a_run_leaves_the_json_of_a_callback_alone(cluster):
+    done = cluster.playbook("run_demo.yml", ANSIBLE_STDOUT_CALLBACK="json")
+    assert done.returncode == 0, said(done)
+    assert json.loads(done.stdout)["stats"]["test-host"]["failures"] == 0
+    assert "26.80402" in done.stderr
+
+
 def test_a_program_is_given_its_places(cluster, program):
     text = """
 import json, os, pwd, sys

@@ -346,7 +346,7 @@ def test_one_that_is_stopped_does_not_hold_another_for_ever_nor_in_silence(fetch
     shown = []
     monkeypatch.setattr(tf_program, "TELL", 0.2)
     monkeypatch.setattr(tf_program, "STUCK", 0.6)
-    monkeypatch.setattr(tf_program.Display, "display", lambda _self, line: shown.append(line))
+    monkeypatch.setattr(tf_program.Display, "display", lambda _self, line, **_more: shown.append(line))
     (tmp_path / "output").mkdir()
     with (tmp_path / "output/.run.1.part").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -417,7 +417,7 @@ def silence(monkeypatch):
     def silence(*printed):
         shown, clock = [], iter(range(len(printed) + 1))
         monkeypatch.setattr(tf_program.time, "monotonic", lambda: float(next(clock)))
-        monkeypatch.setattr(tf_program.Display, "display", lambda _self, line: shown.append(line))
+        monkeypatch.setattr(tf_program.Display, "display", lambda _self, line, **_more: shown.append(line))
         watched = tf_program.Silence()
         for second, lines in enumerate(printed, 1):
             watched.show(lines, second)
@@ -440,8 +440,20 @@ def test_a_run_that_prints_shows_nothing_else(silence):
 
 def test_a_call_that_is_no_run_shows_nothing(monkeypatch):
     monkeypatch.setattr(tf_program, "SILENT", -1)
-    monkeypatch.setattr(tf_program.Display, "display", lambda *_words: pytest.fail("shown"))
+    monkeypatch.setattr(tf_program.Display, "display", lambda *_words, **_more: pytest.fail("shown"))
     tf_program.Silence().show([], None)
+
+
+@pytest.mark.parametrize(
+    ("callback", "to_stderr"),
+    [("default", False), ("ansible.builtin.default", False), ("json", True), ("ansible.posix.json", True), ("jsonl", True)],
+)
+def test_live_lines_leave_the_json_of_a_callback_alone(monkeypatch, callback, to_stderr):
+    shown = []
+    monkeypatch.setattr(tf_program.Display, "display", lambda _self, line, stderr: shown.append((line, stderr)))
+    monkeypatch.setenv("ANSIBLE_STDOUT_CALLBACK", callback)
+    tf_program.show_line("step 1")
+    assert shown == [("step 1", to_stderr)]
 
 
 @pytest.mark.parametrize("reconnects", [True, False])
