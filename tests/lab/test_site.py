@@ -59,6 +59,17 @@ def test_a_second_task_comes_and_goes(cluster, changed_inventory):
     assert "worker-2" not in cluster.shell("test-worker-1", "ls /etc/tf-cluster/tasks")["test-worker-1"]
 
 
+def test_a_tag_does_its_stage_alone(cluster):
+    cluster.shell("test-worker-0", "systemctl stop tf-server@worker-0; echo >>/etc/tf-cluster/firewall.nft")
+    done = cluster.playbook("site.yml", "--tags=firewall")
+    assert done.returncode == 0, said(done)
+    assert "firewall : Close | " in done.stdout
+    assert "tf-server@worker-0.service" not in cluster.pids()
+    done = cluster.playbook("site.yml", "--tags=server,ready")
+    assert done.returncode == 0, said(done)
+    assert "tf-server@worker-0.service" in cluster.pids()
+
+
 def test_a_task_that_was_started_with_other_inputs_is_restarted(cluster):
     """As after a site.yml that was interrupted between writing and restarting."""
     cluster.shell("test-worker-0", "sed -i s/PACKAGES=.*/PACKAGES=old/ /etc/tf-cluster/tasks/worker-0.env")
