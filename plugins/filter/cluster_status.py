@@ -12,6 +12,7 @@ options:
   gate: {description: The tasks as the gate reports them; empty where it could not be asked, type: list, required: true}
   states: {description: Machine -> what tf_cluster.status says there, type: dict}
   problems: {description: Machine -> why it says nothing though it was reached; machines in neither are away, type: dict}
+  gate_problem: {description: Why the gate could not be asked, type: str}
   unguarded: {description: Machines that are to have no firewall (firewall_enabled), type: list, elements: str}
 """
 
@@ -30,9 +31,10 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def cluster_status(cluster, gate, states, problems=None, unguarded=()):
+def cluster_status(cluster, gate, states, problems=None, unguarded=(), gate_problem=""):
     """Return the state of each task of the cluster and whether all is well."""
     asked = {task["task"]: task for task in gate}
+    not_asked = f"the host machine could not ask{': ' if gate_problem else ''}{gate_problem}"
     tasks = []
     for machine, own in cluster["machines"].items():
         state, problem = states.get(machine), (problems or {}).get(machine, "")
@@ -46,7 +48,7 @@ def cluster_status(cluster, gate, states, problems=None, unguarded=()):
                     "machine": machine,
                     "address": f"{task['address']}:{task['port']}",
                     **_unit(task, state, problem),
-                    **_answer(task, answer, state, problem, runs),
+                    **_answer(task, {"reason": not_asked, **answer}, state, problem, runs),
                     "version": answer.get("version"),
                     "gpus": answer.get("gpus", []),
                     "run": ", ".join(runs) or None,
@@ -96,7 +98,7 @@ def _unit(task, state, problem):
 
 def _answer(task, answer, state, problem, runs):
     if task["standing"]:
-        reason = problem or answer.get("reason", "the host machine could not ask")
+        reason = problem or answer["reason"]
         return {"state": answer.get("state", "not asked"), "reason": reason}
     if problem:
         return {"state": "not known", "reason": problem}

@@ -24,6 +24,15 @@ def with_machines(tasks, machines):
     return [{**task, "machine": machines.get(task["task"], "")} for task in tasks]
 
 
+def unchecked_tasks(cluster):
+    """Return the standing tasks of a cluster as the gate would report them, if it could not check them."""
+    tasks = [task for own in cluster["machines"].values() for task in own if task["standing"]]
+    unknown = {"state": "not asked", "reason": "the host machine could not ask", "version": None, "gpus": []}
+    return [
+        {"task": f"{task['job']}:{task['index']}", "address": f"{task['address']}:{task['port']}", **unknown} for task in tasks
+    ]
+
+
 def task_table(tasks, explained=()):
     """Return lines; below the table, what systemd says of the tasks that do not answer."""
     rows = [COLUMNS, *([str(task[column] or "") for column in COLUMNS] for task in tasks)]
@@ -61,4 +70,9 @@ class FilterModule:
 
     def filters(self):
         """Return the filters by name."""
-        return {"missing_problem": missing_problem, "task_table": task_table, "with_machines": with_machines}
+        return {
+            "missing_problem": missing_problem,
+            "task_table": task_table,
+            "unchecked_tasks": unchecked_tasks,
+            "with_machines": with_machines,
+        }

@@ -249,6 +249,19 @@ def test_a_run_whose_machine_is_away_is_said_to_be(cluster):
     assert f"The run some-run is on no machine that can be reached, and {cluster.host} cannot be" in said(done), said(done)
 
 
+def test_the_status_is_shown_while_the_host_machine_is_away(cluster):
+    cluster.podman("pause", cluster.host)
+    try:
+        done = cluster.playbook("playbooks/status.yml")
+    finally:
+        cluster.podman("unpause", cluster.host)
+    assert done.returncode != 0
+    assert "Not whole: worker:0, worker:1, host:0" in said(done), said(done)
+    assert f"the host machine could not ask: {cluster.host} is unreachable" in said(done), said(done)
+    status = json.loads((ROOT / "output/status.json").read_text(encoding="utf-8"))
+    assert [task["unit"] for task in status["tasks"]] == ["active", "active", "machine is away"]
+
+
 def test_no_run_starts_where_the_inventory_has_changed_since(cluster, tmp_path):
     (tmp_path / "more.yml").write_text("ps: {hosts: {test-worker-0: }}\n", encoding="utf-8")
     done = cluster.playbook("run_demo.yml", f"--inventory={tmp_path / 'more.yml'}")

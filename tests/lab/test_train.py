@@ -207,6 +207,22 @@ def test_a_training_can_be_left_alone_and_cancelled(cluster, train, program):
     assert running(cluster) == []
 
 
+def test_a_training_is_collected_while_the_host_machine_is_away(cluster, train, program):
+    """Its own machines have all of it."""
+    done, _folder = train(program("print('here', flush=True)"), detach=True)
+    assert done.returncode == 0, said(done)
+    run = re.search(r"The run (\S+) goes on", said(done))[1]
+    cluster.podman("pause", cluster.host)
+    try:
+        done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={run}")
+    finally:
+        cluster.podman("unpause", cluster.host)
+    assert "here" in (folder_of(done) / "tasks/worker-1/stdout.log").read_text(encoding="utf-8"), said(done)
+    # The journal of a server there, and nothing else.
+    found = verdict(folder_of(done))["failures"]
+    assert found == [f"The log of ps:0 could not be collected: is machine {cluster.host} still there?"]
+
+
 def test_a_chief_of_its_own_takes_part(cluster, train, program):
     text = "print(task, sorted(json.loads(os.environ['TF_CONFIG'])['cluster']))"
     done, folder = train(program(text), train_jobs=["chief", "worker"])

@@ -51,6 +51,16 @@ STATES = {
 }
 
 
+def test_why_the_gate_could_not_be_asked_is_the_reason_of_each_task():
+    status = filters.cluster_status(CLUSTER, [], {"a": STATES["a"]}, gate_problem="c is unreachable")
+    assert status["ok"] is False
+    assert {task["task"]: (task["unit"], task["state"], task["reason"]) for task in status["tasks"]} == {
+        "worker:0": ("active", "not asked", "the host machine could not ask: c is unreachable"),
+        "worker:1": ("machine is away", "not asked", "the host machine could not ask: c is unreachable"),
+        "host:0": ("machine is away", "unreachable", "its machine cannot be reached by Ansible"),
+    }
+
+
 def test_a_whole_cluster_is_whole():
     status = filters.cluster_status(CLUSTER, GATE, STATES)
     assert status["ok"] is True

@@ -66,6 +66,20 @@ def test_each_task_gets_its_machine_and_keeps_the_rest():
     assert "machine" not in tasks[0]
 
 
+def test_tasks_that_the_gate_could_not_check_are_known_from_the_cluster_spec():
+    standing = {"job": "worker", "index": 1, "address": "10.0.0.2", "port": 2222, "standing": True}
+    cluster = {"machines": {"m2": [standing, {**standing, "job": "host", "standing": False}]}}
+    [found] = filters.unchecked_tasks(cluster)
+    assert found == {
+        "task": "worker:1",
+        "address": "10.0.0.2:2222",
+        "state": "not asked",
+        "reason": "the host machine could not ask",
+        "version": None,
+        "gpus": [],
+    }
+
+
 @pytest.mark.parametrize(
     ("states", "allowed", "problem"),
     [
