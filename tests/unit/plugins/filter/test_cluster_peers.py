@@ -27,6 +27,14 @@ def test_a_name_counts_with_its_addresses():
     assert "127.0.0.1" in filters.cluster_peers(cluster("localhost"))["ipv4"]
 
 
+def test_a_changed_address_of_a_name_is_noticed(monkeypatch):
+    """Nothing is kept from one site.yml to the next, and other rules have another version."""
+    answers = ["192.0.2.7", "192.0.2.8"]
+    monkeypatch.setattr(filters.socket, "getaddrinfo", lambda *_words, **_more: [(None, None, None, "", (answers.pop(0), 0))])
+    found = [filters.cluster_peers(cluster("10.0.0.1"), ["gateway.example"])["ipv4"] for _call in range(2)]
+    assert found == [["10.0.0.1", "192.0.2.7"], ["10.0.0.1", "192.0.2.8"]]
+
+
 def test_a_name_that_nobody_knows_is_an_error():
     with pytest.raises(ValueError, match=r"no-such-machine\.invalid' is a name .* set tf_address"):
         filters.cluster_peers(cluster("no-such-machine.invalid"))
