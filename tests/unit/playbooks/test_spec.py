@@ -30,6 +30,12 @@ def said(done):
     return " ".join((done.stdout + done.stderr).split())
 
 
+def test_an_unknown_tag_fails_with_a_limit_too(playbook):
+    done = playbook("site.yml", "--tags=nosuch", "--limit=h")
+    assert done.returncode == 2
+    assert "Unknown tags: nosuch." in said(done)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
