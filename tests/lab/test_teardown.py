@@ -34,3 +34,16 @@ def test_teardown_takes_the_runs_where_asked(cluster):
     done = cluster.playbook("playbooks/teardown.yml", "--extra-vars=server_remove_runs=true")
     assert done.returncode == 0, said(done)
     assert set(cluster.shell("lab", LEFT).values()) == {""}
+
+
+def test_teardown_leaves_alone_what_is_not_ours(cluster, tmp_path):
+    """A machine without a task, and an account that was there before."""
+    account = "useradd --system --home-dir /var/lib/tf-cluster --no-create-home --shell /usr/sbin/nologin tensorflow"
+    cluster.shell("test-worker-1", account)
+    (tmp_path / "more.yml").write_text("database: {hosts: {db1: {ansible_host: 192.0.2.1}}}\n", encoding="utf-8")
+    done = cluster.playbook("playbooks/teardown.yml", f"--inventory={tmp_path / 'more.yml'}")
+    assert done.returncode == 0, said(done)
+    assert "Skipped, because the inventory has no task for them: db1." in said(done)
+    assert "The user tensorflow is left: this project did not create it." in said(done)
+    left = cluster.shell("test-worker-1", "getent passwd tensorflow; userdel tensorflow")["test-worker-1"]
+    assert left.startswith("tensorflow:")

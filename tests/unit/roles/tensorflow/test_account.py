@@ -1,0 +1,44 @@
+"""The account tensorflow: only the one that the role created is removed."""
+
+import jinja2
+import pytest
+import yaml
+from project import ROOT
+
+ROLE = ROOT / "roles/tensorflow"
+VARIABLES = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))
+COMMENT = VARIABLES["__tensorflow_account_comment"]
+
+
+def tasks(name):
+    """Return the calls of the module user in one of the role's files, each with its condition."""
+    found = yaml.safe_load((ROLE / f"tasks/{name}.yml").read_text(encoding="utf-8"))
+    return [(task["ansible.builtin.user"], task["when"]) for task in found if "ansible.builtin.user" in task]
+
+
+def test_only_a_new_account_gets_the_comment():
+    (created, when), (changed, _when) = tasks("main")
+    assert created["comment"] == "{{ __tensorflow_account_comment }}"
+    assert when == "tensorflow_found.account | length == 0"
+    assert "comment" not in changed
+
+
+def test_a_comment_fits_into_a_line_of_passwd():
+    assert not set(":,\n") & set(COMMENT)
+
+
+@pytest.mark.parametrize(
+    ("account", "own"),
+    [
+        (None, False),
+        (["x", "998", "998", COMMENT, "/var/lib/tf-cluster", "/usr/sbin/nologin"], True),
+        (["x", "998", "998", "", "/var/lib/tf-cluster", "/usr/sbin/nologin"], False),
+        (["x", "1001", "1001", "Jo", "/home/tensorflow", "/bin/bash"], False),
+    ],
+)
+def test_only_an_account_with_the_comment_is_removed(account, own):
+    [(removed, when)] = tasks("remove")
+    assert removed["state"] == "absent"
+    expression = VARIABLES[when].strip("{} ")
+    compiled = jinja2.Environment(autoescape=True).compile_expression(expression)
+    assert compiled(__tensorflow_account=account, __tensorflow_account_comment=COMMENT) is own
