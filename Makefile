@@ -72,7 +72,7 @@ lab-check: # Say within seconds if a lab cannot be made here
 compiler: # Install a C compiler: the tests compile a stand-in for the NVIDIA driver
 	@command -v cc >/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends gcc libc6-dev; }
 
-lab-down: environment ## Take the lab away and what was installed for it
+lab-down: environment ## Remove the lab; packages that were installed for it stay
 	ansible-playbook playbooks/lab_down.yml
 
 environment: $(VENV)/complete ## Only the environment (.venv) that all the commands need

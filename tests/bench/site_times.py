@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".cache/bench/site"
-LAB = {"lab_name": "tf-bench", "lab_network": "10.89.87.0/24", "lab_keep_tools": True}
+LAB = {"lab_name": "tf-bench", "lab_network": "10.89.87.0/24", "lab_keep_image": True}
 KEYS = Path.home() / ".local/state/tf-bench"
 BIN = Path(sys.executable).parent
 TIMES = 3  # that what takes seconds is measured

@@ -55,9 +55,9 @@ def problem(root: Path, stands: bool = False) -> str:
         return f"containers with systemd need Linux, this is {sys.platform}."
     if os.geteuid() and not may_sudo():
         return "it takes root, and there is neither root nor sudo."
-    if not shutil.which("apt-get") and not shutil.which("podman"):
+    if not shutil.which("apt-get") and not find_tool("podman"):
         return "podman is not installed, and without apt-get it cannot be installed from here; install it yourself."
-    if not shutil.which("podman", path=TOOL_FOLDERS) and is_old(root / "etc/os-release"):
+    if not find_tool("podman") and is_old(root / "etc/os-release"):
         return "this release's podman is too old; Debian 12, Ubuntu 24.04 or a newer one has what it takes."
     needed = STANDING_MEMORY if stands else NEEDED_MEMORY
     memory = meminfo_gigabytes(root / "proc/meminfo")
@@ -69,6 +69,11 @@ def problem(root: Path, stands: bool = False) -> str:
     if disk < needed:
         return f"it takes {needed} GB of free disk in {storage}, and {disk:.1f} GB are free."
     return namespaces_problem()
+
+
+def find_tool(name: str) -> str | None:
+    """Return the path of a program that the role calls as root, who has other folders than a user."""
+    return shutil.which(name, path=f"{TOOL_FOLDERS}:{os.environ.get('PATH', '')}")
 
 
 def may_sudo() -> bool:
@@ -117,9 +122,9 @@ def settings() -> dict:
     # Without CAP_SYS_RESOURCE a container cannot have more than its caller, and podman lowers its own number of
     # processes to pid_max: ask for no more than that.
     pid_max = int(Path("/proc/sys/kernel/pid_max").read_text(encoding="ascii"))
-    tools = [shutil.which(tool, path=TOOL_FOLDERS) for tool in ("podman", "iptables", "netavark", "mmdebstrap")]
+    tools = [find_tool(tool) for tool in ("podman", "iptables", "netavark", "mmdebstrap")]
     return {
-        "complete": all(tools) and any(shutil.which(tool, path=TOOL_FOLDERS) for tool in ("runc", "crun")[: 1 + unified]),
+        "complete": all(tools) and any(find_tool(tool) for tool in ("runc", "crun")[: 1 + unified]),
         "runtime": "" if unified else "runc",
         "nofile": hard_limit(resource.RLIMIT_NOFILE, 1048576),
         "nproc": hard_limit(resource.RLIMIT_NPROC, pid_max),
@@ -128,7 +133,7 @@ def settings() -> dict:
 
 def running(lab: str) -> dict[str, str]:
     """Return the lab's containers that run -> what they are made of, as the role noted it on them; needs root."""
-    podman = shutil.which("podman", path=TOOL_FOLDERS)
+    podman = find_tool("podman")
     if not podman:
         return {}
     command = [podman, "ps", "--filter", f"label=tf-lab={lab}", "--format", "{{.Names}} {{.Labels}}"]

@@ -1,18 +1,20 @@
 """lab_check.py: whether a lab can be made, told in a sentence."""
 
 import json
-import re
 import resource
 import shutil
 import subprocess
 from collections import namedtuple
 
+import jinja2
 import pytest
 import yaml
 from project import ROOT, call, load
 
 lab_check = load("roles/lab/files/lab_check.py")
 GIGABYTE = 10**9
+ROLE = ROOT / "roles/lab"
+VARIABLES = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))
 
 
 class Machine:
@@ -198,15 +200,32 @@ def test_here_it_answers_in_json_or_with_a_sentence():
     assert shutil.which("true")
 
 
-def test_packages_that_are_upgraded_are_not_taken_away_with_the_lab():
-    """As ``apt-get install --simulate`` of Debian 12 said it."""
-    said = """5 upgraded, 2 newly installed, 0 to remove and 129 not upgraded.
-Inst libapt-pkg6.0 [2.6.1] (2.6.2 Debian-Security:12/oldstable-security [amd64])
-Conf libapt-pkg6.0 (2.6.2 Debian-Security:12/oldstable-security [amd64])
-Inst login [1:4.13+dfsg1-1+deb12u1] (1:4.13+dfsg1-1+deb12u2 Debian:12.15/oldstable [amd64])
-Inst libpcap0.8 (1.10.3-1 Debian:12.15/oldstable [amd64])
-Inst tcpdump (4.99.3-1 Debian:12.15/oldstable [amd64])
-Conf tcpdump (4.99.3-1 Debian:12.15/oldstable [amd64])
-"""
-    variables = yaml.safe_load((ROOT / "roles/lab/vars/main.yml").read_text(encoding="utf-8"))
-    assert re.findall(variables["__lab_new_package"], said) == ["libpcap0.8", "tcpdump"]
+def test_a_tool_is_found_in_the_folders_of_root_and_of_the_caller(tmp_path, monkeypatch):
+    (tmp_path / "podman-of-the-test").write_text("", encoding="ascii")
+    (tmp_path / "podman-of-the-test").chmod(0o755)
+    assert lab_check.find_tool("podman-of-the-test") is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert lab_check.find_tool("podman-of-the-test") == str(tmp_path / "podman-of-the-test")
+    assert lab_check.find_tool("sh")
+
+
+def test_the_role_looks_for_tools_in_the_same_folders():
+    assert VARIABLES["__lab_path"].startswith(f"{lab_check.TOOL_FOLDERS}:{{{{")
+
+
+@pytest.mark.parametrize("keys", [True, False])
+def test_without_podman_the_keys_of_a_lab_stay(keys):
+    """And where there is neither podman nor a key, nothing is to be done."""
+    tasks = {task["name"]: task for task in yaml.safe_load((ROLE / "tasks/remove.yml").read_text(encoding="utf-8"))}
+    names = list(tasks)
+    check = "Remove | Check that podman is found"
+    assert names.index(check) < names.index("Remove | Remove the keys")
+    condition = jinja2.Environment(autoescape=True).compile_expression(tasks[check]["ansible.builtin.assert"]["that"])
+    assert condition(__lab_podman="", __lab_left={"results": [{"stat": {"exists": keys}}]}) is not keys
+    assert condition(__lab_podman="/opt/bin/podman", __lab_left={"results": [{"stat": {"exists": keys}}]}) is True
+
+
+def test_no_package_is_removed_with_the_lab():
+    text = (ROLE / "tasks/remove.yml").read_text(encoding="utf-8")
+    assert "apt" not in text
+    assert "reset" not in text

@@ -1,0 +1,51 @@
+"""The addresses of a lab's machines."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+DOCUMENTATION = """
+name: lab_addresses
+short_description: Return the addresses of a lab's machines
+options:
+  _input: {description: "Machine -> its address, or a name that the controller resolves", type: dict, required: true}
+  network: {description: The network of the lab, type: str, required: true}
+"""
+
+RETURN = """
+_value: {description: Machine -> its address in the network, type: dict}
+"""
+
+
+def lab_addresses(machines, network):
+    """Return machine -> address; ValueError for a name that means no address of the lab's network."""
+    return {machine: _address(machine, str(given), ipaddress.ip_network(network)) for machine, given in machines.items()}
+
+
+def _address(machine, given, network):
+    try:
+        return str(ipaddress.ip_address(given))
+    except ValueError:
+        pass
+    try:
+        entries = socket.getaddrinfo(given, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        entries = []
+    found = [entry[4][0] for entry in entries]
+    inside = [address for address in found if ipaddress.ip_address(address.partition("%")[0]) in network]
+    if not inside:
+        raise ValueError(
+            f"The variable ansible_host of lab machine {machine} is {given!r}, a name that means "
+            f"{', '.join(dict.fromkeys(found)) or 'no address'} to the controller. Give an address of {network}, or let the name "
+            "mean one."
+        )
+    return inside[0]
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self):
+        """Return the filters by name."""
+        return {"lab_addresses": lab_addresses}

@@ -1,0 +1,40 @@
+"""The filter lab_addresses: podman is given addresses, whatever the inventory has."""
+
+import pytest
+from project import load
+
+filters = load("plugins/filter/lab_addresses.py")
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """Return the names that the controller resolves: name -> addresses."""
+    known = {}
+
+    def getaddrinfo(name, *_words, **_more):
+        if name not in known:
+            raise OSError("Name or service not known")
+        return [(None, None, None, "", (address, 0)) for address in known[name]]
+
+    monkeypatch.setattr(filters.socket, "getaddrinfo", getaddrinfo)
+    return known
+
+
+def test_addresses_stay_as_they_are(names):
+    assert filters.lab_addresses({"a": "10.89.77.10", "b": "192.0.2.1"}, "10.89.77.0/24") == {
+        "a": "10.89.77.10",
+        "b": "192.0.2.1",
+    }
+
+
+def test_of_a_names_addresses_the_one_in_the_labs_network_counts(names):
+    names["a.lab"] = ["192.0.2.1", "10.89.77.10"]
+    assert filters.lab_addresses({"a": "a.lab"}, "10.89.77.0/24") == {"a": "10.89.77.10"}
+
+
+@pytest.mark.parametrize(("addresses", "meant"), [(None, "no address"), (["192.0.2.1"], "192.0.2.1")])
+def test_a_name_without_an_address_in_the_labs_network_is_an_error(names, addresses, meant):
+    if addresses:
+        names["a.lab"] = addresses
+    with pytest.raises(ValueError, match=rf"^The variable ansible_host of lab machine a is 'a.lab', a name that means {meant} "):
+        filters.lab_addresses({"a": "a.lab"}, "10.89.77.0/24")
