@@ -11,7 +11,12 @@ options:
   _input: {description: The machine's tasks as worked out by the filter cluster_spec, type: list, required: true}
   machine: {description: Name of the machine in the inventory, type: str, required: true}
   found: {description: What the module machine_facts says, type: dict, required: true}
-  needs: {description: C(disk_mb) and C(own_addresses), type: dict, required: true}
+  needs:
+    description:
+      - C(disk_mb) and C(own_addresses); C(closed_ports), those that the firewall is going to close.
+      - C(ssh_address) and C(ssh_port) that Ansible connects to; port 0 if it does not use SSH.
+    type: dict
+    required: true
 """
 
 RETURN = """
@@ -57,7 +62,7 @@ def machine_problems(tasks, machine, found, needs):
         )
     if needs["own_addresses"]:
         problems += _address_problems(tasks, machine, found["addresses"])
-    return [*problems, *_port_problems(tasks, machine, found["listeners"])]
+    return [*problems, *_port_problems(tasks, machine, found["listeners"]), *_closed_port_problems(tasks, machine, found, needs)]
 
 
 def _address_problems(tasks, machine, own):
@@ -77,15 +82,36 @@ def _address_problems(tasks, machine, own):
 def _port_problems(tasks, machine, listeners):
     for task in tasks:
         for listener in listeners:
-            # A task of this project's, also one whose unit was made another user's.
-            own = listener["user"] == OWN_USER or listener["unit"]
-            if listener["port"] == task["port"] and not own:
+            if listener["port"] == task["port"] and not _is_own(listener):
                 yield (
-                    f"Port {task['port']} of machine {machine} is in use by {listener['name'] or 'a process'} (process "
-                    f"{listener['pid']}, user {listener['user']}), and {task['job']}:{task['index']} is to listen there: "
-                    "end it, or give the task another port in tf_tasks."
+                    f"Port {task['port']} of machine {machine} is in use by {_named(listener)}, and "
+                    f"{task['job']}:{task['index']} is to listen there: end it, or give the task another port in tf_tasks."
                 )
                 break
+
+
+def _closed_port_problems(tasks, machine, found, needs):
+    """Yield a sentence for each other port that the firewall would take from a program, the one of SSH first of all."""
+    ssh_port = int(needs["ssh_port"])
+    remedy = "change that port, the tasks' ports in tf_tasks or train_port_offset, or set firewall_enabled to false."
+    for port in sorted({int(port) for port in needs["closed_ports"]} - {task["port"] for task in tasks}):
+        others = [listener for listener in found["listeners"] if listener["port"] == port and not _is_own(listener)]
+        used = f"in use by {_named(others[0])}" if others else ""
+        if not used and port == ssh_port and needs["ssh_address"].strip("[]") in found["addresses"]:
+            used = "the one that Ansible connects to"
+        elif used and port == ssh_port:
+            used += ", and Ansible connects to it"
+        if used:
+            yield f"Port {port} of machine {machine} is {used}. The firewall would close it, because trainings use it: {remedy}"
+
+
+def _is_own(listener):
+    """Tell whether a task of this project listens, also one whose unit was made another user's."""
+    return listener["user"] == OWN_USER or bool(listener["unit"])
+
+
+def _named(listener):
+    return f"{listener['name'] or 'a process'} (process {listener['pid']}, user {listener['user']})"
 
 
 class FilterModule:

@@ -9,7 +9,8 @@ machine_problems = load("plugins/filter/machine_problems.py").machine_problems
 
 
 TASK = {"job": "worker", "index": 0, "name": "worker-0", "reached_by": "10.0.0.1", "port": 2222}
-NEEDS = {"disk_mb": 2500, "own_addresses": True}
+NEEDS = {"disk_mb": 2500, "own_addresses": True, "closed_ports": [2222, 3222, 4222], "ssh_address": "10.0.0.1", "ssh_port": 22}
+SSH = {"port": 3222, "name": "sshd", "pid": 5, "user": "root", "unit": ""}
 FOUND = {
     "init": "systemd",
     "processor": "x86_64",
@@ -72,6 +73,31 @@ def test_the_projects_own_server_may_hold_the_port():
 
 def test_nothing_but_the_port_counts():
     assert problems(listeners=[{"port": 22222, "name": "nginx", "pid": 5, "user": "root", "unit": ""}]) == []
+
+
+@pytest.mark.parametrize("port", [3222, 4222])
+def test_a_port_of_a_training_that_another_program_has_is_refused(port):
+    """The firewall would close it: SSH's, say."""
+    [sentence] = problems(listeners=[{**SSH, "port": port}])
+    assert f"Port {port} of machine m1 is in use by sshd (process 5, user root). The firewall would close it" in sentence
+    assert "train_port_offset" in sentence
+    [sentence] = problems(listeners=[{**SSH, "port": port}], needs={"ssh_port": str(port)})
+    assert "and Ansible connects to it" in sentence
+    assert problems(listeners=[{**SSH, "port": port, "user": "tensorflow"}]) == []
+    assert problems(listeners=[{**SSH, "port": port}], needs={"closed_ports": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "refused"),
+    [("10.0.0.1", 3222, True), ("[fd00::1]", "4222", True), ("10.0.0.1", 22, False), ("10.0.0.1", 0, False),
+     ("203.0.113.5", 3222, False), ("gateway.example", 3222, False)],
+)  # fmt: skip
+def test_the_port_that_ansible_connects_to_is_not_closed(address, port, refused):
+    """Unless it is another's, which forwards it to the machine."""
+    found = problems(needs={"ssh_address": address, "ssh_port": port})
+    assert [f"Port {port} of machine m1 is the one that Ansible connects to" in sentence for sentence in found] == [
+        True
+    ] * refused
 
 
 @pytest.mark.parametrize(
