@@ -64,6 +64,19 @@ def test_the_output_of_a_run_leaves_the_json_of_a_callback_alone(cluster):
     assert "26.80402" in done.stderr
 
 
+def test_only_root_and_the_programs_user_read_a_run(cluster, program):
+    _done, folder = cluster.run(program("print('done')"), "--extra-vars=program_args=secret")
+    path = f"/var/lib/tf-cluster/runs/{folder.name}"
+    line = f"stat --format '%a %U:%G' {path} {path}/run.json {path}/stdout.log"
+    assert cluster.shell("host", line)[cluster.host].splitlines() == [
+        "750 root:tensorflow",
+        "640 root:tensorflow",
+        "640 root:tensorflow",
+    ]
+    line = f"setpriv --reuid=nobody --regid=nogroup --clear-groups cat {path}/run.json || echo refused"
+    assert cluster.shell("host", line)[cluster.host].endswith("refused")
+
+
 def test_a_program_is_given_its_places(cluster, program):
     text = """
 import json, os, pwd, sys

@@ -44,6 +44,7 @@ def collect(options: argparse.Namespace) -> dict:
     answer = {"files": {f"logs/{name}.log": journal(name, since, until) for name in options.tasks}}
     if options.results != "true":
         return answer
+    Run(options.run).restrict()  # by an older version, or before the user had another number
     size = sum(found.size or 0 for found in contents(Run(options.run), [])[1])
     if size < SLOW:
         packed = pack_waiting(Run(options.run), 0)

@@ -45,7 +45,7 @@ CONFIG = Path("/etc/tf-cluster/config.json")
 TASKS = Path("/etc/tf-cluster/tasks")
 # What a run may do, and what systemd calls when it has ended: see the role server.
 CONFINED = Path("/etc/systemd/system/tf-run-.service.d/confined.conf")
-USER = "tensorflow"
+USER = runs.USER
 WRITABLE = ("program", "results", "checkpoints", "part.json")  # what of a run's folder belongs to its program
 FORGOTTEN = 3 * 24 * 3600  # seconds after which nobody comes back for what was half sent or not fetched
 LAYER = "packages-of-the-run.tar"  # what a program needs beside the locked packages
@@ -158,7 +158,7 @@ def unpack(run: Run) -> None:
     """Make the run's folders, all or nothing; only what the program writes to belongs to its user."""
     runs.RUNS.mkdir(parents=True, exist_ok=True)
     sweep()
-    run.folder.mkdir(mode=0o755)
+    run.folder.mkdir(mode=0o700)
     sent = inbox(run)
     try:
         with sent.open("rb") if sent.exists() else io.BytesIO(sys.stdin.buffer.read()) as file, tarfile.open(fileobj=file) as tar:
@@ -182,6 +182,7 @@ def sweep() -> None:
 def create_run_layout(run: Run) -> None:
     """Put beside a program what belongs to its run."""
     owner = pwd.getpwnam(USER)
+    run.restrict()
     layer = run.folder / "program" / LAYER
     if layer.exists():
         with tarfile.open(layer) as tar:
@@ -196,6 +197,7 @@ def create_run_layout(run: Run) -> None:
         config.symlink_to(run.folder / "config.json")  # the seed's programs read it from where they are
     for name in ("part.json", "stdout.log"):
         (run.folder / name).touch()
+    run.share(run.folder / "stdout.log")
     run.reserve()
     own = [run.folder / name for name in WRITABLE]
     for path in [*own, *(run.folder / "program").rglob("*")]:

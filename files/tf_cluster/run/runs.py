@@ -17,6 +17,7 @@ import errno
 import fcntl
 import json
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from .. import cli
 from ..spec import cluster_config
 
 RUNS = Path("/var/lib/tf-cluster/runs")
+USER = "tensorflow"  # of the programs
 RESERVE = 64 * 1024  # bytes that are kept for a run's last note: its program may fill the disk
 FULL = (errno.ENOSPC, errno.EDQUOT)
 BUSY = 30.0  # seconds that another call may lock a run, but for packing it
@@ -54,6 +56,18 @@ class Run:
                 f"what was noted of the run {self.id} is damaged ({self.folder}/run.json), as when a machine loses its power; "
                 f"'ansible-playbook playbooks/collect.yml -e run={self.id}' brings what the run left"
             ) from None
+
+    def restrict(self) -> None:
+        """Let only root and the programs' user into the run's folder, by the number that the user has now."""
+        with contextlib.suppress(KeyError):
+            if os.geteuid() == 0:
+                os.chown(self.folder, -1, pwd.getpwnam(USER).pw_gid)
+        self.folder.chmod(0o750)
+
+    def share(self, path: Path) -> None:
+        """Let the programs' user read a file of the run, and nobody else."""
+        os.chown(path, -1, self.folder.stat().st_gid)
+        path.chmod(0o640)
 
     @contextlib.contextmanager
     def locked(self, what: str, patience: float = BUSY):
@@ -96,7 +110,7 @@ class Run:
     def _write(self, noted: dict) -> None:
         fresh = self.folder / "run.new"
         fresh.write_text(json.dumps(noted, indent=1), encoding="utf-8")
-        fresh.chmod(0o644)  # training.py reads it, as the program's user
+        self.share(fresh)  # training.py reads it
         with fresh.open("rb") as file:
             os.fsync(file.fileno())  # a machine that loses its power would keep the new name and no content
         fresh.replace(self.folder / "run.json")

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -600,6 +601,7 @@ def test_a_file_is_packed_with_the_size_that_was_found(tmp_path, after, packed):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's rights")
 def test_what_the_programs_user_cannot_read_is_not_read_for_him(run, monkeypatch):
     monkeypatch.setattr(collect_run.archives, "USER", "nobody")
+    monkeypatch.setattr(runs, "USER", "nobody")
     for folder in (run.folder, *run.folder.parents[:-1]):
         if not folder.stat().st_mode & 0o001:
             folder.chmod(0o755)
@@ -610,6 +612,18 @@ def test_what_the_programs_user_cannot_read_is_not_read_for_him(run, monkeypatch
     assert packed["open"] == "left"
     assert json.loads(packed["run.json"])["left_behind"] == ["secret (Permission denied)"]
     assert os.geteuid() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to a group")
+def test_only_the_programs_user_and_root_get_at_a_run(run, monkeypatch):
+    """Whatever number the user has by now."""
+    monkeypatch.setattr(runs, "USER", "nobody")
+    run.folder.chmod(0o755)
+    collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=100.0, until=0, tasks=[]))
+    run.note(arguments=["secret"])
+    found = [path.stat() for path in (run.folder, run.folder / "run.json")]
+    assert [status.st_mode & 0o777 for status in found] == [0o750, 0o640]
+    assert {(status.st_uid, status.st_gid) for status in found} == {(0, pwd.getpwnam("nobody").pw_gid)}
 
 
 def test_a_file_that_would_fill_the_disk_is_not_packed(run):
@@ -776,6 +790,9 @@ def test_a_program_is_staged_with_a_link_to_the_config(tmp_path, monkeypatch):
     assert sorted(path.name for path in (run.folder / "program").iterdir()) == ["config.json", "demo.py"]
     assert os.readlink(run.folder / "program/config.json") == str(run.folder / "config.json")
     assert (run.folder / "results").is_dir()
+    assert run.folder.stat().st_mode & 0o777 == 0o750
+    run.note(arguments=["secret"])
+    assert [(run.folder / name).stat().st_mode & 0o777 for name in ("run.json", "stdout.log")] == [0o640, 0o640]
 
 
 @pytest.fixture
