@@ -49,7 +49,11 @@ options:
     description: A program of the controller's, for a Python that reads its standard input, after the modules that it imports.
     type: list
     elements: path
-  input: {description: Data; goes to the program's standard input as JSON, type: raw}
+  input:
+    description:
+      - Data that goes to the program's standard input as JSON. With O(send), this is the first line, before the tar file.
+      - Use it for data that grows with the cluster, because the length of a command line is limited.
+    type: raw
   save_to: {description: Folder of the controller for what comes back, type: path}
   announce: {description: A line that is shown first, for a call that is silent for long, type: str}
   reconnect:
@@ -129,10 +133,10 @@ class ActionModule(ActionBase):
             data = self.send([Path(path) for path in options["send"]], [*program, *(options["send_call"] or [])])
         elif options["script"]:
             data = bundle([Path(path) for path in options["script"]])
-        elif options["input"] is not None:
-            data = json.dumps(options["input"]).encode()
         else:
-            data = NOTHING
+            data = b"" if options["input"] is not None else NOTHING
+        if options["input"] is not None:
+            data = json.dumps(options["input"]).encode() + b"\n" + data
         if options["announce"]:
             show_line(f"  {options['announce']}")
         last = [self.put(options["put"])] if options["put"] else []

@@ -1,12 +1,16 @@
 """Run a program of the user's on the host machine, under systemd.
 
     tf_cluster.run receive RUN --offset 0 < piece              a piece of a tar file that is too large for one call
-    tf_cluster.run stage RUN --program demo.py < program.tar   puts it in place and goes on to start; --hold: does not
+    tf_cluster.run stage RUN --program demo.py < plan-and-tar  puts it in place and goes on to start; --hold: does not
     tf_cluster.run start RUN                                   starts it, when its task is free
     tf_cluster.run follow RUN --offset 0                       its output since then, and how it ended
     tf_cluster.run cancel RUN --by NAME                        ends it
 
-A run may be one task's part of a training (--training); then training.py runs the program together with the others.
+Standard input of stage: a line of JSON and the tar file. A large cluster's JSON is too long for a command line. It has
+``arguments`` (the program's), ``training`` (what the run is a part of, plugins/filter/training.py), ``servers`` (address ->
+incarnation, as the gate found the tasks) and ``missing`` (addresses of the tasks that the run goes on without).
+
+A run may be one task's part of a training; then training.py runs the program together with the others.
 
 Called by the action plugin tf_program, as root; each call answers with one JSON object on standard output, within a few
 seconds (cancel: while the program has to end), and names in ``next`` what is to be called to go on. What a run is, runs.py says.
@@ -64,14 +68,15 @@ def stage(options: argparse.Namespace) -> dict:
     run = Run(options.run)
     if not CONFINED.exists():
         cli.fail(f"{CONFINED} is missing, and a run has to be confined: 'ansible-playbook site.yml' writes it", 1)
-    training = json.loads(options.training)
+    plan = json.loads(sys.stdin.buffer.readline())
+    training = plan["training"]
     task_of(options.task, training["cluster"] if training else cluster_config.load(CONFIG))
     unpack(run)
     run.note(
-        run_id=run.id, program=options.program, arguments=json.loads(options.arguments), task=options.task, asked=time.time(),
+        run_id=run.id, program=options.program, arguments=plan["arguments"], task=options.task, asked=time.time(),
         waiting=True, unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait,
         detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
-        training=training, lost=options.lost, servers=json.loads(options.servers), missing=options.missing,
+        training=training, lost=options.lost, servers=plan["servers"], missing=plan["missing"],
     )  # fmt: skip
     return {} if options.hold else start(argparse.Namespace(run=run.id, told=-1.0))
 
@@ -495,10 +500,6 @@ def main() -> None:
             sub.add_argument("--task", default="host:0")
             sub.add_argument("--timeout", type=number, default=600, help="seconds that the program may take")
             sub.add_argument("--wait", type=number, default=600, help="seconds to wait for another run")
-            sub.add_argument("--arguments", default="[]", help="the program's own, as JSON, for they may look like ours")
-            sub.add_argument("--training", default="{}", help="what it is a part of, as JSON (plugins/filter/training.py)")
-            sub.add_argument("--servers", default="{}", help="address -> incarnation, as the gate found the tasks, as JSON")
-            sub.add_argument("--missing", action="append", default=[], help="address of a task that the run goes on without")
             sub.add_argument("--lost", type=number, default=0, help="seconds of a task's silence that end the run; 0: never")
             sub.add_argument("--output-mb", type=number, default=100, help="megabytes of its output that are kept, and its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")

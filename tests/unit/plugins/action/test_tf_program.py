@@ -196,6 +196,26 @@ def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch, put, las
 
 
 @pytest.mark.parametrize(
+    ("given", "data"),
+    [
+        ({}, b"\n"),
+        ({"input": {"a": 1}}, b'{"a": 1}\n'),
+        ({"send": ["x"]}, b"tar"),
+        ({"input": {"a": 1}, "send": ["x"]}, b'{"a": 1}\ntar'),
+    ],
+)
+def test_data_is_a_line_before_what_is_sent(monkeypatch, given, data):
+    action, called = object.__new__(tf_program.ActionModule), []
+    options = dict.fromkeys(("send", "send_call", "input", "save_to", "announce", "reconnect", "script", "put"))
+    action.validate_argument_spec = lambda _spec: (None, options | {"argv": ["/run.py"], "statuses": [0]} | given)
+    action.send = lambda _paths, _call: b"tar"
+    action.call = lambda _argv, data, _statuses: called.append(data) or {}
+    monkeypatch.setattr(tf_program.ActionBase, "run", lambda *_words: {})
+    action.run(task_vars={})
+    assert called == [data]
+
+
+@pytest.mark.parametrize(
     ("answer", "msg"),
     [({"failure": "the run failed", "verdict": {}}, "the run failed"), (AnsibleActionFail("no such program"), "no such program")],
 )

@@ -814,13 +814,27 @@ def started(run, monkeypatch, tmp_path):
 
         monkeypatch.setattr(run_program.subprocess, "run", pretend)
         options = SimpleNamespace(
-            run=run.id, program=program, task=task, timeout=60.0, wait=wait, arguments='["--", "5 $HOME"]', detach=detach,
-            output_mb=0.5, needs_result=False, trace=trace, training=json.dumps(training or {}), hold=False, told=-1,
-            lost=30.0, missing=list(missing), servers='{"10.0.0.1:2222": "00a1"}',
+            run=run.id, program=program, task=task, timeout=60.0, wait=wait, detach=detach, output_mb=0.5, needs_result=False,
+            trace=trace, hold=False, told=-1, lost=30.0,
         )  # fmt: skip
+        servers = {"10.0.0.1:2222": "00a1"}
+        plan = {"arguments": ["--", "5 $HOME"], "training": training or {}, "servers": servers, "missing": list(missing)}
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(json.dumps(plan).encode() + b"\n")))
         return run_program.stage(options), commands[0]
 
     return started
+
+
+def test_the_plan_of_a_run_comes_before_its_tar_file(started, run, monkeypatch):
+    """By standard input: on the command line, one argument may have 128 KiB."""
+    rest = []
+    monkeypatch.setattr(run_program, "unpack", lambda _run: rest.append(sys.stdin.buffer.read()))
+    missing = [f"10.{number // 250}.0.{number % 250}:2222" for number in range(10_000)]
+    started(missing=missing)
+    assert rest == [b""]
+    assert run.read()["missing"] == missing
+    assert run.read()["arguments"] == ["--", "5 $HOME"]
+    assert run.read()["servers"] == {"10.0.0.1:2222": "00a1"}
 
 
 def test_packages_of_a_run_are_installed_before_it_starts(started, run):
@@ -1033,9 +1047,11 @@ def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
     started()
     (run.folder / "run.json").unlink()
     options = SimpleNamespace(
-        run=run.id, program="demo.py", task="host:0", timeout=60.0, wait=1.0, arguments="[]", detach=True, output_mb=0.5,
-        needs_result=False, trace=False, training="{}", hold=True, lost=0.0, missing=[], servers="{}",
+        run=run.id, program="demo.py", task="host:0", timeout=60.0, wait=1.0, detach=True, output_mb=0.5, needs_result=False,
+        trace=False, hold=True, lost=0.0,
     )  # fmt: skip
+    plan = b'{"arguments": [], "training": {}, "servers": {}, "missing": []}\n'
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(plan)))
     monkeypatch.setattr(run_program, "launch", lambda _run: pytest.fail("started"))
     assert run_program.stage(options) == {}
     assert run.read()["waiting"] is True
