@@ -252,6 +252,18 @@ def test_a_run_that_waits_can_be_followed_and_cancelled(cluster, detached):
         assert process.returncode != 0
 
 
+def test_a_limit_says_what_it_leaves_out(cluster, program):
+    _done, older = cluster.run(program("print('older')"))
+    done = cluster.playbook("run_demo.yml", f"--limit={cluster.host},test-worker-0")
+    assert done.returncode == 0, said(done)
+    assert "Not collected, because --limit leaves out machine test-worker-1: the log of worker:1." in said(done), said(done)
+    newest = folder_of(done)
+    done = cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={older.name}", f"--limit={cluster.host}")
+    assert done.returncode == 0, said(done)
+    assert "--limit leaves out machine test-worker-0" in said(done), said(done)
+    assert (older.parent / "latest").resolve() == newest
+
+
 def test_a_run_whose_machine_is_away_is_said_to_be(cluster):
     cluster.podman("pause", cluster.host)
     try:

@@ -2,10 +2,11 @@
 
     report.py output/<run id> < facts.json
 
-Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...], "required": true}``, what the run and the gate
-answered, and whether it is a failure of the command if the run failed: one that was to be cancelled, or goes on, need not be
-good. Writes ``verdict.json``, ``report.html`` and ``summary.txt`` into the folder, points ``latest`` beside it to it, and
-answers with one JSON object: ``lines`` (the summary), ``verdict``, ``failure`` (a sentence if the command failed).
+Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...], "required": true, "skipped": [...]}``, what the run
+and the gate answered, whether it is a failure of the command if the run failed (one that was to be cancelled, or goes on, need
+not be good), and the machines that --limit leaves out, of which nothing is collected. Writes ``verdict.json``, ``report.html``
+and ``summary.txt`` into the folder, points ``latest`` beside it to it unless it points to a newer run, and answers with one JSON
+object: ``lines`` (the summary), ``verdict``, ``failure`` (a sentence if the command failed).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ..run.text import plain_lines
 from . import benchmark_figure, trace_figure
 
 TEMPLATES = Path(__file__).parent / "templates"
+RUN_TIME = re.compile(r"\d{8}-\d{6}(?=-)")  # what a run's ID begins with
 LOST = "could not be collected"  # what is said of what did not come home
 # What a line of a log begins or says that a person looks for when something failed.
 ERROR = re.compile(r"^[EF]\d{4} |\b[A-Z]\w*(Error|Exception)\b|\b(error|fatal|failed|killed|traceback)\b", re.IGNORECASE)
@@ -47,18 +49,28 @@ def main() -> None:
     lines = summary(folder, facts["outcome"], verdict)
     (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     write_page(folder, facts["outcome"], verdict, drawn)
-    latest = folder.parent / "latest"
-    fresh = folder.parent / f".latest.{os.getpid()}"
-    fresh.symlink_to(folder.name)
-    fresh.replace(latest)
+    point_latest(folder)
     failures = [sentence for sentence in verdict["failures"] if facts["required"] or LOST in sentence]
     failure = f"{' '.join(failures)} Everything that it left is in {folder}." if failures else ""
     print(json.dumps({"lines": lines, "verdict": verdict, "failure": failure}))
 
 
+def point_latest(folder: Path) -> None:
+    """Let ``latest`` point to a run, unless it points to a newer one: an older run may be collected again."""
+    latest = folder.parent / "latest"
+    if latest.is_dir() and latest.is_symlink():
+        current = RUN_TIME.match(latest.readlink().name)
+        own = RUN_TIME.match(folder.name)
+        if current and own and current[0] > own[0]:
+            return
+    fresh = folder.parent / f".latest.{os.getpid()}"
+    fresh.symlink_to(folder.name)
+    fresh.replace(latest)
+
+
 def make_verdict(folder: Path, facts: dict) -> dict:
     """Return the verdict; ``ok`` is true only if nothing failed."""
-    outcome = facts["outcome"]
+    outcome, skipped = facts["outcome"], {machine: [] for machine in facts.get("skipped", [])}
     failures = [outcome["failure"][0].upper() + outcome["failure"][1:] + "."] if outcome["failure"] else []
     whose = {
         "": collected_note(folder),
@@ -78,12 +90,11 @@ def make_verdict(folder: Path, facts: dict) -> dict:
         pass
     except (OSError, ValueError, RecursionError) as error:
         failures.append(f"The program's result.json is not JSON: {error}.")
-    failures += [
-        f"The log of {task['task']} could not be collected: is machine {task['machine']} still there?"
-        for task in facts["tasks"]
-        if task["address"] not in outcome.get("missing", [])
-        and not (folder / "logs" / f"{task['task'].replace(':', '-')}.log").exists()
-    ]
+    for task in facts["tasks"]:
+        if task["machine"] in skipped:
+            skipped[task["machine"]].append(f"the log of {task['task']}")
+        elif task["address"] not in outcome.get("missing", []) and not log_of(folder, task["task"]).exists():
+            failures.append(f"The log of {task['task']} could not be collected: is machine {task['machine']} still there?")
     told = ("machine", "address", "state", "version", "gpus")
     tasks = {task["task"]: {name: task.get(name) for name in told} for task in facts["tasks"]}
     started = datetime.datetime.fromtimestamp(outcome["started"], datetime.timezone.utc)
@@ -97,17 +108,30 @@ def make_verdict(folder: Path, facts: dict) -> dict:
         "tasks": tasks,
     }
     notes = [sentence for name in ("result.json", "placement.json") if (sentence := too_large(folder / name))]
+    if outcome.get("training"):
+        verdict["training"] = training_outcome(folder, outcome)
+        for task, part in verdict["training"]["tasks"].items():
+            if part["outcome"] == LOST and part["machine"] in skipped:
+                part["outcome"] = "was not collected (--limit)"
+                skipped[part["machine"]].append(f"what {task} left")
+            elif part["outcome"] == LOST:
+                failures.append(f"What {task} left could not be collected: is machine {part['machine']} still there?")
+        verdict["ok"] = not failures
+    notes += [
+        f"Not collected, because --limit leaves out machine {machine}: {', '.join(what)}."
+        for machine, what in skipped.items()
+        if what
+    ]
     left = [f"{task}{name}" for task, noted in whose.items() for name in noted.get("left_behind", [])]
     verdict |= {name: lines for name, lines in (("notes", notes), ("left_behind", left)) if lines}
     if outcome.get("left_out"):
         verdict["missing"], verdict["names"] = outcome["left_out"], outcome["names"]
-    if outcome.get("training"):
-        verdict["training"] = training_outcome(folder, outcome)
-        for task, part in verdict["training"]["tasks"].items():
-            if part["outcome"] == LOST:
-                failures.append(f"What {task} left could not be collected: is machine {part['machine']} still there?")
-        verdict["ok"] = not failures
     return verdict if result is None else {**verdict, "result": result}
+
+
+def log_of(folder: Path, task: str) -> Path:
+    """Return the path of a task's journal in a collected run."""
+    return folder / "logs" / f"{task.replace(':', '-')}.log"
 
 
 def training_outcome(folder: Path, outcome: dict) -> dict:

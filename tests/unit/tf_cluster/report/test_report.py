@@ -29,11 +29,11 @@ class Collected:
         """Write one file of the run."""
         (self.folder / name).write_text(text, encoding="utf-8")
 
-    def report(self, failure="", program="demo.py", parsed=True, must=True, **more):
+    def report(self, failure="", program="demo.py", parsed=True, must=True, skipped=(), **more):
         """Run report.py and return its answer."""
         outcome = {"run_id": self.folder.name, "program": program, "started": 1767225600.0, "seconds": 2.5, "failure": failure}
         outcome |= {"ended": 1767225602.5} | more
-        facts = {"outcome": outcome, "tasks": TASKS, "required": must}
+        facts = {"outcome": outcome, "tasks": TASKS, "required": must, "skipped": list(skipped)}
         done = call("tf_cluster.report", self.folder, input=json.dumps(facts))
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout) if parsed else done.stdout
@@ -373,6 +373,27 @@ def test_latest_points_to_the_newest(run, tmp_path):
     later.report()
     assert os.readlink(run.folder.parent / "latest") == later.folder.name
     assert sorted(path.name for path in run.folder.parent.iterdir()) == [run.folder.name, later.folder.name, "latest"]
+
+
+def test_latest_stays_if_an_older_run_is_collected(run):
+    later = Collected(run.folder.parent / "20260102-000000-demo-cd34")
+    later.report()
+    run.report()
+    assert os.readlink(run.folder.parent / "latest") == later.folder.name
+
+
+def test_latest_moves_if_what_it_points_to_is_gone(run):
+    (run.folder.parent / "latest").symlink_to("20260102-000000-demo-cd34")
+    run.report()
+    assert os.readlink(run.folder.parent / "latest") == run.folder.name
+
+
+def test_what_a_limit_leaves_out_is_named_and_no_failure(run):
+    (run.folder / "logs/worker-1.log").unlink()
+    answer = run.report(skipped=["m2"])
+    assert answer["verdict"]["ok"] is True
+    assert "Not collected, because --limit leaves out machine m2: the log of worker:1." in answer["lines"]
+    assert "is machine m2 still there?" in run.report()["failure"]
 
 
 def test_a_report_may_be_made_again(run):
