@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import sys
+from collections.abc import Callable, Iterable
 
 
-def controller_problems(collections, packages=()):
+def controller_problems(collections: Iterable[str], packages: Iterable[str] = ()) -> list[str]:
     """Return a sentence on missing collections and one on missing Python packages."""
     problems = []
     missing = [name for name in collections if not _can_import(f"ansible_collections.{name}")]
@@ -26,7 +27,7 @@ def controller_problems(collections, packages=()):
     return problems
 
 
-def _can_import(name):
+def _can_import(name: str) -> bool:
     """Tell whether Python finds a module, without loading it."""
     try:
         return importlib.util.find_spec(name) is not None
@@ -37,6 +38,6 @@ def _can_import(name):
 class FilterModule:
     """What Ansible loads."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., list[str]]]:
         """Return the filters by name."""
         return {"controller_problems": controller_problems}
