@@ -21,60 +21,6 @@ from ansible.executor.interpreter_discovery import discover_interpreter
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-DOCUMENTATION = """
-module: tf_program
-short_description: Call a program that answers in JSON, and show its progress
-description:
-  - Costs a tenth of a second where a module costs a third, for nothing is sent but the call.
-  - The program answers with a JSON object on its last line. C(lines) in it are shown as they come, C(next) is called
-    to go on, with O(script) again where there is one (where C(seconds) says for how long, a silence is shown), C(files) are
-    written to O(save_to). C(fetch) (C(size), C(made)) says by C(call) how to get a tar file piece by piece, or is one (C(data) in
-    base64); it is unpacked to O(save_to). Fetching that was interrupted goes on where it stopped.
-    With C(failure), a sentence, the task fails.
-options:
-  argv:
-    description: The program and its arguments; the program C(python) is the one that Ansible runs its modules with.
-    type: list
-    elements: str
-    required: true
-  send:
-    description:
-      - Files and folders of the controller, as a tar file on the program's standard input; a folder that comes first as its
-        content. Links in it are followed. Where it is large, it goes before, piece by piece, to the call O(send_call).
-    type: list
-    elements: path
-  put: {description: A large file for a program that runs as root; its path on the machine is the last argument, type: path}
-  send_call: {description: The call that takes pieces of a large tar file, type: list, elements: str}
-  script:
-    description: A program of the controller's, for a Python that reads its standard input, after the modules that it imports.
-    type: list
-    elements: path
-  input:
-    description:
-      - Data that goes to the program's standard input as JSON. With O(send), this is the first line, before the tar file.
-      - Use it for data that grows with the cluster, because the length of a command line is limited.
-    type: raw
-  save_to: {description: Folder of the controller for what comes back, type: path}
-  announce: {description: A line that is shown first, for a call that is silent for long, type: str}
-  reconnect:
-    description: Whether a call whose connection is broken (by a machine that started anew, say) is made again over a new one.
-    type: bool
-    default: false
-  statuses: {description: Exit statuses that come with an answer, type: list, elements: int, default: [0]}
-author: [Distributed TensorFlow by Ansible]
-"""
-
-EXAMPLES = """
-- name: Check that every task answers
-  distributed.tensorflow.tf_program:
-    argv: [/opt/tf-cluster/venv/bin/python, -I, -m, tf_cluster.ready, --json]
-    statuses: [0, 1]
-"""
-
-RETURN = """
-answer: {description: What the last call answered, type: dict, returned: always}
-"""
-
 # With input, however little, ssh gives the program no terminal: its errors and its answer stay apart.
 NOTHING = b"\n"
 PIECE = 8 * 1024 * 1024  # bytes that go over in one call

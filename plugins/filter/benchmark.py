@@ -4,22 +4,6 @@ from __future__ import annotations
 
 import math
 
-DOCUMENTATION = """
-name: network_links
-short_description: Choose the links between machines whose network is measured
-options:
-  _input: {description: The cluster as worked out by the filter cluster_spec, type: dict, required: true}
-  seconds: {description: How long the measurements may take, type: float, required: true}
-  offset: {description: What is added to the port of a machine's first task for the port of the measurement, type: int}
-"""
-
-RETURN = """
-_value:
-  description: The links, each with C(from) and C(to) (machines), C(address) and C(port); every machine as often as the others
-    as long as the time is enough for it.
-  type: list
-"""
-
 LEAST = 10  # seconds
 MOST = 86400
 LINK_SECONDS = 1.3  # that one link takes

@@ -5,20 +5,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 
-DOCUMENTATION = """
-name: cluster_peers
-short_description: Work out the addresses of the cluster's machines
-options:
-  _input: {description: The cluster as worked out by the filter cluster_spec, type: dict, required: true}
-  more: {description: "Further addresses that its machines are seen by (of an address translation, of a second card)", type: list}
-"""
-
-RETURN = """
-_value:
-  description: C(ipv4) and C(ipv6), lists of addresses in order; a name counts with all its addresses, as the controller knows it.
-  type: dict
-"""
-
 
 def cluster_peers(cluster, more=()):
     """Return the addresses by which the machines of a cluster are seen; ValueError for a name without any."""

@@ -16,31 +16,6 @@ from pathlib import Path
 import yaml
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.spec.cluster_config import RUN_JOBS
 
-DOCUMENTATION = """
-name: cluster_spec
-short_description: Work out the cluster from the inventory
-description:
-  - Gives every machine of a job's group its tasks, each with an index, an address and a port.
-  - All that is wrong with the inventory is said at once, a sentence each, with the variable, the machine and the remedy.
-    Nothing is raised, so that a person sees these sentences and nothing else.
-options:
-  _input: {description: Ansible's C(groups), type: dict, required: true}
-  hostvars: {description: Ansible's C(hostvars), type: dict, required: true}
-  provisional: {description: Whether machines may be asked for their GPUs later; one stands for them, type: bool}
-"""
-
-RETURN = """
-_value:
-  description:
-    - C(problems) is a list of sentences. Where there are any, there is nothing else.
-    - C(spec) is job -> list of C(address:port), what config.json holds.
-    - C(machines) is machine -> list of its tasks (C(job), C(index), C(name), C(address), C(port), C(standing), C(options), and
-      C(reached_by), the machine's own address, where the traffic goes through a tunnel and C(address) is that of the tunnel).
-    - C(tunnel) is the network of the tunnel, null where there is none.
-    - C(tasks) is task -> machine; C(host) names the machine that carries the task C(host:0).
-  type: dict
-"""
-
 JOBS = ("chief", "worker", "ps", "evaluator", "host")
 # The seed's ports; further jobs and further tasks of a machine go upwards from the last.
 FIRST_PORTS = {"worker": 2222, "host": 2223}
@@ -53,6 +28,7 @@ MACHINE_VARIABLES = (
     "tf_address", "tf_encryption", "tf_jobs", "tf_tasks", "tf_task_options", "tf_tunnel_address", "tf_tunnel_network",
 )  # fmt: skip
 FOREIGN_GROUPS = ("hosts",)  # a usual name of a group, for which 'host' need not be meant
+CONTROLLER_VARIABLES = ("tf_cache", "tf_output")  # not suggested: Terraform's variables have similar names
 NEAR_MISS = 0.8  # how alike two names are, from 0 to 1, if one is a misspelling of the other
 TUNNEL_NETWORK = "fd74:6663:6c75::/64"  # of the addresses that everybody may use within (RFC 4193)
 # What can be said of a task, what it must be, and what holds where nothing is said: the seed's own, but for spinning.
@@ -453,7 +429,9 @@ def _gpus(value):
 def _misspelt(name):
     """Return a hint if ``name`` is a near miss of a variable of this project, or nothing: other tools use ``tf_`` as well."""
     known = _known_variables()
-    if name in known or name.startswith(("ansible_", "__")):  # Ansible's, and what roles keep for themselves
+    if (
+        name in known or name in CONTROLLER_VARIABLES or name.startswith(("ansible_", "__"))
+    ):  # Ansible's, and what roles keep for themselves
         return ""
     near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR_MISS if name.startswith("tf_") else 0.88)
     return f"is {near[0]} meant?" if near else ""

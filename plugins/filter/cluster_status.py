@@ -4,27 +4,6 @@ from __future__ import annotations
 
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
 
-DOCUMENTATION = """
-name: cluster_status
-short_description: Join what the gate, systemd and the runs say of each task
-options:
-  _input: {description: The cluster as worked out by the filter cluster_spec, type: dict, required: true}
-  gate: {description: The tasks as the gate reports them; empty where it could not be asked, type: list, required: true}
-  states: {description: Machine -> what tf_cluster.status says there, type: dict}
-  problems: {description: Machine -> why it says nothing though it was reached; machines in neither are away, type: dict}
-  gate_problem: {description: Why the gate could not be asked, type: str}
-  unguarded: {description: Machines that are to have no firewall (firewall_enabled), type: list, elements: str}
-"""
-
-RETURN = """
-_value:
-  description:
-    - C(ok), true only if all is as it should be. C(open), sentences on machines whose tasks anybody may reach, or nobody should.
-    - C(tasks), a list with C(task), C(machine), C(address), C(unit), C(state), C(reason), C(since), C(restarts), C(memory_mb),
-      C(version), C(gpus), C(run).
-  type: dict
-"""
-
 COLUMNS = {
     "task": "task", "machine": "machine", "address": "address", "unit": "unit", "state": "state", "since": "since",
     "restarts": "restarts", "memory_mb": "MB", "version": "TensorFlow", "run": "run", "reason": "reason",

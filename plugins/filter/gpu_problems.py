@@ -4,26 +4,6 @@ from __future__ import annotations
 
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
 
-DOCUMENTATION = """
-name: gpu_problems
-short_description: Hold the GPUs that a machine's tasks are to have against those that it has
-options:
-  _input: {description: The machine's tasks as worked out by the filter cluster_spec, type: list, required: true}
-  machine: {description: Name of the machine in the inventory, type: str, required: true}
-  found: {description: What files/tf_cluster/cuda/gpus.py found on it, type: dict, required: true}
-  needs:
-    description:
-      - C(driver), the oldest version that will do. C(built_for), what the TensorFlow wheel was built for, as in sm_80.
-      - C(installs), whether a missing driver is still to be installed, C(builds), whether its module is built on the machine,
-        C(known), whether there is a way to one for its distribution.
-    type: dict
-    required: true
-"""
-
-RETURN = """
-_value: {description: A sentence for each problem; empty if there is none, type: list, elements: str}
-"""
-
 # TensorFlow 2.21 fails on these although it carries code that should run there.
 BROKEN_FROM = (10, 0)
 

@@ -5,18 +5,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 
-DOCUMENTATION = """
-name: lab_addresses
-short_description: Return the addresses of a lab's machines
-options:
-  _input: {description: "Machine -> its address, or a name that the controller resolves", type: dict, required: true}
-  network: {description: The network of the lab, type: str, required: true}
-"""
-
-RETURN = """
-_value: {description: Machine -> its address in the network, type: dict}
-"""
-
 
 def lab_addresses(machines, network):
     """Return machine -> address; ValueError for a name that means no address of the lab's network."""

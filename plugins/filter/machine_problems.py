@@ -4,25 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 
-DOCUMENTATION = """
-name: machine_problems
-short_description: Hold a machine's tasks against what was found on it
-options:
-  _input: {description: The machine's tasks as worked out by the filter cluster_spec, type: list, required: true}
-  machine: {description: Name of the machine in the inventory, type: str, required: true}
-  found: {description: What the module machine_facts says, type: dict, required: true}
-  needs:
-    description:
-      - C(disk_mb) and C(own_addresses); C(closed_ports), those that the firewall is going to close.
-      - C(ssh_address) and C(ssh_port) that Ansible connects to; port 0 if it does not use SSH.
-    type: dict
-    required: true
-"""
-
-RETURN = """
-_value: {description: A sentence for each problem; empty if there is none, type: list, elements: str}
-"""
-
 PYTHONS = ((3, 10), (3, 13))  # TensorFlow 2.21 has wheels for these and all between
 PROCESSORS = ("x86_64", "aarch64")
 OWN_USER = "tensorflow"

@@ -11,20 +11,6 @@ import time
 import warnings
 from pathlib import Path
 
-DOCUMENTATION = """
-name: program
-short_description: Look at a program before it is sent
-options:
-  _input: {description: "Path of the program, a Python file or a folder with main.py", type: path, required: true}
-  given:
-    description: What else was asked for; C(program_data), C(program_requirements), C(program_args), and the run's limits
-    type: dict
-"""
-
-RETURN = """
-_value: {description: A sentence for each problem; empty if there is none, type: list, elements: str}
-"""
-
 ENTRIES = ("main.py", "__main__.py")
 YEAR = 366 * 24 * 3600
 # The least and the most that may be asked for, and of what.

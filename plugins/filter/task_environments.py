@@ -6,22 +6,6 @@ import fnmatch
 import hashlib
 from pathlib import Path
 
-DOCUMENTATION = """
-name: task_environments
-short_description: Work out the environment file of each task
-options:
-  _input: {description: Tasks of a machine as worked out by the filter cluster_spec, type: list, required: true}
-  files: {description: Files that all tasks are started with (C(path) and C(content)), type: list, required: true}
-  packages: {description: A text that stands for the packages that they run with, type: str}
-"""
-
-RETURN = """
-_value:
-  description: A list of C(name), C(files), and C(inputs), the digest of the files that the task is started with. The server
-    takes the same of those that it finds (tf_cluster.server), so what was started with others is told from what was not.
-  type: list
-"""
-
 FOLDER = "/etc/tf-cluster/tasks"
 # What any program on an NVIDIA GPU opens besides the GPU's own /dev/nvidia<minor>.
 SHARED_DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")

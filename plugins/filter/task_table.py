@@ -4,18 +4,6 @@ from __future__ import annotations
 
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
 
-DOCUMENTATION = """
-name: task_table
-short_description: Show the tasks of the cluster as a table
-options:
-  _input: {description: Tasks as the gate reports them, each with its machine, type: list, required: true}
-  explained: {description: Results of a loop that asked systemd about tasks, type: list}
-"""
-
-RETURN = """
-_value: {description: Lines with task, machine, address, state and reason, type: list, elements: str}
-"""
-
 COLUMNS = ("task", "machine", "address", "state", "reason")
 
 

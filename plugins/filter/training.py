@@ -2,31 +2,6 @@
 
 from __future__ import annotations
 
-DOCUMENTATION = """
-name: training
-short_description: Work out a training's own cluster
-description:
-  - Each process of a training makes a TensorFlow server of its own, and the cluster's servers have the ports of the cluster
-    spec. So each task of the training gets a port of its own, O(offset) above the one of its server, and the chief's machine one
-    more, over which the training is coordinated; the next free one where a task of that machine has it already.
-options:
-  _input: {description: The cluster as worked out by the filter cluster_spec, type: dict, required: true}
-  run_id: {description: Name of the run, type: str}
-  jobs: {description: "Jobs that take part: worker, chief", type: list, elements: str}
-  offset: {description: What is added to a task's port, type: int}
-  restarts: {description: How many times all are started again after one has failed, type: int}
-  join: {description: Seconds within which all have to be there, type: float}
-"""
-
-RETURN = """
-_value:
-  description:
-    - C(problems) is a list of sentences. Where there are any, there is nothing else.
-    - C(cluster) is job -> list of C(address:port), what TF_CONFIG holds; C(control) is the C(address:port) of the coordinator.
-    - C(machines) is task -> machine; C(chief) names the task whose output is shown; C(id), C(restarts), C(join) as given.
-  type: dict
-"""
-
 JOBS = ("chief", "worker")  # what MultiWorkerMirroredStrategy knows, in the order of the chief's choice
 HIGHEST = 65535
 

@@ -42,12 +42,20 @@ def test_every_option_is_required_or_has_a_default(role, name):
 
 
 @every(options)
+def test_every_option_documents_the_default_that_it_has(role, name):
+    option = options(role)[name]
+    assert ("default" in option) == (name in defaults(role))
+    assert option.get("default") == defaults(role).get(name)
+
+
+@every(options)
 def test_every_option_bears_its_roles_name_and_says_what_it_is(role, name):
     option = options(role)[name]
     assert name.startswith(f"{role}_")
     assert option["type"] in TYPES
     assert option["description"]
     assert option["type"] != "list" or "elements" in option
+    assert option.keys() <= {"type", "description", "required", "default", "choices", "elements"}  # a comma in {} splits a text
 
 
 @every(defaults)

@@ -1,0 +1,58 @@
+"""The documentation of the action ``tf_program``, which runs on the controller and has no part on the machine."""
+
+from __future__ import annotations
+
+DOCUMENTATION = """
+module: tf_program
+short_description: Call a program that answers in JSON, and show its progress
+description:
+  - Sends only the call and no code, so it takes 0.1 s where a module takes 0.3 s.
+  - The program prints a JSON object as its last line. The action shows its C(lines). If there is C(next), it calls the program
+    again with these arguments, and with O(script) if there is one. If the program prints nothing for long, the action shows
+    C(seconds), the time that has passed. It writes C(files) to O(save_to).
+  - C(fetch) is a tar file, which is unpacked to O(save_to). It is sent in base64 as C(data), or in pieces with the arguments in
+    C(call). An interrupted transfer is continued.
+  - With C(failure), a sentence, the task fails.
+options:
+  argv:
+    description: The program and its arguments. C(python) stands for the Python that runs Ansible's modules.
+    type: list
+    elements: str
+    required: true
+  send:
+    description:
+      - Files and folders of the controller that are sent as a tar file to the program's standard input. If the first one is a
+        folder, its content is sent. Links in it are followed. A large tar file is sent before, in pieces, to O(send_call).
+    type: list
+    elements: path
+  put: {description: A large file for a program that runs as root. Its path on the machine becomes the last argument, type: path}
+  send_call: {description: Arguments of the call that takes the pieces of a large tar file, type: list, elements: str}
+  script:
+    description: A program of the controller, after the modules that it imports. Python reads it from standard input.
+    type: list
+    elements: path
+  input:
+    description:
+      - Data for the program's standard input. It is sent as JSON; with O(send), as the first line before the tar file.
+      - Use it for data that grows with the cluster, because the length of a command line is limited.
+    type: raw
+  save_to: {description: Folder of the controller for the program's files, type: path}
+  announce: {description: A line that is shown before the call, type: str}
+  reconnect:
+    description: Whether the call is repeated if the connection breaks, for example because the machine restarts.
+    type: bool
+    default: false
+  statuses: {description: Exit statuses that come with an answer, type: list, elements: int, default: [0]}
+author: [Distributed TensorFlow by Ansible]
+"""
+
+EXAMPLES = """
+- name: Check that every task answers
+  distributed.tensorflow.tf_program:
+    argv: [/opt/tf-cluster/venv/bin/python, -I, -m, tf_cluster.ready, --json]
+    statuses: [0, 1]
+"""
+
+RETURN = """
+answer: {description: The answer of the last call, type: dict, returned: always}
+"""

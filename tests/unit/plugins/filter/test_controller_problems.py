@@ -1,0 +1,43 @@
+"""What is missing on the controller is named, with the command that installs it."""
+
+import re
+import sys
+
+import yaml
+from project import ROOT, load
+
+problems = load("plugins/filter/controller_problems.py").controller_problems
+PREFLIGHT = yaml.safe_load((ROOT / "roles/preflight/vars/main.yml").read_text(encoding="utf-8"))
+TASKS = [*ROOT.glob("roles/*/*/*.yml"), *ROOT.glob("playbooks/*.yml")]
+
+
+def test_nothing_is_missing_in_our_own_environment():
+    assert problems(PREFLIGHT["__preflight_collections"], PREFLIGHT["__preflight_packages"]) == []
+
+
+def test_missing_collections_and_packages_are_named_with_the_command_that_installs_them():
+    collections, packages = problems(["community.general", "no.such", "community.missing"], ["yaml", "no_such_package"])
+    assert collections == (
+        "Missing Ansible collections on the controller: no.such, community.missing. "
+        "Run 'ansible-galaxy collection install no.such community.missing'."
+    )
+    assert packages == (
+        f"Missing Python packages on the controller, for {sys.executable}: no_such_package. "
+        f"Run '{sys.executable} -m pip install no_such_package'."
+    )
+
+
+def test_the_collections_that_are_checked_are_those_that_roles_and_playbooks_use():
+    text = "".join(path.read_text(encoding="utf-8") for path in TASKS if path.parent.name != "meta")
+    used = set(re.findall(r"(?m)(?:^ *-? *|')((?:community|ansible|containers)\.[a-z]+)\.[a-z_]+(?=:|')", text))
+    assert used - {"ansible.builtin"} == set(PREFLIGHT["__preflight_collections"])
+
+
+def test_the_collections_that_are_checked_are_dependencies_of_ours():
+    galaxy = yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))
+    assert set(PREFLIGHT["__preflight_collections"]) <= set(galaxy["dependencies"])
+
+
+def test_the_packages_that_are_checked_are_those_of_the_execution_environment():
+    lines = (ROOT / "meta/ee-requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == PREFLIGHT["__preflight_packages"]
