@@ -44,70 +44,83 @@ def gpu_problems(tasks, machine, found, needs):
 
 
 def _driver_problems(machine, found, needs, why):
-    error, kernel = found["error"], found["kernel"]
-    if found["processor"] != "x86_64":
-        return [
-            f"Machine {machine} has a processor of the kind {found['processor']}, for which TensorFlow 2.21 has no wheel with "
-            f"GPU support, and {why}: take 'gpus' out of its tf_tasks and tf_task_options."
-        ]
-    if not found["gpus"] and not found["pci"]:
-        return [
-            f"Machine {machine} has no NVIDIA GPU, and {why}: take 'gpus' out of its tf_tasks and tf_task_options, or look "
-            "whether the card sits in its slot ('lspci -d 10de:' shows it then)."
-        ]
-    if "version mismatch" in error:
-        return [
-            f"Machine {machine} runs the kernel's NVIDIA driver {kernel}, but its libraries are of another version (an upgrade "
-            "replaced them): reboot it."
-        ]
-    known = {gpu["bus"] for gpu in found["gpus"]}
-    lost = [gpu["bus"] for gpu in found["pci"] if known and gpu["bus"] not in known and gpu["driver"] in ("nvidia", "")]
-    if lost or "device handle" in error or "is lost" in error:
-        where = f" at {', '.join(lost)}" if lost else ""
-        return [
-            f"A GPU{where} of machine {machine} does not answer its driver ({error or 'it is not listed'}): switch the machine "
-            "off and on; if it happens again, the card, its power or its slot is at fault."
-        ]
-    driver = found["gpus"][0]["driver"] if found["gpus"] else kernel
-    if driver and _version(driver) < _version(needs["driver"]):
-        return [
-            f"Machine {machine} has the NVIDIA driver {driver}, and TensorFlow needs {needs['driver']} or newer: remove that "
-            "driver and let cuda_driver install one."
-        ]
-    if found["gpus"]:
-        return _fabric_problems(machine, found)
-    if kernel:
-        return [
-            f"Machine {machine} has the NVIDIA driver {kernel}, and nvidia-smi finds no GPU ({error}): repair or remove this "
-            "driver; none is installed over it."
-        ]
-    if not needs["installs"]:
-        return [
-            f"Machine {machine} has {len(found['pci'])} NVIDIA GPU(s) and no driver that works ({error}): set cuda_driver to "
-            f"'distribution' or 'nvidia', or install {needs['driver']} or newer yourself."
-        ]
-    if not needs["known"]:
-        return [
-            f"Machine {machine} runs a distribution for which this project has no way to a driver: install {needs['driver']} or "
-            "newer yourself and set cuda_driver to 'none'."
-        ]
-    if found["reboot_required"]:
-        return [f"Machine {machine} waits for a reboot, and a driver is built for the running kernel: reboot it first."]
-    if found["secure_boot"] and needs["builds"] and not found["signed"]:
-        return [
-            f"Machine {machine} has Secure Boot on, and a driver that is built on it carries no signature that the firmware "
-            "knows: switch Secure Boot off, or install a signed driver yourself and set cuda_driver to 'none'."
-        ]
-    return []
+    """Return the first problem of a machine's processor, cards and driver, in the order in which they are to be solved."""
+    gpus, known = found["gpus"], {gpu["bus"] for gpu in found["gpus"]}
+    lost = [card["bus"] for card in found["pci"] if known and card["bus"] not in known and card["driver"] in ("nvidia", "")]
+    facts = {
+        **found,
+        **needs,
+        "machine": machine,
+        "why": why,
+        "cards": len(found["pci"]),
+        "works": bool(gpus),
+        "lost": bool(lost) or "device handle" in found["error"] or "is lost" in found["error"],
+        "where": f" at {', '.join(lost)}" if lost else "",
+        "loaded": gpus[0]["driver"] if gpus else found["kernel"],
+        "no_answer": found["error"] or "it is not listed",
+    }
+    sentence = next((sentence for holds, sentence in DRIVER_PROBLEMS if holds(facts)), None)
+    return [sentence.format_map(facts)] if sentence else []
 
 
-def _fabric_problems(machine, found):
-    if not found["nvswitch"] or found["fabric_manager"]:
-        return []
-    return [
-        f"Machine {machine} joins its GPUs by NVSwitch, and nvidia-fabricmanager does not run there, without which CUDA fails: "
-        f"install that package in the driver's version ({found['gpus'][0]['driver']}), enable and start it."
-    ]
+# The first that holds is said; the facts are those of files/tf_cluster/cuda/gpus.py, of ``needs``, and those above.
+DRIVER_PROBLEMS = (
+    (
+        lambda facts: facts["processor"] != "x86_64",
+        "Machine {machine} has a processor of the kind {processor}, for which TensorFlow 2.21 has no wheel with GPU support, and "
+        "{why}: take 'gpus' out of its tf_tasks and tf_task_options.",
+    ),
+    (
+        lambda facts: not facts["works"] and not facts["cards"],
+        "Machine {machine} has no NVIDIA GPU, and {why}: take 'gpus' out of its tf_tasks and tf_task_options, or look whether "
+        "the card sits in its slot ('lspci -d 10de:' shows it then).",
+    ),
+    (
+        lambda facts: "version mismatch" in facts["error"],
+        "Machine {machine} runs the kernel's NVIDIA driver {kernel}, but its libraries are of another version (an upgrade "
+        "replaced them): reboot it.",
+    ),
+    (
+        lambda facts: facts["lost"],
+        "A GPU{where} of machine {machine} does not answer its driver ({no_answer}): switch the machine off and on; if it "
+        "happens again, the card, its power or its slot is at fault.",
+    ),
+    (
+        lambda facts: facts["loaded"] and _version(facts["loaded"]) < _version(facts["driver"]),
+        "Machine {machine} has the NVIDIA driver {loaded}, and TensorFlow needs {driver} or newer: remove that driver and let "
+        "cuda_driver install one.",
+    ),
+    (
+        lambda facts: facts["works"] and facts["nvswitch"] and not facts["fabric_manager"],
+        "Machine {machine} joins its GPUs by NVSwitch, and nvidia-fabricmanager does not run there, without which CUDA fails: "
+        "install that package in the driver's version ({loaded}), enable and start it.",
+    ),
+    (lambda facts: facts["works"], None),  # what follows is about a driver that is still to come
+    (
+        lambda facts: facts["kernel"],
+        "Machine {machine} has the NVIDIA driver {kernel}, and nvidia-smi finds no GPU ({error}): repair or remove this driver; "
+        "none is installed over it.",
+    ),
+    (
+        lambda facts: not facts["installs"],
+        "Machine {machine} has {cards} NVIDIA GPU(s) and no driver that works ({error}): set cuda_driver to 'distribution' or "
+        "'nvidia', or install {driver} or newer yourself.",
+    ),
+    (
+        lambda facts: not facts["known"],
+        "Machine {machine} runs a distribution for which this project has no way to a driver: install {driver} or newer yourself "
+        "and set cuda_driver to 'none'.",
+    ),
+    (
+        lambda facts: facts["reboot_required"],
+        "Machine {machine} waits for a reboot, and a driver is built for the running kernel: reboot it first.",
+    ),
+    (
+        lambda facts: facts["secure_boot"] and facts["builds"] and not facts["signed"],
+        "Machine {machine} has Secure Boot on, and a driver that is built on it carries no signature that the firmware knows: "
+        "switch Secure Boot off, or install a signed driver yourself and set cuda_driver to 'none'.",
+    ),
+)
 
 
 def _unknown(machine, name, gpu, gpus):

@@ -30,6 +30,7 @@ cluster_peers, training = load("plugins/filter/cluster_peers.py"), load("plugins
 program = load("plugins/filter/program.py")
 report = load("tf_cluster.report.report")
 runs, run_program, collect_run = load("tf_cluster.run.runs"), load("tf_cluster.run.program"), load("tf_cluster.collect.results")
+unit = load("tf_cluster.run.unit")
 tf_program = load("plugins/action/tf_program.py")
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=150)
 settings.load_profile("fixed")
@@ -294,17 +295,17 @@ def test_a_program_on_its_way_to_the_machine(folder, name, data, around):
         with (
             mock.patch.object(run_program.runs, "RUNS", place / "runs"),
             mock.patch.object(run_program, "USER", pwd.getpwuid(os.getuid()).pw_name),
-            mock.patch.object(run_program, "CONFIG", place / "config.json"),
+            mock.patch.object(unit, "CONFIG", place / "config.json"),
             mock.patch.object(sys, "stdin", mock.Mock(buffer=io.BytesIO(tar.getvalue()))),
             mock.patch.object(run_program.subprocess, "run", lambda command, **_more: commands.append(command)),
         ):
-            run_program.CONFIG.write_text('{"host": ["10.0.0.1:2223"]}', encoding="utf-8")
+            unit.CONFIG.write_text('{"host": ["10.0.0.1:2223"]}', encoding="utf-8")
             before = set(os.listdir(place))
             run = run_program.Run("r1")
             run_program.unpack(run)
             run.note(program=program.program_entry(paths[0]), arguments=[], task="host:0", training={}, limit=1, unit="u",
                      output_mb=1, lost=0)  # fmt: skip
-            run_program.launch(run)
+            unit.start_unit(run)
         word = commands[0][-1].replace("$$", "$")
         assert not word.startswith("-")
         assert (run.folder / "program" / word).read_text(encoding="utf-8") == Path(paths[0]).read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ import pytest
 from project import call, load
 
 run_program, collect_run = load("tf_cluster.run.program"), load("tf_cluster.collect.results")
+ending, unit = load("tf_cluster.run.ending"), load("tf_cluster.run.unit")
 runs = run_program.runs
 
 
@@ -720,18 +721,18 @@ def test_a_run_can_be_noted_on_a_full_disk(run, monkeypatch):
         return write(path, *words, **more)
 
     monkeypatch.setattr(runs.Path, "write_text", full)
-    monkeypatch.setattr(run_program, "ALMOST_NOTHING", 10**18)
+    monkeypatch.setattr(ending, "ALMOST_NOTHING", 10**18)
     for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "1"}.items():
         monkeypatch.setenv(name, value)
     assert finish(run)["failure"] == f"the program ended with exit status 1; the disk that holds {runs.RUNS} is full"
 
 
 def test_a_good_program_whose_output_is_lost_has_not_run_well(run, monkeypatch):
-    monkeypatch.setattr(run_program, "ALMOST_NOTHING", 10**18)
-    for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": run_program.OUTPUT_LOST}.items():
+    monkeypatch.setattr(ending, "ALMOST_NOTHING", 10**18)
+    for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": ending.OUTPUT_LOST}.items():
         monkeypatch.setenv(name, value)
     assert finish(run)["failure"].startswith("the program ended well, but output of it is lost; the disk that holds")
-    assert int(run_program.OUTPUT_LOST) == load("tf_cluster.run.output").OUTPUT_LOST
+    assert int(ending.OUTPUT_LOST) == load("tf_cluster.run.output").OUTPUT_LOST
 
 
 def test_what_was_half_sent_long_ago_goes(tmp_path, monkeypatch):
@@ -799,6 +800,7 @@ def test_a_program_is_staged_with_a_link_to_the_config(tmp_path, monkeypatch):
 def started(run, monkeypatch, tmp_path):
     """Return a function that starts the run where systemd-run ends as given, and returns its answer and the command."""
     monkeypatch.setattr(run_program, "CONFIG", tmp_path / "config.json")
+    monkeypatch.setattr(unit, "CONFIG", tmp_path / "config.json")
     spec = {"worker": ["10.0.0.1:2222", "[fd00::1]:2222"], "host": ["10.0.0.3:2223"]}
     run_program.CONFIG.write_text(json.dumps(spec), encoding="utf-8")
     monkeypatch.setattr(run_program, "unpack", lambda run: None)
@@ -866,7 +868,7 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     )
     assert given["TF_RUN_DIR"] == str(run.folder / "results")
     assert json.loads(given["TF_CONFIG"])["task"] == {"type": "host", "index": 0}
-    assert given["PYTHONPATH"].split(":") == [str(run_program.STARTUP), str(run.folder / "layer/packages")]
+    assert given["PYTHONPATH"].split(":") == [str(unit.STARTUP), str(run.folder / "layer/packages")]
     assert given["no_grpc_proxy"] == "10.0.0.1,10.0.0.3,fd00::1"
     assert command[-3:] == ["demo.py", "--", "5 $$HOME"]
     assert "--most=500000" in command
@@ -901,7 +903,7 @@ def test_a_run_may_go_on_without_some_tasks(started, run):
 
 
 def test_a_job_of_which_no_task_is_left_is_not_in_the_spec():
-    spec, names = run_program.spec_without({"worker": ["a:1", "b:1"], "ps": ["c:1"]}, ["c:1"])
+    spec, names = unit.spec_without({"worker": ["a:1", "b:1"], "ps": ["c:1"]}, ["c:1"])
     assert spec == {"worker": ["a:1", "b:1"]}
     assert names == {"worker:0": "worker:0", "worker:1": "worker:1"}
 
@@ -941,7 +943,7 @@ def test_after_a_failure_the_tasks_that_are_amiss_are_noted(run, monkeypatch, ga
 )
 def test_what_the_watch_did_not_leave_is_no_silence(run, text):
     (run.folder / "part.json").write_text(text, encoding="utf-8")
-    assert run_program.seen_of(run) == {"silent": {}, "lost": False}
+    assert ending.seen_of(run) == {"silent": {}, "lost": False}
 
 
 def test_after_a_good_run_nobody_is_asked(run, monkeypatch):
@@ -1021,7 +1023,7 @@ def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, mo
     monkeypatch.setattr(run_program.subprocess, "run", lambda command, **_more: subprocess.CompletedProcess(command, 0, "", ""))
     assert again(run_program.follow, run)["next"] == ["follow", run.id, "--offset", "0"]
     assert run.read()["waiting"] is False
-    monkeypatch.setattr(run_program, "launch", lambda _run: pytest.fail("it was started already"))
+    monkeypatch.setattr(run_program, "start_unit", lambda _run: pytest.fail("it was started already"))
     assert again(run_program.start, run) == {"next": ["follow", run.id]}
 
 
@@ -1029,7 +1031,7 @@ def test_a_run_that_was_cancelled_while_it_waits_never_starts(started, run, monk
     started(BUSY)
     monkeypatch.setattr(runs, "is_alive", lambda _unit, _run: False)
     assert "was cancelled" in again(run_program.cancel, run, by="jo", after=0)["lines"][0]
-    monkeypatch.setattr(run_program, "launch", lambda _run: pytest.fail("it was cancelled"))
+    monkeypatch.setattr(run_program, "start_unit", lambda _run: pytest.fail("it was cancelled"))
     assert again(run_program.start, run) == {"next": ["follow", run.id]}
     outcome = again(run_program.follow, run)["outcome"]
     assert outcome["failure"] == "the run was cancelled by jo"
@@ -1052,7 +1054,7 @@ def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
     )  # fmt: skip
     plan = b'{"arguments": [], "training": {}, "servers": {}, "missing": []}\n'
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(plan)))
-    monkeypatch.setattr(run_program, "launch", lambda _run: pytest.fail("started"))
+    monkeypatch.setattr(run_program, "start_unit", lambda _run: pytest.fail("started"))
     assert run_program.stage(options) == {}
     assert run.read()["waiting"] is True
 
@@ -1103,7 +1105,7 @@ SPEC = {"worker": ["a:2222"], "chief": ["b:2224"], "ps": ["b:2225"], "host": ["b
     ],
 )
 def test_a_run_does_not_see_the_tasks_of_other_runs(job, index, seen):
-    assert run_program.spec_of_run(SPEC, job, index) == seen
+    assert unit.spec_of_run(SPEC, job, index) == seen
 
 
 def plan(chief="worker:0"):
