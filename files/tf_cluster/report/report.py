@@ -70,34 +70,14 @@ def point_latest(folder: Path) -> None:
 
 def make_verdict(folder: Path, facts: dict) -> dict:
     """Return the verdict; ``ok`` is true only if nothing failed."""
-    outcome, skipped = facts["outcome"], {machine: [] for machine in facts.get("skipped", [])}
-    failures = [outcome["failure"][0].upper() + outcome["failure"][1:] + "."] if outcome["failure"] else []
-    whose = {
-        "": collected_note(folder),
-        **{f"{task}: ": collected_note(place) for task, place in parts_of(folder, outcome).items()},
-    }
-    failures += [f"{task}{noted['uncollected']}." for task, noted in whose.items() if noted.get("uncollected")]
-    failed_tasks = outcome.get("failed_tasks") or {}
-    failures += [
-        f"{task['task']} on machine {task['machine']} ({task['address']}) {failed_tasks[task['address']]}."
-        for task in facts["tasks"]
-        if task["address"] in failed_tasks
-    ]
-    result = None
-    try:
-        result = None if too_large(folder / "result.json") else read_result(folder / "result.json")
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, RecursionError) as error:
-        failures.append(f"The program's result.json is not JSON: {error}.")
-    for task in facts["tasks"]:
-        if task["machine"] in skipped:
-            skipped[task["machine"]].append(f"the log of {task['task']}")
-        elif task["address"] not in outcome.get("missing", []) and not log_of(folder, task["task"]).exists():
-            failures.append(f"The log of {task['task']} could not be collected: is machine {task['machine']} still there?")
-    told = ("machine", "address", "state", "version", "gpus")
-    tasks = {task["task"]: {name: task.get(name) for name in told} for task in facts["tasks"]}
+    collected = Collected(folder, facts)
+    tasks = collected.training()
+    result, unreadable = collected.result()
+    failures = [*collected.program_failure(), *collected.uncollected(), *collected.failed_tasks(), *unreadable]
+    failures += [*collected.missing_logs(), *collected.lost_parts(tasks)]
+    outcome = facts["outcome"]
     started = datetime.datetime.fromtimestamp(outcome["started"], datetime.timezone.utc)
+    shown = ("machine", "address", "state", "version", "gpus")
     verdict = {
         "ok": not failures,
         "failures": failures,
@@ -105,28 +85,94 @@ def make_verdict(folder: Path, facts: dict) -> dict:
         "program": outcome["program"],
         "started": started.isoformat(timespec="seconds"),
         "seconds": outcome["seconds"],
-        "tasks": tasks,
+        "tasks": {task["task"]: {name: task.get(name) for name in shown} for task in facts["tasks"]},
     }
-    notes = [sentence for name in ("result.json", "placement.json") if (sentence := too_large(folder / name))]
-    if outcome.get("training"):
-        verdict["training"] = training_outcome(folder, outcome)
-        for task, part in verdict["training"]["tasks"].items():
-            if part["outcome"] == LOST and part["machine"] in skipped:
-                part["outcome"] = "was not collected (--limit)"
-                skipped[part["machine"]].append(f"what {task} left")
-            elif part["outcome"] == LOST:
-                failures.append(f"What {task} left could not be collected: is machine {part['machine']} still there?")
-        verdict["ok"] = not failures
-    notes += [
-        f"Not collected, because --limit leaves out machine {machine}: {', '.join(what)}."
-        for machine, what in skipped.items()
-        if what
-    ]
-    left = [f"{task}{name}" for task, noted in whose.items() for name in noted.get("left_behind", [])]
+    verdict |= {"training": tasks} if tasks else {}
+    notes, left = [*collected.too_large(), *collected.not_collected()], collected.left_behind()
     verdict |= {name: lines for name, lines in (("notes", notes), ("left_behind", left)) if lines}
     if outcome.get("left_out"):
-        verdict["missing"], verdict["names"] = outcome["left_out"], outcome["names"]
+        verdict |= {"missing": outcome["left_out"], "names": outcome["names"]}
     return verdict if result is None else {**verdict, "result": result}
+
+
+class Collected:
+    """A collected run: what of it failed, and what is missing."""
+
+    def __init__(self, folder: Path, facts: dict) -> None:
+        self.folder, self.tasks, self.outcome = folder, facts["tasks"], facts["outcome"]
+        # What was not collected of each machine that --limit leaves out.
+        self.skipped: dict[str, list[str]] = {machine: [] for machine in facts.get("skipped", [])}
+        parts = {f"{task}: ": collected_note(place) for task, place in parts_of(folder, self.outcome).items()}
+        self.notes = {"": collected_note(folder), **parts}  # by the words that stand before a sentence on a task
+
+    def program_failure(self) -> list[str]:
+        """Return how the run failed."""
+        failure = self.outcome["failure"]
+        return [failure[0].upper() + failure[1:] + "."] if failure else []
+
+    def uncollected(self) -> list[str]:
+        """Return why output or results could not be collected."""
+        return [f"{task}{noted['uncollected']}." for task, noted in self.notes.items() if noted.get("uncollected")]
+
+    def failed_tasks(self) -> list[str]:
+        """Return the tasks that did not work when the run failed."""
+        failed = self.outcome.get("failed_tasks") or {}
+        return [
+            f"{task['task']} on machine {task['machine']} ({task['address']}) {failed[task['address']]}."
+            for task in self.tasks
+            if task["address"] in failed
+        ]
+
+    def result(self) -> tuple[object, list[str]]:
+        """Return the program's result, None if there is none, and why it cannot be read."""
+        path = self.folder / "result.json"
+        try:
+            return (None if too_large(path) else read_result(path)), []
+        except FileNotFoundError:
+            return None, []
+        except (OSError, ValueError, RecursionError) as error:
+            return None, [f"The program's result.json is not JSON: {error}."]
+
+    def missing_logs(self) -> list[str]:
+        """Return the tasks whose logs are missing."""
+        failures = []
+        for task in self.tasks:
+            if task["machine"] in self.skipped:
+                self.skipped[task["machine"]].append(f"the log of {task['task']}")
+            elif task["address"] not in self.outcome.get("missing", []) and not log_of(self.folder, task["task"]).exists():
+                failures.append(f"The log of {task['task']} could not be collected: is machine {task['machine']} still there?")
+        return failures
+
+    def training(self) -> dict:
+        """Return how each task's part of a training ended; nothing if the run is none."""
+        return training_outcome(self.folder, self.outcome) if self.outcome.get("training") else {}
+
+    def lost_parts(self, training: dict) -> list[str]:
+        """Return the tasks of a training whose part is missing; note in ``training`` those that --limit leaves out."""
+        failures = []
+        for task, part in training.get("tasks", {}).items():
+            if part["outcome"] == LOST and part["machine"] in self.skipped:
+                part["outcome"] = "was not collected (--limit)"
+                self.skipped[part["machine"]].append(f"what {task} left")
+            elif part["outcome"] == LOST:
+                failures.append(f"What {task} left could not be collected: is machine {part['machine']} still there?")
+        return failures
+
+    def too_large(self) -> list[str]:
+        """Return the files of JSON that are too large to be read."""
+        return [sentence for name in ("result.json", "placement.json") if (sentence := too_large(self.folder / name))]
+
+    def not_collected(self) -> list[str]:
+        """Return what --limit leaves out."""
+        return [
+            f"Not collected, because --limit leaves out machine {machine}: {', '.join(what)}."
+            for machine, what in self.skipped.items()
+            if what
+        ]
+
+    def left_behind(self) -> list[str]:
+        """Return the files that could not be collected, each with its task."""
+        return [f"{task}{name}" for task, noted in self.notes.items() for name in noted.get("left_behind", [])]
 
 
 def log_of(folder: Path, task: str) -> Path:
