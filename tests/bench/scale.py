@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "files"))
-import tf_capi
+from tf_cluster.tensorflow import capi
 
 PROCESSES, SECONDS = 2, 120
 COLUMNS = ("tasks", "start of all", "memory a task", "threads a task", "connections", "session", "again", "with filters", "again")
@@ -27,7 +27,7 @@ COLUMNS = ("tasks", "start of all", "memory a task", "threads a task", "connecti
 
 def server_def(spec: list[str], index: int) -> bytes:
     """Return the serialised ``ServerDef`` of a worker task."""
-    message = tf_capi.message("tensorflow_server_pb2", "ServerDef")()
+    message = capi.message("tensorflow_server_pb2", "ServerDef")()
     message.cluster.job.add(name="worker").tasks.update(enumerate(spec))
     message.job_name, message.task_index, message.protocol = "worker", index, "grpc"
     message.default_session_config.intra_op_parallelism_threads = 1
@@ -37,7 +37,7 @@ def server_def(spec: list[str], index: int) -> bytes:
 
 def serve(spec: list[str], own: range) -> None:
     """Be the servers of some tasks until standard input ends."""
-    library = tf_capi.Library()
+    library = capi.Library()
     for index in own:
         library.start_server(server_def(spec, index))
     print("up", flush=True)
@@ -45,9 +45,9 @@ def serve(spec: list[str], own: range) -> None:
     os._exit(0)
 
 
-def session_seconds(library: tf_capi.Library, spec: list[str], filters: list[str]) -> float:
+def session_seconds(library: capi.Library, spec: list[str], filters: list[str]) -> float:
     """Return how long a session takes until it knows the devices of all tasks that it may use."""
-    config = tf_capi.message("config_pb2", "ConfigProto")(operation_timeout_in_ms=1000 * SECONDS, device_filters=filters)
+    config = capi.message("config_pb2", "ConfigProto")(operation_timeout_in_ms=1000 * SECONDS, device_filters=filters)
     begun = time.monotonic()
     session = library.session(f"grpc://{spec[0]}", config.SerializeToString())
     found = len(session.devices())
@@ -70,7 +70,7 @@ def free_ports(count: int) -> list[int]:
         return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _each in range(count)]
 
 
-def measure(library: tf_capi.Library, count: int) -> list[str]:
+def measure(library: capi.Library, count: int) -> list[str]:
     """Return a row of figures for so many tasks."""
     ports = free_ports(count)
     spec = [f"127.0.0.1:{port}" for port in ports]
@@ -105,7 +105,7 @@ def main() -> None:
         serve(spec, range(int(number), len(spec), PROCESSES))
     print("| " + " | ".join(COLUMNS) + " |")
     print("|---" * len(COLUMNS) + "|")
-    library = tf_capi.Library()
+    library = capi.Library()
     for count in map(int, sys.argv[1:] or ["8", "32", "128"]):
         print("| " + " | ".join(measure(library, count)) + " |", flush=True)
 

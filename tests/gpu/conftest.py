@@ -1,7 +1,7 @@
-"""Where the project's programs and filters are imported from."""
+"""Where the project's package and filters are imported from."""
 
 import sys
 from pathlib import Path
 
-for folder in ("files", "plugins/filter"):
+for folder in ("files", "plugins/filter", ".collections"):
     sys.path.append(str(Path(__file__).parents[2] / folder))

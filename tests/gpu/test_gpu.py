@@ -13,11 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import find_gpus
 import gpu_problems
 import pytest
 import task_environments
 import yaml
+from tf_cluster.cuda import gpus as finder
 
 ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("GPU_PYTHON", sys.executable)
@@ -39,7 +39,7 @@ def free_ports(count):
 @pytest.fixture(scope="module")
 def tasks():
     """Return two worker tasks that share the machine's first GPU, with what was found of it."""
-    found = find_gpus.find()
+    found = finder.find()
     assert found["gpus"], found["error"]
     options = {"gpus": [0], "gpu_memory_fraction": 0.2, "gpu_allow_growth": True}
     own = [{"job": "worker", "index": i, "name": f"worker-{i}", "options": options, "standing": True} for i in range(2)]
@@ -69,7 +69,8 @@ def cluster(tasks, tmp_path_factory):
 def test_the_gate_sees_the_gpu_of_each_task_and_lets_it_compute(cluster):
     """Whole as the gate of site.yml, but for the card, which only a server of systemd's leaves."""
     program = (
-        "import json, sys, time; sys.path.append(sys.argv[1]); import gpu_check, tf_capi; library = tf_capi.Library()\n"
+        "import json, sys, time; sys.path.append(sys.argv[1])\n"
+        "from tf_cluster.ready import gpu_check; from tf_cluster.tensorflow import capi; library = capi.Library()\n"
         "found = {}\n"
         "import socket\n"
         "def wait(entry):\n"
@@ -80,7 +81,7 @@ def test_the_gate_sees_the_gpu_of_each_task_and_lets_it_compute(cluster):
         "            time.sleep(0.2)\n"
         "for entry in json.load(open(sys.argv[2]))['worker']:\n"
         "    wait(entry)\n"
-        "    config = tf_capi.message('config_pb2', 'ConfigProto')(operation_timeout_in_ms=60000)\n"
+        "    config = capi.message('config_pb2', 'ConfigProto')(operation_timeout_in_ms=60000)\n"
         "    config.device_filters.append('/job:nobody')\n"
         "    devices = library.session('grpc://' + entry, config.SerializeToString()).devices()\n"
         "    gpus = [name for name in devices if '/device:GPU:' in name]\n"
