@@ -73,17 +73,26 @@ def _port_problems(tasks, machine, listeners):
 
 def _closed_port_problems(tasks, machine, found, needs):
     """Yield a sentence for each other port that the firewall would take from a program, the one of SSH first of all."""
-    ssh_port = int(needs["ssh_port"])
     remedy = "change that port, the tasks' ports in tf_tasks or train_port_offset, or set firewall_enabled to false."
-    for port in sorted({int(port) for port in needs["closed_ports"]} - {task["port"] for task in tasks}):
-        others = [listener for listener in found["listeners"] if listener["port"] == port and not _is_own(listener)]
-        used = f"in use by {_named(others[0])}" if others else ""
-        if not used and port == ssh_port and needs["ssh_address"].strip("[]") in found["addresses"]:
+    for port in sorted({int(port) for port in needs["closed_ports"]}):
+        listeners = [listener for listener in found["listeners"] if listener["port"] == port]
+        others = [listener for listener in listeners if not _is_own(listener)]
+        if others and port not in [task["port"] for task in tasks]:
+            used = f"in use by {_named(others[0])}{', and Ansible connects to it' if port == int(needs['ssh_port']) else ''}"
+        elif not listeners and port == int(needs["ssh_port"]) and _is_address_of(needs["ssh_address"], found["addresses"]):
             used = "the one that Ansible connects to"
-        elif used and port == ssh_port:
-            used += ", and Ansible connects to it"
-        if used:
-            yield f"Port {port} of machine {machine} is {used}. The firewall would close it, because trainings use it: {remedy}"
+        else:
+            continue
+        yield f"Port {port} of machine {machine} is {used}. The firewall would close it, because the cluster uses it: {remedy}"
+
+
+def _is_address_of(text, own):
+    """Tell whether a text is one of the machine's addresses that others reach; 127.0.0.1 is the controller's, which forwards."""
+    try:
+        address = ipaddress.ip_address(text.strip("[]"))
+    except ValueError:
+        return False
+    return not address.is_loopback and str(address) in own
 
 
 def _is_own(listener):

@@ -15,7 +15,7 @@ FOUND = {
     "init": "systemd",
     "processor": "x86_64",
     "python": {"version": "3.11", "executable": "/usr/bin/python3"},
-    "addresses": ["10.0.0.1", "172.17.0.1", "fe80::1", "fd00::1"],
+    "addresses": ["10.0.0.1", "127.0.0.1", "172.17.0.1", "fe80::1", "fd00::1"],
     "listeners": [{"port": 22, "name": "sshd", "pid": 1, "user": "root", "unit": ""}],
     "disk_mb": 2500,
     "account": [],
@@ -90,7 +90,7 @@ def test_a_port_of_a_training_that_another_program_has_is_refused(port):
 @pytest.mark.parametrize(
     ("address", "port", "refused"),
     [("10.0.0.1", 3222, True), ("[fd00::1]", "4222", True), ("10.0.0.1", 22, False), ("10.0.0.1", 0, False),
-     ("203.0.113.5", 3222, False), ("gateway.example", 3222, False)],
+     ("10.0.0.1", 2222, True), ("127.0.0.1", 3222, False), ("203.0.113.5", 3222, False), ("gateway.example", 3222, False)],
 )  # fmt: skip
 def test_the_port_that_ansible_connects_to_is_not_closed(address, port, refused):
     """Unless it is another's, which forwards it to the machine."""
