@@ -223,8 +223,8 @@ def _await_tasks(seconds: float) -> None:
     left.pop(task(), None)
     while True:
         with concurrent.futures.ThreadPoolExecutor(max_workers=64) as pool:
-            answers = pool.map(_answers, left, left.values())
-        left = {name: entry for (name, entry), answer in zip(left.items(), answers) if not answer}
+            found = pool.map(answers, left, left.values())
+        left = {name: entry for (name, entry), answer in zip(left.items(), found) if not answer}
         if not left:
             return
         waited, names = time.monotonic() - begun, ", ".join(f"{job}:{index} at {entry}" for (job, index), entry in left.items())
@@ -236,7 +236,7 @@ def _await_tasks(seconds: float) -> None:
         time.sleep(0.2)
 
 
-def _answers(name: tuple[str, int], entry: str) -> bool:
+def answers(name: tuple[str, int], entry: str) -> bool:
     """Tell whether a task takes connections, and computes something within three seconds."""
     address, _colon, port = entry.rpartition(":")
     try:

@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tf_cluster.spec.cluster_config import RUN_JOBS
 from tf_cluster.table import table
 
 FORMAT = "tf-cluster-benchmark-1"
@@ -285,9 +286,9 @@ class Benchmark:
 
     def find_failed(self, tasks: list[Task]) -> None:
         """Note which of the tasks do not answer at all."""
-        import tf_cluster
+        from tf_cluster import api
 
-        asked = attempt(lambda task: tf_cluster._answers(("", 0), task.entry), tasks, 5)
+        asked = attempt(lambda task: api.answers(("", 0), task.entry), tasks, 5)
         silent = [task for task, answer in zip(tasks, asked) if isinstance(answer, Exception) or not answer]
         self.failed |= {task.name: "does not answer" for task in silent}
 
@@ -404,7 +405,7 @@ def main() -> None:
 
     tf.compat.v1.disable_eager_execution()
     spec = tf_cluster.cluster()
-    tasks = standing(spec, about["tasks"], tf_cluster.RUN_JOBS)
+    tasks = standing(spec, about["tasks"], RUN_JOBS)
     job, index = tf_cluster.task()
     server = tf.distribute.Server(tf.train.ClusterSpec(spec), job_name=job, task_index=index)
     benchmark = Benchmark(server.target, f"/job:{job}/task:{index}", tasks, float(about["seconds"]))

@@ -141,7 +141,7 @@ def test_many_steps_are_few_lines_and_the_last_one_is_among_them(helper, capsys)
 
 
 def test_tasks_that_do_not_answer_are_waited_for_and_named(in_cluster, monkeypatch, capsys):
-    monkeypatch.setattr(in_cluster, "_answers", lambda _name, entry: entry != "[fd00::1]:2222")
+    monkeypatch.setattr(in_cluster, "answers", lambda _name, entry: entry != "[fd00::1]:2222")
     clock = iter(range(1000))
     monkeypatch.setattr(in_cluster.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(in_cluster.time, "sleep", lambda _seconds: None)
@@ -154,4 +154,4 @@ def test_tasks_that_do_not_answer_are_waited_for_and_named(in_cluster, monkeypat
 
 @pytest.mark.parametrize("entry", ["127.0.0.1:1", "no.such.name.invalid:2222", "[::1]:1"])
 def test_nothing_answers_where_nothing_is(helper, entry):
-    assert not helper._answers(("worker", 0), entry)
+    assert not helper.answers(("worker", 0), entry)
