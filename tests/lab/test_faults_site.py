@@ -116,7 +116,7 @@ def test_a_machine_that_is_lost_between_stages(site, faults):
     site.on(site.first, "systemctl stop tf-server@worker-0")
     begun = time.monotonic()
     with site.started() as (called, wait_for):
-        wait_for("TASK [tensorflow : Make the user")
+        wait_for("TASK [distributed.tensorflow.tensorflow : Make the user")
         with site.cut_off(site.second):
             output = called.communicate(timeout=120)[0]
     assert called.returncode != 0
@@ -238,15 +238,15 @@ def test_site_interrupted_at_each_stage(site, faults):
     """Each call is killed with all its processes, one after the other, and then one goes through."""
     site.on(site.first, f"rm {VENV}/made-of /etc/tf-cluster/firewall.nft")
     begun = time.monotonic()
-    site.interrupt("TASK [tensorflow : Install | Send the packages")
-    site.interrupt("TASK [tensorflow : Install | Send the packages", after=6)
-    site.interrupt("TASK [firewall : Close | Write the rules")
+    site.interrupt("TASK [distributed.tensorflow.tensorflow : Install | Send the packages")
+    site.interrupt("TASK [distributed.tensorflow.tensorflow : Install | Send the packages", after=6)
+    site.interrupt("TASK [distributed.tensorflow.firewall : Close | Write the rules")
     site.on(site.first, "systemctl stop tf-firewall")
-    site.interrupt("TASK [firewall : Close | Load the rules", after=0)
+    site.interrupt("TASK [distributed.tensorflow.firewall : Close | Load the rules", after=0)
     site.cluster.shell("worker", "echo {} > /etc/tf-cluster/config.json; sed -i s/FILES/EDITED/ /etc/tf-cluster/tasks/*.env")
-    site.interrupt("TASK [server : Write the cluster spec", after=1)
+    site.interrupt("TASK [distributed.tensorflow.server : Write the cluster spec", after=1)
     site.cluster.shell("worker", "systemctl stop 'tf-server@*'")
-    site.interrupt("TASK [server : Start the tasks", after=0.3)
+    site.interrupt("TASK [distributed.tensorflow.server : Start the tasks", after=0.3)
     interrupted = time.monotonic() - begun
     seconds = site.mend()
     assert site.at_rest()

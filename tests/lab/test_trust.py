@@ -412,6 +412,6 @@ def test_rules_are_loaded_anew_where_the_user_has_another_number(trust):
         checked = trust.playbook("site.yml", "--check")
     finally:
         trust.inside(machine, "mv /etc/passwd.kept /etc/passwd")
-    loads = re.search(r"TASK \[firewall : Close \| Load the rules, now.*?\n\n", checked.stdout, re.DOTALL)
+    loads = re.search(r"TASK \[distributed.tensorflow.firewall : Close \| Load the rules, now.*?\n\n", checked.stdout, re.DOTALL)
     assert loads, said(checked)
     assert re.findall(r"changed: \[(.*)\]", loads[0]) == [machine]
