@@ -13,14 +13,20 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .spec.cluster_config import RUN_JOBS
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 __all__ = ["ClusterError", "cluster", "connect", "on", "retrying", "save_result", "session", "step", "task", "tasks"]
 
-_own: dict = {}  # this process's server or connection: TensorFlow has one of them a process
-_steps: dict = {}  # when the last step was printed
+T = TypeVar("T")  # what a program's work returns
+_own: dict[str, Any] = {}  # this process's server or connection: TensorFlow has one of them a process
+_steps: dict[str, float] = {}  # when the last step was printed
 
 
 class ClusterError(Exception):
@@ -45,9 +51,9 @@ def cluster() -> dict[str, list[str]]:
     return spec
 
 
-def _parsed(source: str, text: str) -> dict:
+def _parsed(source: str, text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found: object = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ClusterError(f"{source} is not JSON: {error}") from None
     if not isinstance(found, dict):
@@ -93,7 +99,9 @@ def tasks(job: str | None = None) -> list[str]:
     return [on(name, index) for name in jobs for index in range(len(spec[name]))]
 
 
-def session(deadline: float = 60.0, graph=None, config=None):
+def session(
+    deadline: float = 60.0, graph: tf.Graph | None = None, config: tf.compat.v1.ConfigProto | None = None
+) -> tf.compat.v1.Session:
     """Open a ``tf.compat.v1.Session`` on the cluster. A step that takes longer than ``deadline`` seconds fails.
 
     It fails with TensorFlow's ``DeadlineExceededError``; without a limit a session with a dead task hangs for ever. ``graph`` is
@@ -112,14 +120,14 @@ def session(deadline: float = 60.0, graph=None, config=None):
 
 
 @functools.cache
-def _session_class():
+def _session_class() -> type[tf.compat.v1.Session]:
     """Return TensorFlow's session, but that it is not closed once a step took too long: that would wait for the frozen task."""
     import tensorflow as tf
 
-    class Session(tf.compat.v1.Session):
+    class Session(tf.compat.v1.Session):  # type: ignore[misc]  # TensorFlow has no types
         left_alone = False
 
-        def run(self, *words, **more):
+        def run(self, *words: Any, **more: Any) -> Any:
             try:
                 return super().run(*words, **more)
             except tf.errors.DeadlineExceededError:
@@ -128,14 +136,14 @@ def _session_class():
                 self.left_alone = True
                 raise
 
-        def close(self):
+        def close(self) -> None:
             if not self.left_alone:
                 super().close()
 
     return Session
 
 
-def _server():
+def _server() -> tf.distribute.Server:
     """Return this task's own server, started once."""
     import tensorflow as tf
 
@@ -166,7 +174,7 @@ def connect(deadline: float = 60.0) -> list[str]:
         _await_tasks(deadline)
         tf.config.experimental_connect_to_cluster(tf.train.ClusterSpec(cluster()), job_name=job, task_index=index)
         _own["connection"] = True
-    computed: dict = {}
+    computed: dict[str, bool | str] = {}  # device -> whether it computed, or why not
 
     def compute(device: str) -> None:
         try:
@@ -186,7 +194,15 @@ def connect(deadline: float = 60.0) -> list[str]:
     return devices
 
 
-def retrying(work, *, deadline: float = 60.0, seconds: float = 120.0, times: int = 5, graph=None, config=None):
+def retrying(
+    work: Callable[[tf.compat.v1.Session], T],
+    *,
+    deadline: float = 60.0,
+    seconds: float = 120.0,
+    times: int = 5,
+    graph: tf.Graph | None = None,
+    config: tf.compat.v1.ConfigProto | None = None,
+) -> T:
     """Call ``work(session)`` and return what it returns; again with a *new* session when a task went away meanwhile.
 
     A session never recovers from a task that was restarted, and what the task held (variables, queues) is gone: ``work`` begins
@@ -250,12 +266,12 @@ def answers(name: tuple[str, int], entry: str) -> bool:
     config = v1.ConfigProto(operation_timeout_in_ms=3000, device_filters=["/job:nobody"])
     try:
         with tf.Graph().as_default(), v1.Session(f"grpc://{entry}", config=config) as asked:
-            return asked.run(tf.constant(1)) == 1
+            return bool(asked.run(tf.constant(1)) == 1)
     except tf.errors.OpError:
         return False
 
 
-def _leave_proxies(spec: dict) -> None:
+def _leave_proxies(spec: dict[str, list[str]]) -> None:
     """Keep gRPC from sending the cluster's traffic to a proxy that the environment names."""
     addresses = {entry.rpartition(":")[0].strip("[]") for entries in spec.values() for entry in entries}
     os.environ.setdefault("no_grpc_proxy", ",".join(sorted(addresses)))
@@ -265,7 +281,7 @@ def _say(sentence: str) -> None:
     print(f"tf_cluster: {sentence}", file=sys.stderr, flush=True)
 
 
-def save_result(value) -> Path:
+def save_result(value: object) -> Path:
     """Write ``value`` as the run's result.json, whole or not at all, and return its path (in TF_RUN_DIR, else here).
 
     Takes what JSON has, and NumPy arrays and scalars, tensors, tuples, sets, bytes and paths, in dicts and lists too. NaN and
@@ -279,7 +295,7 @@ def save_result(value) -> Path:
     return path
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """Return a value as JSON has it."""
     if value is None or isinstance(value, bool | str):
         return value
@@ -303,7 +319,7 @@ def _plain(value):
     raise TypeError(f"a result cannot hold {value!r}, a {type(value).__name__}")
 
 
-def step(number: int, of: int | None = None, every: float = 1.0, **values) -> None:
+def step(number: int, of: int | None = None, every: float = 1.0, **values: object) -> None:
     """Print that a step is done, as in "step 40 of 100, loss 0.25": ``number`` from 1, ``values`` what a person wants to see.
 
     At most one line every ``every`` seconds, but always the last step, so that a million steps are no million lines.

@@ -21,11 +21,18 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tf_cluster.spec.cluster_config import RUN_JOBS
 from tf_cluster.table import table
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Item = TypeVar("Item")  # what is measured
+Result = TypeVar("Result")  # what comes of it
 
 FORMAT = "tf-cluster-benchmark-1"
 SMALL, LARGE = 1_000_000, 64_000_000  # bytes that a link is measured with
@@ -52,7 +59,7 @@ class Task(NamedTuple):
     gpus: int
 
 
-def standing(spec: dict[str, list[str]], known: dict[str, list], run_jobs: tuple[str, ...]) -> list[Task]:
+def standing(spec: dict[str, list[str]], known: dict[str, list[Any]], run_jobs: tuple[str, ...]) -> list[Task]:
     """Return the tasks of a cluster spec that are servers of their own."""
     found = []
     for job in spec:
@@ -72,9 +79,9 @@ def rounds(tasks: list[Task]) -> list[list[tuple[Task, Task]]]:
     return sorted(found, key=lambda pairs: sum(sender.machine == receiver.machine for sender, receiver in pairs))
 
 
-def batches(items: list, machines_of, most: int) -> list[list]:
+def batches(items: list[Item], machines_of: Callable[[Item], Iterable[str]], most: int) -> list[list[Item]]:
     """Return the items in groups of at most so many that are measured at once, no machine twice in a group."""
-    found: list[tuple[set, list]] = []
+    found: list[tuple[set[str], list[Item]]] = []
     for item in items:
         machines = set(machines_of(item))
         place = next((group for group in found if len(group[1]) < most and not machines & group[0]), None)
@@ -97,14 +104,14 @@ def large_size(small: float, empty: float) -> int:
     return int(min(LARGE, max(SMALL, LARGE_STEP / each))) // 4 * 4
 
 
-def attempt(work, items: list, seconds: float) -> list:
+def attempt(work: Callable[[Item], Result], items: list[Item], seconds: float) -> list[Result | Exception]:
     """Do the work for all items at once, and return for each what came of it: a value, or the exception.
 
     What is not done after ``seconds`` is left alone, for a session on a frozen task cannot be ended.
     """
-    done: dict[int, object] = {}
+    done: dict[int, Result | Exception] = {}
 
-    def one(place: int, item) -> None:
+    def one(place: int, item: Item) -> None:
         try:
             done[place] = work(item)
         except Exception as error:  # TensorFlow's have no common class but this
@@ -125,7 +132,7 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 
-def timed(call, spent: float, least: int, most: int) -> list[float]:
+def timed(call: Callable[[], object], spent: float, least: int, most: int) -> list[float]:
     """Call it again and again, until so many seconds are spent, and return the seconds of each call."""
     taken: list[float] = []
     while len(taken) < least or (len(taken) < most and sum(taken) < spent):
@@ -145,10 +152,11 @@ class Benchmark:
         self.tasks, self.seconds = tasks, seconds
         self.begun = time.monotonic()
         self.failed: dict[str, str] = {}  # task -> why it is measured no more
-        self.computed: list[dict] = []
-        self.links: list[dict] = []
+        self.computed: list[dict[str, Any]] = []
+        self.links: list[dict[str, Any]] = []
         self.told = -math.inf
-        self.kept: list = []  # sessions that are not closed: with a task that is gone, their end would not come
+        # Sessions that are not closed: with a task that is gone, their end would not come.
+        self.kept: list[tf.compat.v1.Session] = []
 
     def left(self) -> float:
         """Return the seconds that are left."""
@@ -161,7 +169,7 @@ class Benchmark:
             print(f"{text}  ({self.told - self.begun:.0f} s of at most {self.seconds:.0f})", flush=True)
 
     @contextlib.contextmanager
-    def session(self, *tasks: Task):
+    def session(self, *tasks: Task) -> Iterator[tf.compat.v1.Session]:
         """Open a session on these tasks alone; what it holds there is freed with it. It is closed only if all went well."""
         config = self.v1.ConfigProto(
             # Its own device too: where a run goes on without some tasks, its server does not go without saying.
@@ -179,21 +187,21 @@ class Benchmark:
             session.close()
             self.kept.remove(session)
 
-    def variable(self, name: str, device: str, value):
+    def variable(self, name: str, device: str, value: Callable[[], tf.Tensor]) -> tf.Variable:
         """Return a variable with the value that the function ``value`` makes, there where it lies."""
         with self.tf.device(device):
             return self.v1.get_variable(name, initializer=value())
 
-    def link(self, sender: Task, receiver: Task, spent: float) -> dict:
+    def link(self, sender: Task, receiver: Task, spent: float) -> dict[str, Any]:
         """Measure a link; ``spent``: seconds for the steps with the large size."""
         tf, source, goal = self.tf, f"{sender.device}/device:CPU:0", f"{receiver.device}/device:CPU:0"
 
-        def moving(count: int):
+        def moving(count: int) -> Callable[[], object]:
             held = self.variable(f"of_{count}", source, lambda: tf.ones([count]))
             with tf.device(goal):
                 moved = tf.identity(held).op
             session.run(held.initializer)
-            call = session.make_callable(moved)  # fetches nothing: what was moved stays where it is
+            call: Callable[[], object] = session.make_callable(moved)  # fetches nothing: what was moved stays where it is
             call()
             return call
 
@@ -210,17 +218,18 @@ class Benchmark:
             "small_gigabytes_per_second": SMALL / 1e9 / small,
         }
 
-    def products(self, task: Task, device: str, spent: float) -> dict:
+    def products(self, task: Task, device: str, spent: float) -> dict[str, Any]:
         """Measure what a device multiplies, for so many seconds. GPUs use TF32 where they have it."""
         tf, size, place = self.tf, GPU_SIZE if device.startswith("GPU") else CPU_SIZE, f"{task.device}/device:{device}"
 
-        def chain(count: int):
+        def chain(count: int) -> Callable[[], object]:
             with tf.device(place):
                 made = factor
                 for _each in range(count):
                     made = tf.matmul(factor, made)
             with tf.device(f"{task.device}/device:CPU:0"):
-                return session.make_callable(tf.identity(made[0, 0]))  # waits for a GPU, too
+                call: Callable[[], object] = session.make_callable(tf.identity(made[0, 0]))  # waits for a GPU, too
+            return call
 
         with self.session(task) as session:
             width = math.sqrt(3 / size)  # so that products grow neither large nor small
@@ -293,13 +302,13 @@ class Benchmark:
         self.failed |= {task.name: "does not answer" for task in silent}
 
 
-def with_network(links: list[dict], network: list[dict]) -> list[dict]:
+def with_network(links: list[dict[str, Any]], network: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the links, each with the network's own rate between its machines, where that was measured."""
     rates = {(row["from"], row["to"]): row["gigabytes_per_second"] for row in network}
     return [{**row, "network_gigabytes_per_second": rates.get((row["from_machine"], row["to_machine"]))} for row in links]
 
 
-def findings(result: dict) -> list[str]:
+def findings(result: dict[str, Any]) -> list[str]:
     """Return sentences: what failed, the slowest link, the slowest task, and how much was measured."""
     lines = [f"{task} FAILED: it {reason}" for task, reason in result["failed"].items()]
     lines += [
@@ -333,10 +342,10 @@ def findings(result: dict) -> list[str]:
             " NOT ALL: more do not fit into the time (benchmark_seconds). In these every task sends "
             f"{made // len(result['tasks'])} times and receives as often."
         )
-    return lines + result["notes"]
+    return [*lines, *result["notes"]]
 
 
-def extreme(rows: list[dict], what: str) -> tuple[dict, float]:
+def extreme(rows: list[dict[str, Any]], what: str) -> tuple[dict[str, Any], float]:
     """Return the row with the smallest value, and the median of all."""
     return min(rows, key=lambda row: row[what]), statistics.median(row[what] for row in rows)
 
@@ -347,7 +356,7 @@ def compared(value: float, usual: float, unit: str) -> str:
     return f"{number(value)} {unit}, {share:.0%} of the median{': FAR BELOW the others' if share < FAR_BELOW else ''}"
 
 
-def tables(result: dict) -> list[str]:
+def tables(result: dict[str, Any]) -> list[str]:
     """Return what tasks compute and how fast links are, as lines of two tables."""
     shown = sorted(result["links"], key=lambda row: row.get("gigabytes_per_second", -1))[:MOST_ROWS]
     computed = [
@@ -376,7 +385,7 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
-def measured(benchmark: Benchmark, about: dict, most: int) -> dict:
+def measured(benchmark: Benchmark, about: dict[str, Any], most: int) -> dict[str, Any]:
     """Return all that was measured, as benchmark.json has it."""
     result = {
         "format": FORMAT,

@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 UNIT = "tf-benchmark.service"
 USER = "tensorflow"  # the firewall lets programs of this user's alone take connections from the other machines
@@ -27,7 +29,7 @@ TIME = 1  # seconds that a link is measured
 MORE = 5  # seconds that it may take besides
 
 
-def serve(port: str, seconds: str) -> dict:
+def serve(port: str, seconds: str) -> dict[str, Any]:
     """Start the server; the unit ends it, whatever becomes of those who asked for it."""
     program = shutil.which("iperf3")
     if not program:
@@ -43,19 +45,19 @@ def serve(port: str, seconds: str) -> dict:
     return {"state": "serves"}
 
 
-def measure(text: str) -> dict:
+def measure(text: str) -> dict[str, Any]:
     """Measure links that begin here, one after the other."""
     links = [{**link, **rate(link["address"], link["port"])} for link in json.loads(text)]
     lines = [f"{link['from']} -> {link['to']}: {shown(link)}" for link in links]
     return {"links": [{name: link[name] for name in link if name not in ("address", "port")} for link in links], "lines": lines}
 
 
-def shown(link: dict) -> str:
+def shown(link: dict[str, Any]) -> str:
     """Return a link's rate, or why there is none."""
     return link.get("failure") or f"{link['gigabytes_per_second']:.3g} GB/s"
 
 
-def rate(address: str, port: int) -> dict:
+def rate(address: str, port: int) -> dict[str, Any]:
     """Return what arrives of one stream, in GB (1e9 bytes) a second."""
     command = ["iperf3", "--client", address, "--port", str(port), "--time", str(TIME), "--json", "--connect-timeout", "2000"]
     for tries in range(2):
@@ -74,7 +76,7 @@ def rate(address: str, port: int) -> dict:
     return {"failure": failure}
 
 
-def stop() -> dict:
+def stop() -> dict[str, Any]:
     """End the server."""
     subprocess.run(["systemctl", "stop", UNIT], capture_output=True, check=False)
     return {"state": "stopped"}
@@ -82,7 +84,8 @@ def stop() -> dict:
 
 def main() -> None:
     """Answer one call."""
-    call = {"serve": serve, "measure": measure, "stop": stop}[sys.argv[1]]
+    calls: dict[str, Callable[..., dict[str, Any]]] = {"serve": serve, "measure": measure, "stop": stop}
+    call = calls[sys.argv[1]]
     try:
         print(json.dumps(call(*sys.argv[2:])))
     except (OSError, RuntimeError) as error:

@@ -14,6 +14,7 @@ import os
 import pwd
 import stat
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ class Found(NamedTuple):
 
 
 @contextlib.contextmanager
-def as_user():
+def as_user() -> Iterator[None]:
     """Do something with the rights of the program's user; as we are where we are not root or there is no such user."""
     try:
         owner = pwd.getpwnam(USER)
@@ -126,7 +127,7 @@ class Packer:
             raise NoRoomError(f"{shown(name)} has grown to {status.st_size} bytes while it was packed")
         member = tarfile.TarInfo(name)
         member.size, member.mtime = status.st_size, status.st_mtime
-        self.tar.addfile(member, Padded(file))
+        self.tar.addfile(member, Padded(file))  # type: ignore[arg-type]  # tarfile always says how many bytes it reads
 
     def add_text(self, name: str, text: str) -> None:
         """Add a file with this text."""

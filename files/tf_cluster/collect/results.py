@@ -22,6 +22,7 @@ import subprocess
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 from ..run import runs
 from ..run.runs import Run
@@ -37,7 +38,7 @@ MOST_NAMED = 50  # names of what was left behind that are noted
 RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs"}
 
 
-def collect(options: argparse.Namespace) -> dict:
+def collect(options: argparse.Namespace) -> dict[str, Any]:
     """Return what this machine has of a run: the journals of its tasks, and the run's folder where it is here."""
     now = time.time()
     since, until = now - options.seconds, now - options.until if options.until else 0
@@ -52,7 +53,7 @@ def collect(options: argparse.Namespace) -> dict:
     return {**answer, "lines": [f"packs {size // 1_000_000} MB on the machine"], "next": ["pack", options.run]}
 
 
-def outcome(options: argparse.Namespace) -> dict:
+def outcome(options: argparse.Namespace) -> dict[str, Any]:
     """Return what is noted of a run, for how many seconds it has been there, and how long ago it ended (0: it goes on)."""
     noted, now = noted_of(Run(options.run)), time.time()
     if "ended" not in noted:
@@ -64,7 +65,7 @@ def outcome(options: argparse.Namespace) -> dict:
     }
 
 
-def noted_of(run: Run) -> dict:
+def noted_of(run: Run) -> dict[str, Any]:
     """Return what is noted of a run; where that is damaged, what its files tell, as of a run that was lost."""
     try:
         return run.read()
@@ -89,7 +90,7 @@ def archive(run: Run) -> Path:
     return runs.RUNS / f".{run.id}.tar"
 
 
-def contents(run: Run, left: list[str]) -> tuple[dict, list[archives.Found]]:
+def contents(run: Run, left: list[str]) -> tuple[dict[str, Any], list[archives.Found]]:
     """Return what is noted of a run and what of its program's files is packed; add to ``left`` what cannot be."""
     noted = noted_of(run)
     training = noted.get("training")
@@ -113,12 +114,12 @@ def renamed(found: list[archives.Found], reserved: set[str]) -> list[archives.Fo
     return [each._replace(name=others.get(top, top) + slash + rest) for each, (top, slash, rest) in zip(found, parts)]
 
 
-def pack(options: argparse.Namespace) -> dict:
+def pack(options: argparse.Namespace) -> dict[str, Any]:
     """Put all that the run left into one tar file, and give it or say how large it is, or that another call does this."""
     return pack_waiting(Run(options.run), options.waited)
 
 
-def pack_waiting(run: Run, waited: float) -> dict:
+def pack_waiting(run: Run, waited: float) -> dict[str, Any]:
     """Pack the run; where another call does, say so and ask to be called again: two at once would need the space twice."""
     with contextlib.ExitStack() as held:
         try:
@@ -132,7 +133,7 @@ def pack_waiting(run: Run, waited: float) -> dict:
         return pack_locked(run)
 
 
-def pack_locked(run: Run) -> dict:
+def pack_locked(run: Run) -> dict[str, Any]:
     """Put all that the run left into one tar file, and give it, or where it is large, say how large it is.
 
     Of a run that has ended a large file is made once, and is there until it was fetched: a collection that was interrupted goes
@@ -174,7 +175,7 @@ def write(run: Run, path: Path) -> None:
             f"packing it needs {needed / 1e6:.0f} MB in {path.parent} of its machine, which has {have} free"
         )
     with tarfile.open(path, "w") as tar:
-        os.fchmod(tar.fileobj.fileno(), 0o600)
+        os.fchmod(tar.fileobj.fileno(), 0o600)  # type: ignore[attr-defined]  # a file, for it has a path
         packer = archives.Packer(tar, room, left)
         with log.open("rb") as file:
             packer.add_open("stdout.log", file)
@@ -184,7 +185,7 @@ def write(run: Run, path: Path) -> None:
         packer.add_text("run.json", json.dumps({**noted, "left_behind": told}, indent=1))
 
 
-def without_room(run: Run, sentence: str) -> dict:
+def without_room(run: Run, sentence: str) -> dict[str, Any]:
     """Return the run's notes and the end of its output as they are, for nothing more can be written here."""
     with (run.folder / "stdout.log").open("rb") as log:
         log.seek(max(0, log.seek(0, 2) - LAST))
@@ -193,7 +194,7 @@ def without_room(run: Run, sentence: str) -> dict:
     return {"lines": [sentence], "files": {"run.json": noted, "stdout.log": text}}
 
 
-def piece(options: argparse.Namespace) -> dict:
+def piece(options: argparse.Namespace) -> dict[str, Any]:
     """Return a piece of the tar file, at most PIECE bytes in base64; nothing where it is not there any more, or another."""
     with contextlib.suppress(FileNotFoundError), archive(Run(options.run)).open("rb") as file:
         if os.fstat(file.fileno()).st_mtime_ns != options.made:
@@ -203,13 +204,13 @@ def piece(options: argparse.Namespace) -> dict:
     return {"data": ""}
 
 
-def discard(options: argparse.Namespace) -> dict:
+def discard(options: argparse.Namespace) -> dict[str, Any]:
     """Remove the tar file, once it was fetched."""
     archive(Run(options.run)).unlink(missing_ok=True)
     return {}
 
 
-def why(options: argparse.Namespace) -> dict:
+def why(options: argparse.Namespace) -> dict[str, Any]:
     """Return a sentence on the state of each task's unit, with its last words."""
     sentences = {}
     for name in options.tasks:

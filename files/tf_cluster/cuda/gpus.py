@@ -21,6 +21,7 @@ import pwd
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 FIELDS = {
     "index": int, "name": str, "uuid": str, "pci.bus_id": str, "memory.total": int, "memory.used": int, "temperature.gpu": int,
@@ -29,7 +30,7 @@ FIELDS = {
 SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 
 
-def find(root: Path = Path("/")) -> dict:
+def find(root: Path = Path("/")) -> dict[str, Any]:
     """Return what is found; ``root`` is where the kernel's files are."""
     status, listed = call("nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits")
     minors = read_minors(root / "proc/driver/nvidia/gpus")
@@ -73,7 +74,7 @@ def read(path: Path) -> str:
         return ""
 
 
-def read_pci(folder: Path) -> list[dict]:
+def read_pci(folder: Path) -> list[dict[str, Any]]:
     """Return NVIDIA's display controllers (vendor 10de, class 03); their sound and USB parts are other devices."""
     found = []
     for device in sorted(folder.glob("*")):
@@ -111,14 +112,14 @@ def short_bus(bus: str) -> str:
     return re.sub(r"^0000(?=[0-9a-f]{4}:)", "", bus.strip().lower())
 
 
-def parse_gpus(text: str, minors: dict[str, int]) -> list[dict]:
+def parse_gpus(text: str, minors: dict[str, int]) -> list[dict[str, Any]]:
     """Return the GPUs that ``nvidia-smi --query-gpu`` lists; its complaints are between the rows."""
-    gpus = []
+    gpus: list[dict[str, Any]] = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) != len(FIELDS) or not cells[0].isdigit():
             continue
-        row = {}
+        row: dict[str, Any] = {}
         for (name, kind), cell in zip(FIELDS.items(), cells):
             known = not cell.startswith("[")  # [N/A], [Not Supported], [Unknown Error]
             row[name] = (int(cell) if cell.isdigit() else None) if kind is int else cell if known else ""
@@ -134,7 +135,7 @@ def parse_gpus(text: str, minors: dict[str, int]) -> list[dict]:
     return gpus
 
 
-def add_parts(gpus: list[dict], text: str) -> None:
+def add_parts(gpus: list[dict[str, Any]], text: str) -> None:
     """Note the parts of split GPUs, as ``nvidia-smi --list-gpus`` gives them below each."""
     current = None
     for line in text.splitlines():
@@ -146,13 +147,13 @@ def add_parts(gpus: list[dict], text: str) -> None:
             current["parts"].append({"model": part[1], "uuid": part[2]})
 
 
-def parse_processes(text: str) -> list[dict]:
+def parse_processes(text: str) -> list[dict[str, Any]]:
     """Return who uses the GPUs, as ``nvidia-smi --query-compute-apps`` gives it."""
     rows = re.findall(r"(?m)^(GPU-\S+), (\d+), (.+)$", text)
     return [{"gpu": uuid, "pid": int(pid), "name": name.strip()} for uuid, pid, name in rows]
 
 
-def owner(folder: Path) -> dict:
+def owner(folder: Path) -> dict[str, str]:
     """Return the user and the systemd unit of a process."""
     unit = re.search(r"/([^/\n]+\.(?:service|scope))(?:/|$)", read(folder / "cgroup"), re.MULTILINE)
     try:

@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 RULES = Path("/etc/tf-cluster/firewall.nft")
 LOADED = Path("/run/tf-firewall/loaded")  # what sha256sum said of the rules when tf-firewall.service had loaded them
@@ -53,7 +54,7 @@ def is_loaded(text: str) -> bool:
     return noted[:1] == [hashlib.sha256(text.encode()).hexdigest()] and f"skuid {number} " in text
 
 
-def state() -> dict:
+def state() -> dict[str, Any]:
     """Return what there is."""
     path = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
     nft = shutil.which("nft", path=path)

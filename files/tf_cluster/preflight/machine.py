@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..cuda import gpus
 from ..firewall import state as firewall
@@ -36,7 +37,7 @@ UNIT, TARGET = "tf-server@", "tf-cluster.target"
 PROPERTIES = "Id,ActiveState,UnitFileState,StatusText,NeedDaemonReload,MainPID"
 
 
-def collect(ports: list[int], venv: str) -> dict:
+def collect(ports: list[int], venv: str) -> dict[str, Any]:
     """Return the machine's facts; the module machine_facts documents them.
 
     ``ports`` are those whose listeners are reported, ``venv`` is the environment that TensorFlow is installed in.
@@ -87,7 +88,7 @@ def show_units() -> dict[str, dict[str, str]]:
     return parse_show(shown)
 
 
-def tasks(units: dict[str, dict[str, str]]) -> dict:
+def tasks(units: dict[str, dict[str, str]]) -> dict[str, Any]:
     """Return ``tasks``, ``target`` and ``reload``."""
     found = {}
     for name, unit in units.items():
@@ -100,14 +101,14 @@ def tasks(units: dict[str, dict[str, str]]) -> dict:
     return {"tasks": found, "target": stands, "reload": any(unit.get("NeedDaemonReload") == "yes" for unit in units.values())}
 
 
-def listeners(ports: list[int], units: dict[str, dict[str, str]]) -> list[dict]:
+def listeners(ports: list[int], units: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
     """Return who listens on the ports."""
     of_unit = {unit.get("MainPID"): name for name, unit in units.items() if name.startswith(UNIT)}
     found = port_listeners(ports)
     return [{**listener, "unit": of_unit.get(str(listener["pid"]), "")} for listener in found]
 
 
-def account(name: str) -> list:
+def account(name: str) -> list[Any]:
     """Return the entry of an account; nothing where there is none."""
     try:
         return list(pwd.getpwnam(name))

@@ -28,6 +28,7 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 
 from .. import cli
 from ..server import identity
@@ -63,7 +64,7 @@ def main() -> None:
     os._exit(0 if report["ok"] else 1)  # a thread that waits in a dead connection must not hold us
 
 
-def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict:
+def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict[str, Any]:
     """Ask all standing tasks of ``spec`` at once; each has ``options.timeout`` seconds. Returns the report."""
     library = capi.Library()
     tasks = [
@@ -98,16 +99,16 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict:
 class Task:
     """One question to one task."""
 
-    def __init__(self, job: str, index: int, entry: str, library: capi.Library, digest: str, options) -> None:
+    def __init__(self, job: str, index: int, entry: str, library: capi.Library, digest: str, options: argparse.Namespace) -> None:
         self.job, self.index, self.library, self.spec_digest, self.options = job, index, library, digest, options
         self.address = cluster_config.split_address(entry)
-        self.report = {
+        self.report: dict[str, Any] = {
             "task": f"{job}:{index}", "address": entry, "state": "unreachable", "version": None, "devices": [], "gpus": [],
             "incarnation": "", "reason": f"the name {self.address[0]} could not be resolved in time", "seconds": None,
         }  # fmt: skip
         self.thread: threading.Thread
 
-    def answer(self, state: str, reason: str = "", **more) -> None:
+    def answer(self, state: str, reason: str = "", **more: object) -> None:
         """Note what was found."""
         self.report.update(state=state, reason=reason, **more)
 
@@ -223,7 +224,8 @@ class Task:
         graph.node.add(name="read", op="ReadFile", input=["path"], device=device)
         card = graph.node.add(name="card", op="DecodeRaw", input=["read"], device=device)
         card.attr["out_type"].type = types.Value("DT_UINT8")
-        return graph.SerializeToString()
+        serialised: bytes = graph.SerializeToString()
+        return serialised
 
     def explain(self, error: capi.TensorFlowError, deadline: float) -> None:
         """TensorFlow got no answer: find out from the first bytes on the wire who is there."""
@@ -249,7 +251,7 @@ class Task:
             return b""
 
 
-def report_table(report: dict) -> str:
+def report_table(report: dict[str, Any]) -> str:
     """Return the report as lines for people."""
     rows = [("task", "address", "state", "seconds", "reason")]
     rows += [(t["task"], t["address"], t["state"], str(t["seconds"] or ""), t["reason"]) for t in report["tasks"]]

@@ -71,7 +71,8 @@ def graph(devices: list[str]) -> bytes:
     for place, device in enumerate(devices):
         node = result.node.add(name=f"product{place}", op="MatMul", input=["a", "b"], device=device)
         node.attr["T"].type = number
-    return result.SerializeToString()
+    serialised: bytes = result.SerializeToString()
+    return serialised
 
 
 def numbers(data: bytes) -> tuple[float, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from typing import Any
 
 FORMAT = "tf-cluster-benchmark-1"
 MOST_NUMBERS = 12  # tasks; with more, the numbers do not fit into the cells
@@ -14,19 +15,19 @@ MAPS = (
 )
 
 
-def read(result: object) -> dict | None:
+def read(result: object) -> dict[str, Any] | None:
     """Return the benchmark that a run's result holds, None where it holds none."""
     found = result.get("benchmark") if isinstance(result, dict) else None
     return found if isinstance(found, dict) and found.get("format") == FORMAT else None
 
 
-def grid(benchmark: dict, what: str) -> list[list[float | None]]:
+def grid(benchmark: dict[str, Any], what: str) -> list[list[float | None]]:
     """Return a row for each sender with a value for each receiver, None where nothing was measured."""
     values = {(row["from"], row["to"]): row.get(what) for row in benchmark["links"]}
     return [[values.get((sender, receiver)) for receiver in benchmark["tasks"]] for sender in benchmark["tasks"]]
 
 
-def figure(benchmark: dict) -> str:
+def figure(benchmark: dict[str, Any]) -> str:
     """Return the figure as JSON for plotly.js; raises KeyError or the like where a program has changed what was measured."""
     from plotly.subplots import make_subplots
 
@@ -47,4 +48,5 @@ def figure(benchmark: dict) -> str:
     )  # fmt: skip
     drawn.update_xaxes(title={"text": "to", "standoff": 6}, type="category", showgrid=False, ticks="")
     drawn.update_yaxes(title={"text": "from", "standoff": 6}, type="category", showgrid=False, ticks="", autorange="reversed")
-    return drawn.to_json()
+    text: str = drawn.to_json()
+    return text

@@ -13,6 +13,7 @@ import heapq
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 MOST_SHOWN = 200
@@ -41,7 +42,7 @@ def merge(journals: dict[str, str]) -> list[str]:
     return [line for _moment, line in heapq.merge(*streams, key=lambda entry: entry[0])]
 
 
-def entries(name: str, text: str):
+def entries(name: str, text: str) -> Iterator[tuple[datetime.datetime, str]]:
     """Yield (time, line); a line without a time belongs to the one before."""
     moment = datetime.datetime.min.replace(tzinfo=datetime.timezone.utc)
     for line in text.splitlines():

@@ -21,6 +21,7 @@ import re
 import sys
 import urllib.parse
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from ansible.release import __version__ as ansible_core
@@ -68,7 +69,7 @@ def point_latest(folder: Path) -> None:
     fresh.replace(latest)
 
 
-def make_verdict(folder: Path, facts: dict) -> dict:
+def make_verdict(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Return the verdict; ``ok`` is true only if nothing failed."""
     collected = Collected(folder, facts)
     tasks = collected.training()
@@ -98,7 +99,7 @@ def make_verdict(folder: Path, facts: dict) -> dict:
 class Collected:
     """A collected run: what of it failed, and what is missing."""
 
-    def __init__(self, folder: Path, facts: dict) -> None:
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         self.folder, self.tasks, self.outcome = folder, facts["tasks"], facts["outcome"]
         # What was not collected of each machine that --limit leaves out.
         self.skipped: dict[str, list[str]] = {machine: [] for machine in facts.get("skipped", [])}
@@ -143,11 +144,11 @@ class Collected:
                 failures.append(f"The log of {task['task']} could not be collected: is machine {task['machine']} still there?")
         return failures
 
-    def training(self) -> dict:
+    def training(self) -> dict[str, Any]:
         """Return how each task's part of a training ended; nothing if the run is none."""
         return training_outcome(self.folder, self.outcome) if self.outcome.get("training") else {}
 
-    def lost_parts(self, training: dict) -> list[str]:
+    def lost_parts(self, training: dict[str, Any]) -> list[str]:
         """Return the tasks of a training whose part is missing; note in ``training`` those that --limit leaves out."""
         failures = []
         for task, part in training.get("tasks", {}).items():
@@ -180,7 +181,7 @@ def log_of(folder: Path, task: str) -> Path:
     return folder / "logs" / f"{task.replace(':', '-')}.log"
 
 
-def training_outcome(folder: Path, outcome: dict) -> dict:
+def training_outcome(folder: Path, outcome: dict[str, Any]) -> dict[str, Any]:
     """Return how each task's part of a training ended; the chief's own is the run's."""
     parts, plan, places = {}, outcome["training"], parts_of(folder, outcome)
     for task, machine in plan["machines"].items():
@@ -191,16 +192,17 @@ def training_outcome(folder: Path, outcome: dict) -> dict:
     return {"chief": plan["chief"], "attempts": outcome.get("part", {}).get("attempts", 1), "tasks": parts}
 
 
-def parts_of(folder: Path, outcome: dict) -> dict[str, Path]:
+def parts_of(folder: Path, outcome: dict[str, Any]) -> dict[str, Path]:
     """Return task -> folder of its part, for the tasks of a training but its chief."""
     plan = outcome.get("training") or {"machines": {}, "chief": ""}
     return {task: folder / "tasks" / task.replace(":", "-") for task in plan["machines"] if task != plan["chief"]}
 
 
-def collected_note(folder: Path) -> dict:
+def collected_note(folder: Path) -> dict[str, Any]:
     """Return what the machine noted of a run when it was collected, nothing where it was not."""
     try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        noted: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return noted
     except (OSError, ValueError):
         return {}
 
@@ -215,7 +217,7 @@ def too_large(path: Path) -> str:
     return f"{path.name} has {size / 1e6:.0f} MB, {limit}: it is a file of the run alone." if size > MOST_JSON else ""
 
 
-def add_trace(folder: Path, outcome: dict, verdict: dict) -> dict | None:
+def add_trace(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any] | None:
     """Put into the verdict what the run's trace holds, or why there is none; return what the page needs to draw it."""
     path = folder / "trace.json"
     if path.exists() and path.stat().st_size > MOST_TRACE:
@@ -240,9 +242,9 @@ def add_trace(folder: Path, outcome: dict, verdict: dict) -> dict | None:
     return None
 
 
-def machines_of(outcome: dict, verdict: dict) -> dict[str, dict]:
+def machines_of(outcome: dict[str, Any], verdict: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return machine -> task -> what is known of it, the program's own task among them."""
-    machines: dict[str, dict] = {}
+    machines: dict[str, dict[str, Any]] = {}
     for name, task in verdict["tasks"].items():
         machines.setdefault(task["machine"] or "", {})[name] = task
     if outcome.get("task") and outcome.get("machine"):
@@ -250,9 +252,10 @@ def machines_of(outcome: dict, verdict: dict) -> dict[str, dict]:
     return machines
 
 
-def known_as(verdict: dict, task: str) -> str:
+def known_as(verdict: dict[str, Any], task: str) -> str:
     """Return what the cluster calls a task of the run, which numbers anew where it goes on without some."""
-    return verdict.get("names", {}).get(task, task)
+    names: dict[str, str] = verdict.get("names", {})
+    return names.get(task, task)
 
 
 def read_result(path: Path) -> object:
@@ -272,7 +275,7 @@ def read_result(path: Path) -> object:
     return json.loads(json.dumps(result, ensure_ascii=False).encode(errors="replace"))
 
 
-def placement(folder: Path) -> dict:
+def placement(folder: Path) -> dict[str, Any]:
     """Return operation -> device, where the program left TensorFlow's own record."""
     try:
         path = folder / "placement.json"
@@ -282,7 +285,7 @@ def placement(folder: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def summary(folder: Path, outcome: dict, verdict: dict) -> list[str]:
+def summary(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) -> list[str]:
     """Return the lines that a run ends with."""
     lines = []
     result = verdict.get("result")
@@ -314,7 +317,7 @@ def summary(folder: Path, outcome: dict, verdict: dict) -> list[str]:
     return plain_lines("\n".join(lines))
 
 
-def traced(found: dict) -> str:
+def traced(found: dict[str, Any]) -> str:
     """Return a sentence on what was traced."""
     counts = ", ".join(
         f"{found[what]} {what if found[what] != 1 else what[:-1]}" for what in ("steps", "operations", "transfers")
@@ -355,7 +358,7 @@ def marked(lines: list[str]) -> list[tuple[str, str]]:
     return shown
 
 
-def write_page(folder: Path, outcome: dict, verdict: dict, drawn: dict | None) -> None:
+def write_page(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any], drawn: dict[str, Any] | None) -> None:
     """Write ``report.html``: one file, no server, no network."""
     logs = {path.stem: marked(tail(path, 400)) for path in sorted((folder / "logs").glob("*.log"))}
     files = [
@@ -377,7 +380,7 @@ def write_page(folder: Path, outcome: dict, verdict: dict, drawn: dict | None) -
     (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def links_of(verdict: dict) -> dict | None:
+def links_of(verdict: dict[str, Any]) -> dict[str, Any] | None:
     """Return what the page needs to draw the links of a benchmark, None where there is none."""
     found = benchmark_figure.read(verdict.get("result"))
     try:
@@ -390,7 +393,7 @@ def links_of(verdict: dict) -> dict | None:
         return None
 
 
-def scripts(*names: str) -> list[dict]:
+def scripts(*names: str) -> list[dict[str, str]]:
     """Return the scripts that draw, after plotly.js, each with its hash, for no others may run; none where there is none."""
     from plotly.offline import get_plotlyjs
 
@@ -403,7 +406,7 @@ def data(text: str) -> str:
     return text.replace("<", "\\u003c")
 
 
-def drawing(trace: trace_figure.Trace, machines: dict, names: dict) -> dict:
+def drawing(trace: trace_figure.Trace, machines: dict[str, dict[str, Any]], names: dict[str, str]) -> dict[str, Any]:
     """Return what the page needs to draw the trace. ``names``: what the run calls a task -> what the cluster does, if another."""
     machine_of = {task: machine for machine, tasks in machines.items() for task in tasks}
     machine_of |= {task: machine_of.get(known, "") for task, known in names.items()}

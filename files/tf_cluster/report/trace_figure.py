@@ -9,7 +9,7 @@ import html
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 FORMAT = "tf-cluster-1"
 MOST_BARS = 4000  # a browser draws them within a second or two
@@ -30,7 +30,7 @@ class Bar(NamedTuple):
     lane: str
     begun: float
     took: float
-    more: dict
+    more: dict[str, Any]
 
     @property
     def ended(self) -> float:
@@ -41,7 +41,7 @@ class Bar(NamedTuple):
 class Trace(NamedTuple):
     """What a trace holds: its bars, and the arrows from an operation to the transfer of what it made."""
 
-    about: dict
+    about: dict[str, Any]
     bars: list[Bar]
     arrows: list[tuple[tuple[str, str, float], tuple[str, str, float]]]  # (task, lane, time) of both ends
 
@@ -64,11 +64,12 @@ def read(path: Path) -> Trace | None:
         raise ValueError(f"trace.json is not a trace: {error!r}") from None
 
 
-def gather(about: dict, events: list[dict]) -> Trace:
+def gather(about: dict[str, Any], events: list[dict[str, Any]]) -> Trace:
     """Put events together to bars and arrows."""
     tasks = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
     lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
-    bars, ends = [], {}
+    bars: list[Bar] = []
+    ends: dict[int, dict[str, tuple[str, str, float]]] = {}  # arrow -> "s" and "f" -> task, lane and time
     for event in events:
         if event["ph"] == "M":
             continue
@@ -82,7 +83,7 @@ def gather(about: dict, events: list[dict]) -> Trace:
     return Trace(about, bars, [(end["s"], end["f"]) for end in ends.values()])
 
 
-def totals(trace: Trace) -> dict:
+def totals(trace: Trace) -> dict[str, int]:
     """Return how much a trace holds, for the verdict."""
     transfers = trace.of("transfer")
     return {
@@ -102,7 +103,7 @@ def busy(bars: list[Bar]) -> float:
     return total
 
 
-def by_task(trace: Trace) -> dict[str, dict]:
+def by_task(trace: Trace) -> dict[str, dict[str, Any]]:
     """Return for each task what it computed, how long, and what share of the steps' time that was."""
     whole = busy(trace.of("step")) or 1.0
     gathered: dict[str, list[Bar]] = {}
@@ -119,7 +120,7 @@ def by_task(trace: Trace) -> dict[str, dict]:
     }
 
 
-def by_route(trace: Trace) -> list[dict]:
+def by_route(trace: Trace) -> list[dict[str, Any]]:
     """Return for each pair of tasks what went from one to the other, the most bytes first.
 
     The rate is bytes by the time in which at least one tensor was on its way.
@@ -143,7 +144,7 @@ def by_route(trace: Trace) -> list[dict]:
     return sorted(table, key=lambda row: -row["bytes"])
 
 
-def views(trace: Trace) -> list[dict]:
+def views(trace: Trace) -> list[dict[str, Any]]:
     """Return the spans that the figure can show, in milliseconds: each step from its first operation to its last, and all."""
     spans: dict[int, list[float]] = {}
     for bar in trace.bars:
@@ -218,7 +219,7 @@ def rows(trace: Trace) -> dict[str, list[str]]:
         found.setdefault(bar.task, set()).add(bar.lane)
     first = trace.about.get("program_task")
 
-    def order(lane: str) -> tuple:
+    def order(lane: str) -> tuple[int, str, int]:
         base, _space, number = lane.partition(" (")
         return {"session.run": 0, "from other tasks": 2}.get(base, 1), base, int(number.rstrip(")") or 1)
 
@@ -229,7 +230,10 @@ def figure(trace: Trace, machines: dict[str, str]) -> str:
     """Return the figure as JSON for plotly.js: each operation a bar in its task's lane. ``machines``: task -> machine."""
     import plotly.graph_objects as go
 
-    heights, names, bands, titles = {}, {}, [], []
+    heights: dict[tuple[str, str], int] = {}  # (task, lane) -> row
+    names: dict[int, str] = {}
+    bands: list[dict[str, float]] = []
+    titles: list[dict[str, Any]] = []
     for task, lanes in rows(trace).items():
         top = len(heights) + len(bands)  # above each task there is a row for its name
         for lane in lanes:
@@ -273,7 +277,8 @@ def figure(trace: Trace, machines: dict[str, str]) -> str:
     for band, title in zip(bands, titles):
         figure.add_shape(type="rect", xref="paper", x0=0, x1=1, **band, fillcolor=FAINT, line_width=0, layer="below")
         figure.add_annotation(**title, xref="paper", x=0, xanchor="left", yanchor="bottom", showarrow=False)
-    return figure.to_json()
+    text: str = figure.to_json()
+    return text
 
 
 def chosen(trace: Trace) -> list[Bar]:

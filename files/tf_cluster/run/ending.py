@@ -8,7 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import runs
 from .runs import USER, Run
@@ -24,10 +24,10 @@ MOST_READ = 64 * 1024  # bytes of part.json that are read
 class Ending(NamedTuple):
     """What is known of the end of a run."""
 
-    noted: dict  # the run's notes
+    noted: dict[str, Any]  # the run's notes
     result: str  # systemd's: "success", "exit-code", "signal", "core-dump", "timeout", "oom-kill", ...
     status: str  # exit status, or the name of a signal without SIG
-    part: dict  # of a training: what its process left
+    part: dict[str, Any]  # of a training: what its process left
     task_lost: bool  # whether the run was ended because a task was silent
     promised: bool  # whether a result.json that the run has to leave is missing
     not_started: bool  # whether the program's packages could not be installed
@@ -82,13 +82,13 @@ def note_ending(run: Run, environment: Mapping[str, str]) -> None:
     failure = sentence(end)
     if failure and end.disk_full:
         failure += f"; the disk that holds {runs.RUNS} is full"
-    more = {"part": end.part} if end.part else {}
+    more: dict[str, Any] = {"part": end.part} if end.part else {}
     if failure and noted.get("servers") and not noted.get("cancelled"):
         more["failed_tasks"] = failed_tasks(noted["servers"], seen["silent"])
     run.note(ended=ended, failure=failure, exit_status=end.status, **more)
 
 
-def ending_of(run: Run, noted: dict, environment: Mapping[str, str], seen: dict) -> Ending:
+def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], seen: dict[str, Any]) -> Ending:
     """Return what is known of a run's end."""
     status = environment.get("EXIT_STATUS", "")
     chief = (noted.get("training") or {}).get("chief", noted.get("task"))
@@ -104,7 +104,7 @@ def ending_of(run: Run, noted: dict, environment: Mapping[str, str], seen: dict)
     )
 
 
-def result_of(noted: dict, result: str, code: str, status: str) -> str:
+def result_of(noted: dict[str, Any], result: str, code: str, status: str) -> str:
     """Return systemd's result, corrected where it takes a killed program for a good one, or a good one for a late one."""
     if result == "success" and code == "killed":
         result = "signal"  # systemd takes SIGTERM and some others for a clean end, but the program has not done its work
@@ -118,13 +118,13 @@ def sentence(end: Ending) -> str:
     return next(say(end) for holds, say in ENDINGS if holds(end))
 
 
-def left_in_part(run: Run) -> dict:
+def left_in_part(run: Run) -> Any:
     """Return what stands in part.json, which belongs to the program's user: it may be anything, or not be JSON."""
     with (run.folder / "part.json").open(encoding="utf-8") as file:  # the folder is root's: it cannot be a link
         return json.loads(file.read(MOST_READ))
 
 
-def part_of(run: Run) -> dict:
+def part_of(run: Run) -> dict[str, Any]:
     """Return what training.py left on this task's part of a training: outcome, attempts, failure."""
     try:
         part = left_in_part(run)
@@ -153,7 +153,7 @@ def main_began(unit: str) -> bool:
         return True
 
 
-def seen_of(run: Run) -> dict:
+def seen_of(run: Run) -> dict[str, Any]:
     """Return what watch.py left: address -> seconds that its task was silent, and whether the run was ended for it."""
     try:
         left = left_in_part(run)
@@ -170,7 +170,7 @@ def failed_tasks(servers: dict[str, str], silent: dict[str, float]) -> dict[str,
     command = [*MODULE, "tf_cluster.ready", "--json", f"--config={CONFIG}", f"--timeout={ASKED}"]
     try:
         # As the servers' own user: what it reads is what others say over the network.
-        own = {"user": USER, "group": USER, "extra_groups": ()}
+        own: dict[str, Any] = {"user": USER, "group": USER, "extra_groups": ()}
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * ASKED, **own)
         tasks = json.loads(done.stdout)["tasks"]
     except (OSError, ValueError, KeyError, subprocess.TimeoutExpired):

@@ -11,9 +11,18 @@ a job that nobody uses. What runs eagerly (``experimental_connect_to_cluster``) 
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tensorflow.core.protobuf.cluster_pb2 import ClusterDef
+    from tensorflow.core.protobuf.config_pb2 import ConfigProto
+    from tensorflow.core.protobuf.tensorflow_server_pb2 import ServerDef
+    from tensorflow.python.client.session import BaseSession
+    from tensorflow.python.training.server_lib import Server
 
 ALONE = "alone"  # the job that the program's own server is started as
-_carried: dict = {}  # target of a server -> (the same by the address that the cluster spec has, cluster spec)
+# Target of a server -> (the same by the address that the cluster spec has, cluster spec).
+_carried: dict[str, tuple[str, ClusterDef]] = {}
 
 
 def install() -> None:
@@ -26,14 +35,22 @@ def install() -> None:
     own_target = server_lib.Server.target.fget
 
     @functools.wraps(begin)
-    def start_alone(self, server_or_cluster_def, job_name=None, task_index=None, protocol=None, config=None, start=True):
+    def start_alone(
+        self: Server,
+        server_or_cluster_def: Any,
+        job_name: str | None = None,
+        task_index: int | None = None,
+        protocol: str | None = None,
+        config: ConfigProto | None = None,
+        start: bool = True,
+    ) -> None:
         given = server_lib._make_server_def(server_or_cluster_def, job_name, task_index, protocol, config)
         address = address_of(given)
         begin(self, alone(given, address), start=start)
         _carried[own_target(self)] = _carried[f"grpc://{address}"] = (f"grpc://{address}", given.cluster)
 
     @functools.wraps(open_session)
-    def open_carrying(self, target="", graph=None, config=None):
+    def open_carrying(self: BaseSession, target: str = "", graph: Any = None, config: ConfigProto | None = None) -> None:
         if target in _carried and not (config and config.HasField("cluster_def")):
             target, spec = _carried[target]
             carrying = config_pb2.ConfigProto(cluster_def=spec)
@@ -46,13 +63,14 @@ def install() -> None:
     session.BaseSession.__init__ = open_carrying
 
 
-def address_of(server_def) -> str:
+def address_of(server_def: ServerDef) -> str:
     """Return the address that a cluster spec has for the server that is to be started."""
     job = next(job for job in server_def.cluster.job if job.name == server_def.job_name)
-    return job.tasks[server_def.task_index]
+    address: str = job.tasks[server_def.task_index]
+    return address
 
 
-def alone(server_def, address: str):
+def alone(server_def: ServerDef, address: str) -> ServerDef:
     """Return what to start a server with that knows of no other task."""
     changed = type(server_def)()
     changed.CopyFrom(server_def)

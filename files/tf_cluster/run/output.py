@@ -120,10 +120,10 @@ class Output:
 class Watch:
     """The watch over the cluster's tasks, which begins when the program is not done soon."""
 
-    def __init__(self, program: subprocess.Popen, lost: float | None) -> None:
+    def __init__(self, program: subprocess.Popen[bytes], lost: float | None) -> None:
         self.program, self.lost = program, lost
         self.due = None if lost is None else time.monotonic() + AFTER
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def wait(self) -> list[float]:
         """Return for how many seconds there is nothing to be done here; nothing where no time is set."""
@@ -140,7 +140,7 @@ class Watch:
             [*WATCHER, *words],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        return [self.process.stdout.fileno()]
+        return [self.process.stdout.fileno()] if self.process.stdout else []
 
     def stop(self) -> None:
         """End it with the program: systemd may take seconds to see that what the main process leaves is gone."""
@@ -150,7 +150,7 @@ class Watch:
 
     def end(self) -> bytes:
         """Return what is to be said when the watch has ended; where a task was lost, end the program."""
-        status = self.process.wait()
+        status = self.process.wait() if self.process else 0
         if status == LOST:
             self.program.terminate()
             timer = threading.Timer(KILL, self.program.kill)
@@ -205,10 +205,11 @@ def main() -> None:
     sys.exit(program.returncode or (0 if complete else OUTPUT_LOST))
 
 
-def pass_on(program: subprocess.Popen, pipe: int, woken: int, output: Output, watch: Watch) -> bool:
+def pass_on(program: subprocess.Popen[bytes], pipe: int, woken: int, output: Output, watch: Watch) -> bool:
     """Pass on what comes out of the pipe until the program has ended, and what is in the pipe then; tell whether all was."""
     fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_NONBLOCK)
-    open_pipe, heard = [pipe], []
+    open_pipe = [pipe]
+    heard: list[int] = []  # the watch
     while True:
         ended = program.poll() is not None  # before reading, so that the last words are not missed
         if ended:

@@ -31,15 +31,16 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 from .. import cli
 from ..spec import cluster_config
 from . import runs
 from . import training as trainings
 from .ending import note_ending
-from .runs import Run
+from .runs import USER, Run
 from .text import plain_lines
-from .unit import CONFIG, USER, WRITABLE, layer_of, start_unit, task_of
+from .unit import CONFIG, WRITABLE, layer_of, start_unit, task_of
 
 # What a run may do, and what systemd calls when it has ended: see the role server.
 CONFINED = Path("/etc/systemd/system/tf-run-.service.d/confined.conf")
@@ -50,7 +51,7 @@ TELL = 10.0  # seconds between two lines that say whom a run waits for
 MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
 
 
-def stage(options: argparse.Namespace) -> dict:
+def stage(options: argparse.Namespace) -> dict[str, Any]:
     """Put the program in place, from a tar file on standard input, and start it, unless it is held."""
     run = Run(options.run)
     if not CONFINED.exists():
@@ -68,7 +69,7 @@ def stage(options: argparse.Namespace) -> dict:
     return {} if options.hold else start(argparse.Namespace(run=run.id, told=-1.0))
 
 
-def start(options: argparse.Namespace) -> dict:
+def start(options: argparse.Namespace) -> dict[str, Any]:
     """Start a run that was put in place, when its task is free."""
     run = Run(options.run)
     answer = attempt(run, options.told)
@@ -82,7 +83,7 @@ def start(options: argparse.Namespace) -> dict:
     return answer
 
 
-def attempt(run: Run, told: float) -> dict:
+def attempt(run: Run, told: float) -> dict[str, Any]:
     """Start a run that waits, if its task is free by now; otherwise return ``waited``, when it was last said that it waits.
 
     Whoever follows a run that waits may do this besides the one who asked for it: it is started once.
@@ -114,7 +115,7 @@ def attempt(run: Run, told: float) -> dict:
     return {"lines": [f"waits for the task {noted['task']}: {other} has it ({waited:.0f} s)"], "waited": waited}
 
 
-def give_up(run: Run, sentence: str, forget: bool = False) -> dict:
+def give_up(run: Run, sentence: str, forget: bool = False) -> dict[str, Any]:
     """Fail with a sentence; where others wait for this task of their training, note it and tell them instead."""
     noted = run.read()
     training, task = noted["training"], noted["task"]
@@ -135,7 +136,7 @@ def inbox(run: Run) -> Path:
     return runs.RUNS / f".{run.id}.sent"
 
 
-def receive(options: argparse.Namespace) -> dict:
+def receive(options: argparse.Namespace) -> dict[str, Any]:
     """Put a piece of a tar file at its place."""
     path = inbox(Run(options.run))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +203,7 @@ def finish(options: argparse.Namespace) -> None:
     sys.exit()  # no answer: its output would go into the run's
 
 
-def follow(options: argparse.Namespace) -> dict:
+def follow(options: argparse.Namespace) -> dict[str, Any]:
     """Return new output, waiting a little for some; and how the run ended, once it did. Start it, where it still waits."""
     run = Run(options.run)
     if run.read().get("waiting"):
@@ -217,7 +218,7 @@ def follow(options: argparse.Namespace) -> dict:
             break
         time.sleep(0.03)
     size = (run.folder / "stdout.log").stat().st_size
-    answer = {"lines": plain_lines(text)}
+    answer: dict[str, Any] = {"lines": plain_lines(text)}
     if "ended" not in noted and offset == options.offset and not runs.is_alive(noted["unit"], run):
         noted = run.read()
         if "ended" not in noted:
@@ -245,7 +246,7 @@ def read_from(path: Path, offset: int, whole: bool) -> tuple[str, int]:
     return (f"... {skipped} bytes are in stdout.log alone ...\n{text}" if skipped else text), end
 
 
-def cancel(options: argparse.Namespace) -> dict:
+def cancel(options: argparse.Namespace) -> dict[str, Any]:
     """End a run that goes on; what it left stays and can be collected."""
     run = Run(options.run)
     sentence = f"the run was cancelled by {options.by}"

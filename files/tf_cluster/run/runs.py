@@ -23,10 +23,15 @@ import signal
 import subprocess
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .. import cli
 from ..spec import cluster_config
+
+if TYPE_CHECKING:
+    import argparse
 
 RUNS = Path("/var/lib/tf-cluster/runs")
 USER = "tensorflow"  # of the programs
@@ -44,10 +49,11 @@ class Run:
             cli.fail(f"{run_id!r} cannot name a run: letters, digits, '.', '_' and '-' can", 2)
         self.id, self.folder = run_id, RUNS / run_id
 
-    def read(self) -> dict:
+    def read(self) -> dict[str, Any]:
         """Return what is noted of the run."""
         try:
-            return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            noted: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            return noted
         except FileNotFoundError:
             cli.fail(f"there is no run {self.id} on this machine ({self.folder})", 2)
             raise
@@ -70,7 +76,7 @@ class Run:
         path.chmod(0o640)
 
     @contextlib.contextmanager
-    def locked(self, what: str, patience: float = BUSY):
+    def locked(self, what: str, patience: float = BUSY) -> Iterator[None]:
         """Keep out whoever locks the same of the run; by a file that is root's alone, or a program could hold the lock.
 
         Raises BlockingIOError where another call holds it for so many seconds: one that was stopped would hold it for ever.
@@ -93,7 +99,7 @@ class Run:
         """Take the space that a last note needs, while there is some."""
         (self.folder / "reserve").write_bytes(os.urandom(RESERVE))  # nothing that a file system could make smaller
 
-    def note(self, **facts) -> dict:
+    def note(self, **facts: object) -> dict[str, Any]:
         """Add to what is noted of the run, the file replaced as a whole; beside the time of day a clock that does not step."""
         facts = {**{f"{name}_clock": clock() for name in ("started", "ended") if name in facts}, **facts}
         with self.locked("note"):
@@ -107,7 +113,7 @@ class Run:
                 self._write(noted)
         return noted
 
-    def _write(self, noted: dict) -> None:
+    def _write(self, noted: dict[str, Any]) -> None:
         fresh = self.folder / "run.new"
         fresh.write_text(json.dumps(noted, indent=1), encoding="utf-8")
         self.share(fresh)  # training.py reads it
@@ -121,7 +127,7 @@ def clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def timed(noted: dict) -> dict:
+def timed(noted: dict[str, Any]) -> dict[str, Any]:
     """Return what is noted of a run with ``started`` (when it was asked for, where it never started) and ``seconds``."""
     begun = noted.get("started") or noted["asked"]
     seconds = noted.get("ended", time.time()) - begun
@@ -154,7 +160,7 @@ def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return member if (member.isfile() or member.isdir()) and not member.name.endswith(".pyc") else None
 
 
-def answer(parser) -> None:
+def answer(parser: argparse.ArgumentParser) -> None:
     """Answer one call: print the JSON object that the chosen function returns, or one sentence on standard error."""
     options = parser.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -163,5 +169,6 @@ def answer(parser) -> None:
     except cluster_config.ConfigError as error:
         cli.fail(str(error), 2)
     except (OSError, tarfile.TarError) as error:
-        named = isinstance(error, OSError) and error.filename and error.strerror
-        cli.fail(f"{error.filename}: {error.strerror}" if named else str(error) or repr(error), 1)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            cli.fail(f"{error.filename}: {error.strerror}", 1)
+        cli.fail(str(error) or repr(error), 1)

@@ -20,6 +20,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tensorflow.core.framework.step_stats_pb2 import DeviceStepStats, NodeExecStats, StepStats
+    from tensorflow.core.framework.tensor_description_pb2 import TensorDescription
+    from tensorflow.core.protobuf.config_pb2 import RunMetadata, RunOptions
+    from tensorflow.python.client.session import BaseSession
+
+Event = dict[str, Any]  # as Chrome's trace-event format has it: name, ph, pid, tid, ts, args, ...
 
 FIRST, THEN_EACH, MOST_STEPS = 20, 50, 100
 MOST_OPERATIONS = 100_000  # some 40 MB of trace.json
@@ -35,7 +44,7 @@ TRANSFER = re.compile(r"(?:edge_\d+_)?(\S+) from (\S+) to (\S+)$")
 class Recorder:
     """Turns step statistics into events and adds them to the file."""
 
-    def __init__(self, path: Path, program_task: str, versions: dict) -> None:
+    def __init__(self, path: Path, program_task: str, versions: dict[str, str]) -> None:
         self.program_task = program_task
         self.origin = time.time_ns()
         self.steps = self.traced = self.operations = self.flows = 0
@@ -64,14 +73,14 @@ class Recorder:
             self.traced += 1
             return self.steps
 
-    def add(self, step: int, begun: int, ended: int, step_stats) -> None:
+    def add(self, step: int, begun: int, ended: int, step_stats: StepStats) -> None:
         """Add a step that took from ``begun`` to ``ended`` (nanoseconds since 1970) to the file."""
         with self.lock:
             events = self.slice(
                 self.program_task, "session.run", f"step {step}", "step", self.since(begun), (ended - begun) / 1e3
             )
             events[-1]["args"] = {"step": step}
-            made: dict[tuple[str, str], dict] = {}  # (task, operation) -> its event, where transfers begin
+            made: dict[tuple[str, str], Event] = {}  # (task, operation) -> its event, where transfers begin
             arrived = []
             owners = kernel_owners(step_stats)
             for place, device in enumerate(step_stats.dev_stats):
@@ -90,7 +99,7 @@ class Recorder:
                 events += self.transfer(step, node, made)
             self.write(events)
 
-    def operation(self, step: int, task: str, device: str, node) -> list[dict]:
+    def operation(self, step: int, task: str, device: str, node: NodeExecStats) -> list[Event]:
         """Return the events of one operation."""
         events = self.slice(task, device, node.node_name, "operation", self.since(start_of(node)), duration_of(node))
         label = node.timeline_label
@@ -108,9 +117,9 @@ class Recorder:
         events[-1]["args"] = {name: value for name, value in arguments.items() if value not in ("", [], 0)}
         return events
 
-    def kernels(self, step: int, task: str, name: str, device) -> list[dict]:
+    def kernels(self, step: int, task: str, name: str, device: DeviceStepStats) -> list[Event]:
         """Return the events of what ran on one stream of a GPU, as the driver recorded it."""
-        events = []
+        events: list[Event] = []
         if name.endswith(REPEATED):
             return events
         for node in sorted(device.node_stats, key=start_of):
@@ -119,7 +128,7 @@ class Recorder:
             events[-1]["args"] = {"step": step, "kernel": node.timeline_label[:MOST_LABEL]}
         return events
 
-    def transfer(self, step: int, node, made: dict) -> list[dict]:
+    def transfer(self, step: int, node: NodeExecStats, made: dict[tuple[str, str], Event]) -> list[Event]:
         """Return the events of a tensor that came from another task, and an arrow from the operation that made it."""
         found = TRANSFER.search(node.timeline_label)
         if not found:
@@ -141,7 +150,7 @@ class Recorder:
             events += [arrow | begin, arrow | end]
         return events
 
-    def slice(self, task: str, device: str, name: str, category: str, begun: float, took: float) -> list[dict]:
+    def slice(self, task: str, device: str, name: str, category: str, begun: float, took: float) -> list[Event]:
         """Return the event of something that took time, in the first lane of its device that is free, last of those returned.
 
         Before it stand the names of its process and thread, where they are new. ``begun`` and ``took`` are microseconds.
@@ -164,7 +173,7 @@ class Recorder:
         """Return microseconds since the trace began."""
         return (nanoseconds - self.origin) / 1e3
 
-    def write(self, events: list[dict]) -> None:
+    def write(self, events: list[Event]) -> None:
         """Put events before the end of the file, in one call: whoever reads it meanwhile finds a whole one."""
         text = ",\n".join(json.dumps(event, separators=(",", ":")) for event in events).encode()
         text = text if self.empty else b",\n" + text
@@ -172,13 +181,15 @@ class Recorder:
         self.place, self.empty = self.place + len(text), False
 
 
-def kernel_owners(step_stats) -> dict[int, str]:
+def kernel_owners(step_stats: StepStats) -> dict[int, str]:
     """Return place in ``dev_stats`` of each device without a task -> the task that it belongs to.
 
     What ran on a GPU is listed under devices such as "/device:GPU:0/stream:13". Their names have no task, their nodes are named
     by operation and type ("c:MatMul"), and those of one task come before that task's own devices (seen with TensorFlow 2.21).
     """
-    operations, owners, waiting = {}, {}, []
+    operations: dict[str, str] = {}  # operation -> task
+    owners: dict[int, str] = {}
+    waiting: list[int] = []
     tasks = [split_device(device.device)[0] for device in step_stats.dev_stats]
     computed = [
         [node.node_name for node in device.node_stats if node.node_name != "RecvTensor"] for device in step_stats.dev_stats
@@ -197,9 +208,10 @@ def kernel_owners(step_stats) -> dict[int, str]:
     return owners
 
 
-def within(event: dict, part: float) -> float:
+def within(event: Event, part: float) -> float:
     """Return a time within an event: the ends of an arrow are found by the event that they lie in."""
-    return round(event["ts"] + event["dur"] * part, 3)
+    moment: float = event["ts"] + event["dur"] * part
+    return round(moment, 3)
 
 
 def split_device(name: str) -> tuple[str, str]:
@@ -209,17 +221,18 @@ def split_device(name: str) -> tuple[str, str]:
     return f"{job[1]}:{task[1] if task else 0}" if job else NO_TASK, device[1] if device else name
 
 
-def start_of(node) -> int:
+def start_of(node: NodeExecStats) -> int:
     """Return when a node began, in nanoseconds since 1970."""
-    return node.all_start_nanos or node.all_start_micros * 1000
+    begun: int = node.all_start_nanos or node.all_start_micros * 1000
+    return begun
 
 
-def duration_of(node) -> float:
+def duration_of(node: NodeExecStats) -> float:
     """Return how long a node took, in microseconds."""
     return node.all_end_rel_nanos / 1e3 if node.all_end_rel_nanos else float(node.all_end_rel_micros)
 
 
-def shape_of(tensor) -> str:
+def shape_of(tensor: TensorDescription) -> str:
     """Return type and shape of a tensor: "float[2,3]"."""
     from tensorflow.core.framework import types_pb2
 
@@ -250,7 +263,13 @@ def install() -> None:
     plain_run, full = session.BaseSession.run, config_pb2.RunOptions.FULL_TRACE
 
     @functools.wraps(plain_run)
-    def run(self, fetches, feed_dict=None, options=None, run_metadata=None):
+    def run(
+        self: BaseSession,
+        fetches: Any,
+        feed_dict: Any = None,
+        options: RunOptions | None = None,
+        run_metadata: RunMetadata | None = None,
+    ) -> Any:
         step = recorder.next_step()
         if step is None:
             return plain_run(self, fetches, feed_dict=feed_dict, options=options, run_metadata=run_metadata)

@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from .. import cli
 from ..server import ports
@@ -66,7 +67,7 @@ class Channel:
         except asyncio.TimeoutError:
             raise TimeoutError from None
 
-    async def receive(self) -> dict:
+    async def receive(self) -> dict[str, Any]:
         """Return the next object that is not a sign of life; raise OSError if the other side is gone, silent or none of ours."""
         while True:
             try:
@@ -87,13 +88,13 @@ class Channel:
 class Coordinator:
     """What the chief's process does for all: let them start, watch them, end them."""
 
-    def __init__(self, training: dict) -> None:
+    def __init__(self, training: dict[str, Any]) -> None:
         self.training = training
         self.members: dict[str, Channel] = {}
-        self.events: asyncio.Queue[tuple[str, dict]] = asyncio.Queue()
+        self.events: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
         self.fatal = False  # whether starting again is of no use
         self.server: asyncio.Server | None = None
-        self.over: dict = {}  # what all are told at the end, also those that come later
+        self.over: dict[str, Any] = {}  # what all are told at the end, also those that come later
 
     async def listen(self) -> None:
         """Take connections; raise OSError if the port is in use."""
@@ -147,7 +148,7 @@ class Coordinator:
         while self.members and time.monotonic() < deadline:  # what was said last must arrive before this process is gone
             await asyncio.sleep(LOOK)
 
-    async def event(self, deadline: float) -> tuple[str, dict]:
+    async def event(self, deadline: float) -> tuple[str, dict[str, Any]]:
         """Return what a task says next; raise asyncio.TimeoutError at the deadline (of the monotonic clock)."""
         return await asyncio.wait_for(self.events.get(), max(0.0, deadline - time.monotonic()))
 
@@ -200,7 +201,7 @@ class Coordinator:
         """Return a task and its machine, as they are named in a sentence."""
         return f"{task} on machine {self.training['machines'][task]}"
 
-    def sentence(self, task: str, message: dict) -> str:
+    def sentence(self, task: str, message: dict[str, Any]) -> str:
         """Return what is wrong with a task."""
         self.fatal = self.fatal or "ended" not in message
         if "ended" in message:
@@ -215,7 +216,7 @@ class Coordinator:
 class Member:
     """One task of the training: it starts and ends the program as it is told."""
 
-    def __init__(self, noted: dict) -> None:
+    def __init__(self, noted: dict[str, Any]) -> None:
         self.training, self.task, self.command = noted["training"], noted["task"], noted["command"]
         self.begun, self.limit = time.monotonic(), noted["limit"]
         job, index = self.task.split(":")
@@ -224,7 +225,7 @@ class Member:
         self.attempt, self.outcome = 0, "was not started"
         self.leaving = asyncio.Event()
 
-    async def run(self) -> dict:
+    async def run(self) -> dict[str, Any]:
         """Take part until it is over; return how it ended: ``failure``, ``outcome``, ``attempts``."""
         try:
             channel = await join(self.training, self.task, self.leaving, self.taken())
@@ -239,16 +240,19 @@ class Member:
         await self.end()
         return {"failure": over["over"], "outcome": self.outcome, "attempts": over.get("attempts", self.attempt)}
 
-    async def obey(self, channel: Channel) -> dict:
+    async def obey(self, channel: Channel) -> dict[str, Any]:
         """Do what the coordinator says and tell it how the program ends; return its last word."""
-        waiting = {"message": asyncio.create_task(channel.receive()), "leave": asyncio.create_task(self.leaving.wait())}
+        waiting: dict[str, asyncio.Task[Any]] = {
+            "message": asyncio.create_task(channel.receive()),
+            "leave": asyncio.create_task(self.leaving.wait()),
+        }
         try:
             while True:
                 if self.process and "exit" not in waiting:
                     waiting["exit"] = asyncio.create_task(self.process.wait())
                 await asyncio.wait(waiting.values(), return_when=asyncio.FIRST_COMPLETED)
                 if waiting["message"].done():
-                    message = waiting["message"].result()
+                    message: dict[str, Any] = waiting["message"].result()
                     waiting["message"] = asyncio.create_task(channel.receive())
                     if "over" in message:
                         return message
@@ -270,7 +274,7 @@ class Member:
             for task in waiting.values():
                 task.cancel()
 
-    async def do(self, message: dict, channel: Channel) -> None:
+    async def do(self, message: dict[str, Any], channel: Channel) -> None:
         """Start or end the program."""
         if "start" in message:
             await self.start(message["start"])
@@ -330,7 +334,7 @@ def end_all(number: int) -> bool:
     return any(found)
 
 
-async def join(training: dict, task: str, leaving: asyncio.Event, refused: str = "") -> Channel:
+async def join(training: dict[str, Any], task: str, leaving: asyncio.Event, refused: str = "") -> Channel:
     """Connect to the coordinator, which may not be there yet, and say who we are, or what keeps us from taking part."""
     deadline = time.monotonic() + training["join"]
     address, port = cluster_config.split_address(training["control"])
@@ -348,7 +352,7 @@ async def join(training: dict, task: str, leaving: asyncio.Event, refused: str =
             return channel
 
 
-def refuse(training: dict, task: str, sentence: str) -> None:
+def refuse(training: dict[str, Any], task: str, sentence: str) -> None:
     """Tell the coordinator what keeps a task from taking part; raise UnreachableError if it cannot be reached."""
 
     async def tell() -> None:
@@ -371,7 +375,7 @@ def say(sentence: str) -> None:
     print(f"[training] {sentence}", flush=True)
 
 
-async def take_part(noted: dict, part: Path) -> str:
+async def take_part(noted: dict[str, Any], part: Path) -> str:
     """Take part in a training, as its coordinator besides if the task is the chief; return what failed.
 
     ``noted`` are the run's notes; how it ended is written to ``part`` as JSON.
@@ -393,7 +397,8 @@ async def take_part(noted: dict, part: Path) -> str:
     if coordinating:  # until all the others were told
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(coordinating, 2 * BEAT)
-    return result["failure"]
+    failure: str = result["failure"]
+    return failure
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from ..spec import cluster_config
 from .runs import USER, Run
@@ -23,7 +24,7 @@ WRITABLE = ("program", "results", "checkpoints", "part.json")  # what of a run's
 INSTALL = 1800  # seconds that installing packages may take; of systemd's own limit, 90 s, large ones need more
 
 
-def start_unit(run: Run) -> subprocess.CompletedProcess:
+def start_unit(run: Run) -> subprocess.CompletedProcess[str]:
     """Start the run's unit; fails with "already" while another run has the task."""
     noted = run.read()
     training, whole = noted["training"], cluster_config.load(CONFIG)
@@ -52,7 +53,9 @@ def layer_of(run: Run) -> Path:
     return run.folder / "layer"
 
 
-def environment_of(run: Run, noted: dict, whole: dict, spec: dict, task: tuple[str, int]) -> dict[str, str]:
+def environment_of(
+    run: Run, noted: dict[str, Any], whole: dict[str, list[str]], spec: dict[str, list[str]], task: tuple[str, int]
+) -> dict[str, str]:
     """Return the variables of a run's program: ``whole`` is the cluster, ``spec`` the part of it that the run sees."""
     own = noted["training"]["cluster"] if noted["training"] else spec
     addresses = {cluster_config.split_address(entry)[0] for entries in (*whole.values(), *own.values()) for entry in entries}
@@ -75,7 +78,7 @@ def environment_of(run: Run, noted: dict, whole: dict, spec: dict, task: tuple[s
     return environment
 
 
-def properties_of(run: Run, noted: dict, task: str) -> list[str]:
+def properties_of(run: Run, noted: dict[str, Any], task: str) -> list[str]:
     """Return the properties of a run's unit, beside those of its drop-ins (role server); ``task`` as in "host-0"."""
     log, layer = run.folder / "stdout.log", layer_of(run)
     properties = [
@@ -94,7 +97,7 @@ def properties_of(run: Run, noted: dict, task: str) -> list[str]:
     return properties
 
 
-def words_of(noted: dict) -> list[str]:
+def words_of(noted: dict[str, Any]) -> list[str]:
     """Return the words of the command that executes a run's program within the limits of its output."""
     words = [sys.executable, "-I", "-S", str(KEEPER), f"--most={round(noted['output_mb'] * 1_000_000)}"]
     words += [] if noted["training"] else [f"--watch={noted['lost']}"]
@@ -103,7 +106,7 @@ def words_of(noted: dict) -> list[str]:
     return [*words, sys.executable, program, *noted["arguments"]]
 
 
-def task_of(text: str, spec: dict) -> tuple[str, int]:
+def task_of(text: str, spec: dict[str, list[str]]) -> tuple[str, int]:
     """Return job and index of a task of the cluster; raise ConfigError if it has no such task."""
     named = re.fullmatch(r"(\w+):([0-9]{1,9})", text, re.ASCII)
     if not named:
@@ -112,7 +115,7 @@ def task_of(text: str, spec: dict) -> tuple[str, int]:
     return named[1], int(named[2])
 
 
-def spec_of_run(spec: dict, job: str, index: int) -> dict:
+def spec_of_run(spec: dict[str, list[str]], job: str, index: int) -> dict[str, list[str]]:
     """Return the cluster as a run sees it: without the tasks of other runs, on whose ports nothing listens.
 
     A session waits for all tasks of its cluster spec, so with one of them it would wait for ever.
@@ -121,7 +124,7 @@ def spec_of_run(spec: dict, job: str, index: int) -> dict:
     return {**shown, job: shown[job][: index + 1]} if job in cluster_config.RUN_JOBS and job in shown else shown
 
 
-def spec_without(spec: dict, missing: list[str]) -> tuple[dict, dict[str, str]]:
+def spec_without(spec: dict[str, list[str]], missing: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Return the cluster without the tasks at some addresses, and how the tasks are called then: name -> name in the cluster."""
     kept = {job: [entry for entry in entries if entry not in missing] for job, entries in spec.items()}
     names = {f"{job}:{place}": f"{job}:{spec[job].index(entry)}" for job in kept for place, entry in enumerate(kept[job])}

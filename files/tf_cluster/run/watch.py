@@ -38,14 +38,15 @@ class Watched:
 
     def __init__(self, job: str, index: int, entry: str, library: capi.Library) -> None:
         self.task, self.entry, self.library = f"{job}:{index}", entry, library
-        self.probe = gate.Task(job, index, entry, library, "", None)
+        self.probe = gate.Task(job, index, entry, library, "", argparse.Namespace())
         self.heard, self.failed, self.server = time.monotonic(), 0, ""
         self.silent, self.longest = False, 0.0
 
     def ask(self) -> tuple[str, str]:
         """Return which server answers, or nothing and the reason."""
         if not self.probe.connects(time.monotonic() + PATIENCE):
-            return "", self.probe.report["reason"]
+            reason: str = self.probe.report["reason"]
+            return "", reason
         try:
             session = self.probe.session(PATIENCE)
             try:
@@ -75,7 +76,7 @@ class Watched:
         """Return for how many seconds it was silent, the longest time."""
         return max(self.longest, time.monotonic() - self.heard if self.silent else 0.0)
 
-    def watch(self, news: queue.Queue, every: float) -> None:
+    def watch(self, news: queue.Queue[str], every: float) -> None:
         """Ask for ever, and hand on what a person has to be told."""
         while True:
             words = self.note(*self.ask())
@@ -98,7 +99,7 @@ def main() -> None:
         if job not in cluster_config.RUN_JOBS
         for index, entry in enumerate(entries)
     ]
-    news: queue.Queue = queue.Queue()
+    news: queue.Queue[str] = queue.Queue()
     for task in tasks:
         threading.Thread(target=task.watch, args=(news, max(EVERY, len(tasks) / MANY)), daemon=True).start()
     lines = 0

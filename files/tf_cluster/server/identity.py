@@ -20,8 +20,9 @@ def publish_identity(spec: dict[str, list[str]], job: str, index: int, version: 
     """
     if os.environ.get("NOTIFY_SOCKET"):
         gpus = [uuid for uuid in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if uuid]
-        identity = {"task": f"{job}:{index}", "version": version, "spec": cluster_config.digest(spec), "gpus": gpus}
-        identity["wanted"] = int(os.environ.get("TF_TASK_GPUS", "0"))
+        wanted = int(os.environ.get("TF_TASK_GPUS", "0"))
+        spec_digest = cluster_config.digest(spec)
+        identity = {"task": f"{job}:{index}", "version": version, "spec": spec_digest, "gpus": gpus, "wanted": wanted}
         memory = os.memfd_create("identity", os.MFD_ALLOW_SEALING)
         os.write(memory, json.dumps(identity).encode())
         seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE

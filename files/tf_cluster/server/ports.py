@@ -6,6 +6,7 @@ import os
 import pwd
 import socket
 from pathlib import Path
+from typing import Any
 
 
 def port_is_free(port: int) -> bool:
@@ -23,7 +24,7 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def listeners(ports: list[int]) -> list[dict]:
+def listeners(ports: list[int]) -> list[dict[str, Any]]:
     """Return who listens on TCP ports: ``port``, ``user``, and ``pid`` and ``name`` as far as this user may see (0 and "")."""
     found = {}  # inode of the socket -> who has it
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -46,7 +47,7 @@ def listeners(ports: list[int]) -> list[dict]:
     return list(found.values())
 
 
-def _name_processes(sockets: dict[str, dict]) -> None:
+def _name_processes(sockets: dict[str, dict[str, Any]]) -> None:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             for fd in (folder / "fd").iterdir():

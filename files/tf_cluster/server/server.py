@@ -70,7 +70,8 @@ def server_def(spec: dict[str, list[str]], options: argparse.Namespace) -> bytes
     config.inter_op_parallelism_threads = options.inter_op_threads
     # Threads that spin take the processor from those that move tensors, and from a machine's other tasks (docs/benchmark.md).
     config.experimental.disable_thread_spinning = not options.thread_spinning
-    return message.SerializeToString()
+    serialised: bytes = message.SerializeToString()
+    return serialised
 
 
 def inputs() -> str:

@@ -50,7 +50,7 @@ def load(path: str | Path) -> dict[str, list[str]]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     try:
-        spec = json.loads(text)
+        spec: dict[str, list[str]] = json.loads(text)  # as the check makes sure
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     check(spec, path)

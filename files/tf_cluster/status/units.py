@@ -12,6 +12,7 @@ import datetime
 import json
 import subprocess
 import sys
+from typing import Any
 
 from ..firewall import state as firewall
 from .systemd import parse_show
@@ -44,7 +45,7 @@ def show(units: list[str]) -> dict[str, dict[str, str]]:
     return parse_show(done.stdout)
 
 
-def describe(unit: dict[str, str]) -> dict:
+def describe(unit: dict[str, str]) -> dict[str, Any]:
     """Return what a person wants to know of a unit."""
     state, detail = unit.get("ActiveState", "unknown"), unit.get("SubState", "")
     changed = unit.get("StateChangeTimestampMonotonic", "0")

@@ -13,6 +13,7 @@ import os
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 
 class TensorFlowError(Exception):
@@ -31,7 +32,7 @@ def package_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def message(module: str, name: str):
+def message(module: str, name: str) -> Any:
     """Return one of TensorFlow's protobuf classes, such as ``message("config_pb2", "ConfigProto")``.
 
     The package's ``__init__`` is not run: a bare module with its path stands in for it.
@@ -80,7 +81,7 @@ class Library:
             getattr(self.tf, name).restype = kind
         self.version = self.tf.TF_Version().decode()
 
-    def call(self, name: str, *arguments):
+    def call(self, name: str, *arguments: object) -> Any:
         """Call a function whose last argument is a status; raise TensorFlowError if it is not OK."""
         status = ctypes.c_void_p(self.tf.TF_NewStatus())
         try:

@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 # A folder that every wheel with GPU support searches.
 SEARCHED = "nvidia/cuda_runtime/lib"
@@ -43,7 +44,7 @@ def main() -> None:
     sys.exit(1 if report["failures"] else 0)
 
 
-def link_and_check(site: Path) -> dict:
+def link_and_check(site: Path) -> dict[str, Any]:
     """Link the libraries that TensorFlow does not find, then check that it opens all of them."""
     installed = {path.name: path for path in sorted(site.glob("nvidia/*/lib/*.so*")) if not path.is_symlink()}
     linked: list[str] = []

@@ -10,6 +10,8 @@ it says so every ten seconds, by ``lines`` and ``next``, which the action tf_pro
 (another one after each making), ``made`` (false where another call had done it), and ``failure``, a sentence.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import hashlib
@@ -21,6 +23,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any, TextIO
 
 TELL = 10  # seconds that one call waits for another before it says so
 LOCK = "/run/tf-cluster-install.lock"
@@ -37,7 +40,7 @@ def main() -> None:
         print(json.dumps({"failure": f"The packages could not be installed in {plan['venv']}: {error}"}))
 
 
-def look(venv: str) -> dict:
+def look(venv: str) -> dict[str, Any]:
     """Tell what an environment says that it was made of, its id, and whether each file of it is as it was then (``whole``)."""
     try:
         noted = (Path(venv) / "made-of").read_text(encoding="utf-8")
@@ -61,7 +64,7 @@ def digest(folder: str) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def make(plan: dict) -> dict:
+def make(plan: dict[str, Any]) -> dict[str, Any]:
     """Make the environment, unless another call did while this one waited for it."""
     waited = plan.get("waited", 0)
     deadline = time.monotonic() + plan["timeout"] - waited
@@ -79,7 +82,7 @@ def make(plan: dict) -> dict:
         return {"id": found["id"], "made": False} if there else install(plan, deadline)
 
 
-def taken(lock, deadline: float) -> bool:
+def taken(lock: TextIO, deadline: float) -> bool:
     """Take the lock, by the deadline; it falls with the process, however that ends."""
     while True:
         try:
@@ -91,7 +94,7 @@ def taken(lock, deadline: float) -> bool:
             time.sleep(0.5)
 
 
-def install(plan: dict, deadline: float) -> dict:
+def install(plan: dict[str, Any], deadline: float) -> dict[str, Any]:
     """Unpack, install beside, and put it in place."""
     os.umask(0o022)  # for all to read, whatever root's own files are like here
     venv, work = Path(plan["venv"]), Path(plan["work"])
@@ -131,7 +134,7 @@ def install(plan: dict, deadline: float) -> dict:
     return {"id": made, "made": True}
 
 
-def check_libraries(plan: dict, fresh: Path) -> str:
+def check_libraries(plan: dict[str, Any], fresh: Path) -> str:
     """Let TensorFlow find its CUDA libraries; return a sentence if it cannot open one. The program came with the packages."""
     site = next(fresh.glob("lib/python*/site-packages/nvidia"), None)
     if site is None:

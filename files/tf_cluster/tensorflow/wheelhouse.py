@@ -113,7 +113,7 @@ def added(locked: list[str], options: argparse.Namespace, folder: Path) -> list[
 
 def name_of(entry: str) -> str:
     """Return the name of an entry's package."""
-    return re.match(r"[A-Za-z0-9._-]+", entry)[0]
+    return re.match(r"[A-Za-z0-9._-]+", entry)[0]  # type: ignore[index]  # an entry begins with one
 
 
 def download(entries: list[str], options: argparse.Namespace, folder: Path) -> None:

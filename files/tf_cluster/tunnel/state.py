@@ -22,7 +22,7 @@ PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 PROBE = "tf-probe"
 
 
-def run(*command: str, text: str = "") -> subprocess.CompletedProcess | None:
+def run(*command: str, text: str = "") -> subprocess.CompletedProcess[str] | None:
     """Call a program; None where it is not there."""
     program = shutil.which(command[0], path=PATH)
     if not program:

@@ -9,10 +9,18 @@ After TensorFlow, trace.py is loaded in a run that was asked for a trace, and mi
 tasks. ``PYTHONPATH`` in the unit of a run names their folder, see site(1) of Python's documentation; nothing else is in it.
 """
 
+from __future__ import annotations
+
 import gc
 import importlib.util
 import os
 import sys
+
+TYPE_CHECKING = False  # as in typing, which takes a while to import
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 PACKAGES = {"tensorflow", "keras"}
 
@@ -20,22 +28,23 @@ PACKAGES = {"tensorflow", "keras"}
 class _Finder:
     """Finds the packages as Python does, and wraps their loading."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.left = set(PACKAGES)
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return the spec of a package (importlib.abc.MetaPathFinder), once for each."""
         if name not in self.left:
             return None
         self.left.remove(name)
         spec = importlib.util.find_spec(name)
-        if spec and hasattr(spec.loader, "exec_module"):
-            spec.loader.exec_module = _without_collection(spec.loader.exec_module)
+        if spec and spec.loader and hasattr(spec.loader, "exec_module"):
+            # The loader is this package's alone.
+            spec.loader.exec_module = _without_collection(spec.loader.exec_module)  # type: ignore[assignment, method-assign]
         return spec
 
 
-def _without_collection(load):
-    def exec_module(module):
+def _without_collection(load: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+    def exec_module(module: ModuleType) -> None:
         paused = gc.isenabled()
         gc.disable()
         try:
@@ -55,7 +64,7 @@ def _without_collection(load):
     return exec_module
 
 
-def _trace():
+def _trace() -> None:
     try:
         from tf_cluster.run import trace
 
