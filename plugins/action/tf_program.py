@@ -13,7 +13,9 @@ import shutil
 import tarfile
 import tempfile
 import time
+from collections.abc import Container, Iterable
 from pathlib import Path
+from typing import IO, Any
 
 from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
@@ -37,14 +39,14 @@ JSON_CALLBACKS = ("json", "jsonl")  # of ansible.posix
 DISCOVERED = "discovered_interpreter_python"  # as Ansible calls it
 
 
-class ActionModule(ActionBase):
+class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
     """The action."""
 
     _supports_check_mode = False
     _supports_async = False
     reconnects = False
 
-    def run(self, tmp=None, task_vars=None):
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Call, show, fetch, and call again until there is no ``next``."""
         result = super().run(tmp, task_vars)
         _checked, options = self.validate_argument_spec(
@@ -63,7 +65,7 @@ class ActionModule(ActionBase):
         )
         argv, self.reconnects = options["argv"], options["reconnect"]
         if argv[0] == "python":
-            python, facts = self.python(task_vars)
+            python, facts = self.python(task_vars or {})
             argv, result = [*python, *argv[1:]], result | facts
         try:
             return {**result, "changed": True, "answer": self.call_until_done(argv, options)}
@@ -71,9 +73,9 @@ class ActionModule(ActionBase):
             # Returned, not raised: Ansible applies failed_when, ignore_errors and register only to a result.
             return {**result, "failed": True, "msg": error.message}
 
-    def call_until_done(self, argv, options):
+    def call_until_done(self, argv: list[str], options: dict[str, Any]) -> dict[str, Any]:
         """Call a program, and again as long as it answers with ``next``; return what it answered."""
-        gathered = {}
+        gathered: dict[str, Any] = {}
         program = program_of(argv)
         if options["send"]:
             data = self.send([Path(path) for path in options["send"]], [*program, *(options["send_call"] or [])])
@@ -106,7 +108,7 @@ class ActionModule(ActionBase):
                 return gathered
             argv, data = [*program, *answer["next"]], data if options["script"] else NOTHING
 
-    def python(self, task_vars):
+    def python(self, task_vars: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
         """Return the machine's Python as Ansible finds it for its modules, and as a result what had to be found out for that."""
         wanted = self._templar.template(constants.config.get_config_value("INTERPRETER_PYTHON", variables=task_vars))
         if not wanted.startswith("auto"):
@@ -114,7 +116,7 @@ class ActionModule(ActionBase):
         found = task_vars.get("ansible_facts", {}).get(DISCOVERED) or discover_interpreter(self, "python", wanted, task_vars)
         return [found], {"ansible_facts": {DISCOVERED: found}}
 
-    def call(self, argv, data, statuses):
+    def call(self, argv: list[str], data: bytes, statuses: Container[int]) -> dict[str, Any]:
         """Call the program once and return its answer."""
         try:
             done = self._low_level_execute_command(shlex.join(argv), sudoable=True, in_data=data)
@@ -134,17 +136,18 @@ class ActionModule(ActionBase):
             own = [line.removeprefix(f"{name}: ") for line in said if line.startswith(f"{name}: ")]
             raise AnsibleActionFail(own[-1] if own else f"{name} ended with status {done['rc']}: {' '.join(said[-3:])}")
         try:
-            return json.loads(done["stdout"].strip().splitlines()[-1])
+            answer: dict[str, Any] = json.loads(done["stdout"].strip().splitlines()[-1])
         except (ValueError, IndexError, RecursionError):
             raise AnsibleActionFail(f"{argv} did not answer in JSON: {done['stdout'][-300:]}") from None
+        return answer
 
-    def put(self, path):
+    def put(self, path: str) -> str:
         """Send a file as it is, which Ansible removes after the task, and return where it lies on the machine."""
-        place = self._connection._shell.join_path(self._make_tmp_path(), os.path.basename(path))
+        place: str = self._connection._shell.join_path(self._make_tmp_path(), os.path.basename(path))
         self._transfer_file(path, place)
         return place
 
-    def send(self, paths, call):
+    def send(self, paths: list[Path], call: list[str]) -> bytes:
         """Return files and folders as a tar file; where it is large, send it before and return nothing."""
         with tempfile.TemporaryFile() as file:
             pack(paths, file)
@@ -158,7 +161,7 @@ class ActionModule(ActionBase):
                 progress.show(offset)
         return NOTHING
 
-    def fetch(self, program, given, folder):
+    def fetch(self, program: list[str], given: dict[str, Any], folder: Path) -> bool:
         """Bring a tar file of the machine's here, piece by piece, and unpack it, nothing outside the folder.
 
         Returns false where the machine does not have this file any more: somebody else has collected the run meanwhile.
@@ -197,13 +200,13 @@ class ActionModule(ActionBase):
             ) from None
 
 
-def show_line(line):
+def show_line(line: str) -> None:
     """Print a line; to standard error if standard output is the JSON of a callback plugin."""
     callback = str(constants.config.get_config_value("DEFAULT_STDOUT_CALLBACK")).rpartition(".")[2]
     Display().display(line, stderr=callback in JSON_CALLBACKS)
 
 
-def program_of(argv):
+def program_of(argv: list[str]) -> list[str]:
     """Return the words of a call that name the program: as far as a module after -m, a script, or - for standard input."""
     for place, word in enumerate(argv):
         if word == "-m":
@@ -213,7 +216,7 @@ def program_of(argv):
     return argv[:1]
 
 
-def wait_for_lock(file):
+def wait_for_lock(file: IO[bytes]) -> None:
     """Lock a file that another collection may be filling; say that it is waited for, and raise where nothing comes any more."""
     size, grown, due = -1, time.monotonic(), time.monotonic() + TELL
     while True:
@@ -236,10 +239,10 @@ def wait_for_lock(file):
 class Silence:
     """Says every ten seconds that something which prints nothing still goes on, and how far it said that it was."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.step, self.printed, self.due = "", time.monotonic(), 0.0
 
-    def show(self, lines, seconds):
+    def show(self, lines: list[str], seconds: float | None) -> None:
         """Take note of what was printed; after more than a few seconds without, say so (``seconds``: for how long it runs)."""
         now = time.monotonic()
         if lines:
@@ -254,17 +257,17 @@ class Silence:
 class Progress:
     """Says every few seconds how much of a large file has gone over."""
 
-    def __init__(self, verb, size):
+    def __init__(self, verb: str, size: int) -> None:
         self.verb, self.size, self.due = verb, size, time.monotonic() + 3
 
-    def show(self, done):
+    def show(self, done: int) -> None:
         """Say it, if it is time to."""
         if time.monotonic() >= self.due:
             self.due = time.monotonic() + 3
             show_line(f"  {self.verb} {done // 1_000_000} of {self.size // 1_000_000} MB")
 
 
-def bundle(paths):
+def bundle(paths: Iterable[Path]) -> bytes:
     """Return the last of some Python files as one program, which has the others as modules."""
     *modules, program = ((path.stem, path.read_text(encoding="utf-8")) for path in paths)
     if not modules:
@@ -277,7 +280,7 @@ def bundle(paths):
     return "\n".join(lines).encode()
 
 
-def pack(paths, file):
+def pack(paths: Iterable[Path], file: IO[bytes]) -> None:
     """Write files and folders into a tar file; the content of a folder that comes first, without its name."""
     with tarfile.open(fileobj=file, mode="w", dereference=True) as tar:
         for place, path in enumerate(paths):
@@ -287,7 +290,7 @@ def pack(paths, file):
             add(tar, path, "." if path.is_dir() and place == 0 else Path(os.path.abspath(path)).name)
 
 
-def add(tar, path, name, above=()):
+def add(tar: tarfile.TarFile, path: Path, name: str, above: tuple[Path, ...] = ()) -> None:
     """Add a file, or a folder with its content; what links lead to as if it lay here. ``above``: the folders that it lies in."""
     real = path.resolve()
     if real in above:
@@ -300,7 +303,7 @@ def add(tar, path, name, above=()):
             add(tar, inner, f"{name}/{inner.name}", (*above, real))
 
 
-def checked(member):
+def checked(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """Return a member of a tar file from a machine, or raise: only files and folders, and nothing outside."""
     parts = member.name.split("/")
     if not (member.isfile() or member.isdir()) or ".." in parts or not parts[0]:
@@ -310,7 +313,7 @@ def checked(member):
     return member
 
 
-def make_way(folder, members):
+def make_way(folder: Path, members: Iterable[tarfile.TarInfo]) -> None:
     """Remove what was collected earlier as a file where a folder comes now, or the other way round; never the folder itself."""
     for member in members:
         path = folder / member.name
@@ -318,7 +321,7 @@ def make_way(folder, members):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def write_below(folder, name, text):
+def write_below(folder: Path, name: str, text: str) -> None:
     """Write a file below the folder and nowhere else."""
     path = (folder / name).resolve()
     if folder.resolve() not in path.parents:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
+
+Cluster = dict[str, Any]  # as the filter cluster_spec makes it
+Link = dict[str, Any]  # from and to (machines), address, port; once it was measured, gigabytes_per_second or failure
 
 LEAST = 10  # seconds
 MOST = 86400
@@ -10,7 +15,7 @@ LINK_SECONDS = 1.3  # that one link takes
 FEW = 5  # sentences that are shown
 
 
-def benchmark_problems(seconds, iperf):
+def benchmark_problems(seconds: Any, iperf: object) -> list[str]:
     """Return what is wrong with what was asked for, a sentence each."""
     problems = []
     try:
@@ -24,7 +29,7 @@ def benchmark_problems(seconds, iperf):
     return problems
 
 
-def network_links(cluster, seconds, offset=1000):
+def network_links(cluster: Cluster, seconds: float | str, offset: int | str = 1000) -> list[Link]:
     """Return the links that fit into the time, in rounds: in each, every machine sends once and receives once."""
     names = list(cluster["machines"])
     pairs = [(name, names[(place + shift) % len(names)]) for shift in range(1, len(names)) for place, name in enumerate(names)]
@@ -35,7 +40,9 @@ def network_links(cluster, seconds, offset=1000):
     ]
 
 
-def benchmark_about(cluster, seconds, iperf, links, found, problems):
+def benchmark_about(
+    cluster: Cluster, seconds: float | str, iperf: bool, links: list[Link], found: list[Link], problems: dict[str, str]
+) -> dict[str, Any]:
     """Return what the program of the benchmark is told: ``seconds``, ``tasks``, ``network`` and ``notes``.
 
     ``links`` were to be measured by iperf3, ``found`` are those that were tried; ``problems``: machine -> a sentence. The program
@@ -69,7 +76,7 @@ def benchmark_about(cluster, seconds, iperf, links, found, problems):
 class FilterModule:
     """What Ansible loads."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
             "benchmark_about": benchmark_about,

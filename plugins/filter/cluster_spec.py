@@ -11,10 +11,18 @@ import hashlib
 import ipaddress
 import itertools
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.spec.cluster_config import RUN_JOBS
+
+# A task of the cluster: job, index, machine, address, reached_by, port, options; in the end its name and whether it is standing.
+Task = dict[str, Any]
+Groups = Mapping[str, list[str]]  # group -> machines, as Ansible's own variable groups
+HostVars = Mapping[str, Mapping[str, Any]]  # machine -> variables, as Ansible's own variable hostvars
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 JOBS = ("chief", "worker", "ps", "evaluator", "host")
 # The seed's ports; further jobs and further tasks of a machine go upwards from the last.
@@ -36,7 +44,7 @@ NUMBER = "a whole number from 0"
 SHARE = "a number above 0 and up to 1"
 SWITCH = "true or false"
 GPUS = "a list of GPUs by number or UUID, as in [0, 1]"
-OPTIONS = {
+OPTIONS: dict[str, tuple[str, Any]] = {
     "gpu_memory_fraction": (SHARE, 0.2),
     "gpu_allow_growth": (SWITCH, True),
     "gpus": (GPUS, []),
@@ -46,7 +54,7 @@ OPTIONS = {
 }
 
 
-def cluster_spec(groups, hostvars, provisional=False):
+def cluster_spec(groups: Groups, hostvars: HostVars, provisional: bool = False) -> dict[str, Any]:
     """Return the cluster that the inventory describes, or all that is wrong with it."""
     inventory = Inventory(groups, hostvars, provisional)
     inventory.read()
@@ -55,7 +63,7 @@ def cluster_spec(groups, hostvars, provisional=False):
     return {"problems": [], **inventory.cluster()}
 
 
-def machines_per_gpu(groups, hostvars):
+def machines_per_gpu(groups: Groups, hostvars: HostVars) -> list[str]:
     """Return the machines whose GPUs have to be known before the cluster is: a job is to have a task for each."""
     inventory = Inventory(groups, hostvars)
     wanted = {machine: inventory.value(machine, "tf_tasks") for machine in inventory.variables}
@@ -65,17 +73,23 @@ def machines_per_gpu(groups, hostvars):
 class Inventory:
     """The inventory on its way to a cluster; ``problems`` collects sentences."""
 
-    def __init__(self, groups, hostvars, provisional=False):
+    jobs: Sequence[str]
+    tunnel: Network | None  # that the tasks' traffic goes through
+    problems: list[str]
+    open_jobs: set[str]  # whose number of tasks is not known yet
+    members: dict[str, set[str]]  # job -> machines
+    tasks: dict[str, list[Task]]  # by job, in the inventory's order, then in the order of the indices
+
+    def __init__(self, groups: Groups, hostvars: HostVars, provisional: bool = False) -> None:
         self.groups, self.jobs, self.provisional, self.tunnel = groups, JOBS, provisional, None
         self.variables = {machine: hostvars[machine] for machine in groups.get("all", [])}
-        self.problems, self.open_jobs, self.members = [], set(), {}
-        self.tasks = {}  # job -> list of tasks, in the inventory's order, then in the order of the indices
+        self.problems, self.open_jobs, self.members, self.tasks = [], set(), {}, {}
 
-    def say(self, sentence):
+    def say(self, sentence: str) -> None:
         """Note a problem."""
         self.problems.append(sentence)
 
-    def value(self, machine, name):
+    def value(self, machine: str, name: str) -> Any:
         """Return a variable of a machine; None where it is not set, or cannot be worked out, which is a problem."""
         try:
             return self.variables[machine].get(name)
@@ -84,7 +98,7 @@ class Inventory:
             self.say(f"The variable {name} of machine {machine} cannot be worked out: {reason[0]}")
             return None
 
-    def read(self):
+    def read(self) -> None:
         """Fill ``tasks``, machine by machine and then job by job."""
         if not self.read_jobs():
             return
@@ -102,9 +116,9 @@ class Inventory:
             self.tasks[job] = sorted(tasks, key=lambda task: -1 if task["index"] is None else task["index"])
         self.check_addresses(machines)
 
-    def common(self, name, machines):
+    def common(self, name: str, machines: Iterable[str]) -> Any:
         """Return a variable that has to be the same for all machines; None where it is not set, or is not the same."""
-        given = []
+        given: list[Any] = []
         for machine in machines:
             value = self.value(machine, name)
             if value not in given:
@@ -113,7 +127,7 @@ class Inventory:
             self.say(f"The variable {name} is not the same for all machines: set it once, for the group 'all'.")
         return given[0] if len(given) == 1 else None
 
-    def read_tunnel(self):
+    def read_tunnel(self) -> Network | None:
         """Return the network of the tunnel that the tasks' traffic goes through, or None."""
         members = dict.fromkeys(machine for job in self.jobs for machine in self.groups.get(job, []))
         wanted, network = self.common("tf_encryption", members), self.common("tf_tunnel_network", members)
@@ -127,27 +141,28 @@ class Inventory:
             self.say(f"The variable tf_tunnel_network is {network!r}: give a network, as in {TUNNEL_NETWORK} ({error}).")
             return None
 
-    def tunnel_address(self, machine):
+    def tunnel_address(self, machine: str, tunnel: Network) -> str:
         """Return a machine's address in the tunnel: its name decides, so nobody else's changes when machines come and go."""
         given = self.value(machine, "tf_tunnel_address")
         if given:
+            address: ipaddress.IPv4Address | ipaddress.IPv6Address | None
             try:
                 address = ipaddress.ip_address(str(given).strip("[]"))
             except ValueError:
                 address = None
-            if address is None or address not in self.tunnel:
+            if address is None or address not in tunnel:
                 self.say(
-                    f"The variable tf_tunnel_address of machine {machine} is {given!r}: give an address of {self.tunnel}, the "
+                    f"The variable tf_tunnel_address of machine {machine} is {given!r}: give an address of {tunnel}, the "
                     "network of the tunnel (tf_tunnel_network)."
                 )
                 return str(given)
         else:
-            room = max(1, self.tunnel.num_addresses - 2)  # neither the network's own address nor the last
+            room = max(1, tunnel.num_addresses - 2)  # neither the network's own address nor the last
             number = int.from_bytes(hashlib.sha256(str(machine).encode()).digest(), "big") % room + 1
-            address = self.tunnel.network_address + min(number, self.tunnel.num_addresses - 1)
+            address = tunnel.network_address + min(number, tunnel.num_addresses - 1)
         return f"[{address}]" if address.version == 6 else str(address)
 
-    def read_jobs(self):
+    def read_jobs(self) -> bool:
         """Note the groups that are jobs and tell whether they can be."""
         said = len(self.problems)
         jobs = self.common("tf_jobs", self.variables)
@@ -167,7 +182,7 @@ class Inventory:
         self.jobs = list(dict.fromkeys(self.jobs))
         return True
 
-    def check_groups(self):
+    def check_groups(self) -> None:
         """Find jobs that are missing, and misspelt ones, whose machines would be passed over in silence."""
         for job in ("worker", "host"):
             if job not in self.jobs:
@@ -183,20 +198,20 @@ class Inventory:
                     "your own, name it in tf_jobs."
                 )
 
-    def check_names(self, machine):
+    def check_names(self, machine: str) -> None:
         """Find misspelt variables."""
         for name in self.variables[machine]:
             hint = _misspelt(name)
             if hint:
                 self.say(f"The variable {name} of machine {machine} is not known: {hint}")
 
-    def read_machine(self, machine):
+    def read_machine(self, machine: str) -> list[Task]:
         """Return the machine's tasks, with ports."""
         self.check_names(machine)
         reached_by = self.address(machine)
-        address = self.tunnel_address(machine) if self.tunnel else reached_by
+        address = self.tunnel_address(machine, self.tunnel) if self.tunnel else reached_by
         if self.tunnel:
-            self.check_reached_by(machine, reached_by)
+            self.check_reached_by(machine, reached_by, self.tunnel)
         wanted = self.value(machine, "tf_tasks")
         wanted = {} if wanted is None else wanted
         own_jobs = [job for job in self.jobs if machine in self.members[job]]
@@ -226,7 +241,7 @@ class Inventory:
         self.give_ports(tasks)
         return tasks
 
-    def address(self, machine):
+    def address(self, machine: str) -> str:
         """Return the machine's address as it stands in the spec: IPv6 in brackets."""
         variable = "tf_address" if self.value(machine, "tf_address") else "ansible_host"
         given = self.value(machine, variable) or machine
@@ -240,28 +255,29 @@ class Inventory:
                 self.say(f"The variable {variable} of machine {machine} is {given!r}: give an address or a name without a port.")
         return address
 
-    def check_reached_by(self, machine, reached_by):
+    def check_reached_by(self, machine: str, reached_by: str, tunnel: Network) -> None:
         """Find a machine that is reached by an address of the tunnel, which would have to go through itself."""
         try:
-            within = ipaddress.ip_address(reached_by.strip("[]")) in self.tunnel
+            within = ipaddress.ip_address(reached_by.strip("[]")) in tunnel
         except ValueError:
             return  # a name
         if within:
             self.say(
-                f"The address {reached_by} of machine {machine} is one of {self.tunnel}, the network of the tunnel: set "
+                f"The address {reached_by} of machine {machine} is one of {tunnel}, the network of the tunnel: set "
                 "tf_tunnel_network to one that nobody uses."
             )
 
-    def machine_options(self, machine):
+    def machine_options(self, machine: str) -> dict[str, Any]:
         """Return what tf_task_options says of all the machine's tasks."""
         given = self.value(machine, "tf_task_options")
         where = f"The variable tf_task_options of machine {machine}"
         if given is None or isinstance(given, dict):
-            return self.entry(where, given or {}, places={})["options"]
+            options: dict[str, Any] = self.entry(where, given or {}, places={})["options"]
+            return options
         self.say(f"{where} is {given!r}: write options and their values, as in {{gpu_memory_fraction: 0.5}}.")
         return {}
 
-    def entries(self, machine, job, wanted):
+    def entries(self, machine: str, job: str, wanted: Any) -> list[dict[str, Any]]:
         """Return what tf_tasks says of one job: a list with an entry a task."""
         where = f"The variable tf_tasks.{job} of machine {machine}"
         if wanted == PER_GPU:
@@ -278,7 +294,7 @@ class Inventory:
             return []
         return [self.entry(where, entry) for entry in wanted]
 
-    def entry_per_gpu(self, where, machine, job):
+    def entry_per_gpu(self, where: str, machine: str, job: str) -> list[dict[str, Any]]:
         """Return an entry for each of the machine's GPUs, as many as were found on it."""
         found = self.value(machine, "cuda_found")
         if not isinstance(found, dict) and self.provisional:
@@ -292,9 +308,9 @@ class Inventory:
             self.say(f"{where} is 'per_gpu', and the machine has no NVIDIA GPU: give a number of tasks.")
         return [{"options": {"gpus": [number]}} for number in range(count)]
 
-    def entry(self, where, given, places=PLACES):
+    def entry(self, where: str, given: dict[Any, Any], places: Mapping[str, tuple[int, int]] = PLACES) -> dict[str, Any]:
         """Return one entry of tf_tasks, checked: index and port where given, and the options."""
-        found = {"options": {}}
+        found: dict[str, Any] = {"options": {}}
         for name, value in given.items():
             if name in places:
                 lowest, highest = places[name]
@@ -313,7 +329,7 @@ class Inventory:
                 found["options"][name] = _gpus(value) if name == "gpus" else value
         return found
 
-    def give_ports(self, tasks):
+    def give_ports(self, tasks: list[Task]) -> None:
         """Give ports to a machine's tasks that state none: the seed's to the first of a job, then upwards."""
         taken = {task["port"] for task in tasks if "port" in task}
         silent = [task for task in tasks if "port" not in task]
@@ -326,9 +342,9 @@ class Inventory:
         for task in silent:
             task["port"] = next(free)
 
-    def number(self, job, tasks):
+    def number(self, job: str, tasks: list[Task]) -> None:
         """Give indices, an explicit one first, the lowest free ones in the inventory's order to the others."""
-        by_index = {}
+        by_index: dict[int | None, Task] = {}
         for task in tasks:
             if "index" in task:
                 other = by_index.setdefault(task["index"], task)
@@ -350,9 +366,11 @@ class Inventory:
                     f"index {highest} in tf_tasks; the indices of a job go from 0 to {len(tasks) - 1} without a gap."
                 )
 
-    def check_addresses(self, machines):
+    def check_addresses(self, machines: dict[str, None]) -> None:
         """Find addresses that two tasks share, and those that other machines cannot reach."""
-        places, owners, tunnels = {}, {}, {}
+        places: dict[str, Task] = {}
+        owners: dict[str, str] = {}
+        tunnels: dict[str, str] = {}
         for task in (task for tasks in self.tasks.values() for task in tasks):
             place = f"{task['address']}:{task['port']}"
             other = places.setdefault(place, task)
@@ -362,9 +380,9 @@ class Inventory:
                     f"{task['job']}:{task['index']} of machine {task['machine']}: change the tf_address or the port of one."
                 )
             owner = owners.setdefault(task["reached_by"], task["machine"])
-            if self.tunnel and (other := tunnels.setdefault(task["address"], task["machine"])) != task["machine"]:
+            if self.tunnel and (twin := tunnels.setdefault(task["address"], task["machine"])) != task["machine"]:
                 self.say(
-                    f"Machines {other} and {task['machine']} have the same address {task['address']} in the tunnel: set the "
+                    f"Machines {twin} and {task['machine']} have the same address {task['address']} in the tunnel: set the "
                     "tf_tunnel_address of one."
                 )
             if owner != task["machine"]:
@@ -379,9 +397,11 @@ class Inventory:
                     "reach: set its tf_address to the address that they know it by."
                 )
 
-    def cluster(self):
+    def cluster(self) -> dict[str, Any]:
         """Return the result; call it only when there are no problems."""
-        spec, machines, names = {}, {}, {}
+        spec: dict[str, list[str]] = {}
+        machines: dict[str, list[Task]] = {}
+        names: dict[str, str] = {}
         for job in (job for job in self.jobs if self.tasks.get(job)):
             spec[job] = [f"{task['address']}:{task['port']}" for task in self.tasks[job]]
             for task in self.tasks[job]:
@@ -392,14 +412,14 @@ class Inventory:
         return {"spec": spec, "machines": machines, "tasks": names, "host": names["host:0"], "tunnel": tunnel}
 
 
-def _whole(value):
+def _whole(value: Any) -> int | None:
     """Return ``value`` as a whole number, or None; inventories in INI form give texts."""
     if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]{1,9}", str(value)):
         return None
     return int(value)
 
 
-def _fits(kind, value):
+def _fits(kind: str, value: Any) -> bool:
     """Tell whether an option's value is of its kind."""
     if kind == SWITCH:
         return isinstance(value, bool)
@@ -410,10 +430,10 @@ def _fits(kind, value):
     return _gpus(value) is not None
 
 
-def _gpus(value):
+def _gpus(value: Any) -> list[int | str] | None:
     """Return ``value`` as a list of GPUs, whole numbers and UUIDs; None if it is none. Texts are split at commas."""
     given = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
-    gpus = []
+    gpus: list[int | str] = []
     for gpu in given:
         number = _whole(gpu.strip() if isinstance(gpu, str) else gpu)
         if number is not None and number >= 0:
@@ -426,7 +446,7 @@ def _gpus(value):
 
 
 @functools.cache
-def _misspelt(name):
+def _misspelt(name: str) -> str:
     """Return a hint if ``name`` is a near miss of a variable of this project, or nothing: other tools use ``tf_`` as well."""
     known = _known_variables()
     if (
@@ -438,7 +458,7 @@ def _misspelt(name):
 
 
 @functools.cache
-def _known_variables():
+def _known_variables() -> set[str]:
     """Return the names of the machines' variables and of all that the roles document."""
     specs = (Path(__file__).parents[2] / "roles").glob("*/meta/argument_specs.yml")
     entries = [entry for path in specs for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values()]
@@ -464,6 +484,6 @@ def _known_variables():
 class FilterModule:
     """What Ansible loads."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {"cluster_spec": cluster_spec, "machines_per_gpu": machines_per_gpu}

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from typing import Any
+
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
+
+Task = dict[str, Any]  # of the cluster, as the filter cluster_spec makes it
+State = dict[str, Any]  # of a machine: units, runs, firewall
 
 COLUMNS = {
     "task": "task", "machine": "machine", "address": "address", "unit": "unit", "state": "state", "since": "since",
@@ -10,7 +16,14 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def cluster_status(cluster, gate, states, problems=None, unguarded=(), gate_problem=""):
+def cluster_status(
+    cluster: dict[str, Any],
+    gate: list[dict[str, Any]],
+    states: dict[str, State],
+    problems: dict[str, str] | None = None,
+    unguarded: Collection[str] = (),
+    gate_problem: str = "",
+) -> dict[str, Any]:
     """Return the state of each task of the cluster and whether all is well."""
     asked = {task["task"]: task for task in gate}
     not_asked = f"the host machine could not ask{': ' if gate_problem else ''}{gate_problem}"
@@ -43,11 +56,11 @@ def cluster_status(cluster, gate, states, problems=None, unguarded=(), gate_prob
     return {"ok": whole, "open": _open(fallen, besides, without), "tasks": tasks}
 
 
-def _stands(wall):
+def _stands(wall: dict[str, Any]) -> bool:
     return wall["version"] is not None and wall["version"] == wall["wanted"] and wall.get("whole", False)
 
 
-def _open(fallen, besides, without):
+def _open(fallen: list[str], besides: list[str], without: list[str]) -> list[str]:
     sentences = []
     if without:
         sentences.append(
@@ -67,15 +80,17 @@ def _open(fallen, besides, without):
     return sentences
 
 
-def _unit(task, state, problem):
+def _unit(task: Task, state: State | None, problem: str) -> dict[str, Any]:
     if state is None:
         return {"unit": "not known" if problem else "machine is away", "since": None, "restarts": None, "memory_mb": None}
     if not task["standing"]:
         return {"unit": None, "since": None, "restarts": None, "memory_mb": None}
-    return state["units"].get(task["name"], {"unit": "unknown", "since": None, "restarts": None, "memory_mb": None})
+    unknown = {"unit": "unknown", "since": None, "restarts": None, "memory_mb": None}
+    found: dict[str, Any] = state["units"].get(task["name"], unknown)
+    return found
 
 
-def _answer(task, answer, state, problem, runs):
+def _answer(task: Task, answer: dict[str, Any], state: State | None, problem: str, runs: list[str]) -> dict[str, Any]:
     if task["standing"]:
         reason = problem or answer["reason"]
         return {"state": answer.get("state", "not asked"), "reason": reason}
@@ -86,7 +101,7 @@ def _answer(task, answer, state, problem, runs):
     return {"state": "runs" if runs else "free", "reason": ""}
 
 
-def status_table(status):
+def status_table(status: dict[str, Any]) -> list[str]:
     """Return the tasks as lines of a table; columns in which nothing stands are left out."""
     rows = [[_text(task[name]) for name in COLUMNS] for task in status["tasks"]]
     rows = [list(COLUMNS.values()), *rows]
@@ -94,13 +109,13 @@ def status_table(status):
     return table([[row[place] for place in kept] for row in rows])
 
 
-def _text(value):
+def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
 class FilterModule:
     """What Ansible loads."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {"cluster_status": cluster_status, "status_table": status_table}

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
+
+Task = dict[str, Any]  # of the cluster, as the filter cluster_spec makes it
+Found = dict[str, Any]  # what files/tf_cluster/cuda/gpus.py found on a machine
+Gpu = dict[str, Any]  # one of its GPUs
 
 # TensorFlow 2.21 fails on these although it carries code that should run there.
 BROKEN_FROM = (10, 0)
 
 
-def gpu_problems(tasks, machine, found, needs):
+def gpu_problems(tasks: list[Task], machine: str, found: Found, needs: dict[str, Any]) -> list[str]:
     """Return the machine's problems; none where no task is to have a GPU."""
     wanted = {task["name"]: task["options"]["gpus"] for task in tasks if task["options"]["gpus"]}
     if not wanted:
@@ -43,7 +50,7 @@ def gpu_problems(tasks, machine, found, needs):
     return [*problems, *_shares(machine, tasks, found), *_strangers(machine, mine, found["processes"])]
 
 
-def _driver_problems(machine, found, needs, why):
+def _driver_problems(machine: str, found: Found, needs: dict[str, Any], why: str) -> list[str]:
     """Return the first problem of a machine's processor, cards and driver, in the order in which they are to be solved."""
     gpus, known = found["gpus"], {gpu["bus"] for gpu in found["gpus"]}
     lost = [card["bus"] for card in found["pci"] if known and card["bus"] not in known and card["driver"] in ("nvidia", "")]
@@ -64,7 +71,7 @@ def _driver_problems(machine, found, needs, why):
 
 
 # The first that holds is said; the facts are those of files/tf_cluster/cuda/gpus.py, of ``needs``, and those above.
-DRIVER_PROBLEMS = (
+DRIVER_PROBLEMS: tuple[tuple[Callable[[dict[str, Any]], bool], str | None], ...] = (
     (
         lambda facts: facts["processor"] != "x86_64",
         "Machine {machine} has a processor of the kind {processor}, for which TensorFlow 2.21 has no wheel with GPU support, and "
@@ -123,7 +130,7 @@ DRIVER_PROBLEMS = (
 )
 
 
-def _unknown(machine, name, gpu, gpus):
+def _unknown(machine: str, name: str, gpu: int | str, gpus: list[Gpu]) -> str:
     if isinstance(gpu, int):
         if gpu >= len(gpus):
             return f"Machine {machine} has the GPUs 0 to {len(gpus) - 1}, and {name} is to have GPU {gpu}: change its 'gpus'."
@@ -137,7 +144,7 @@ def _unknown(machine, name, gpu, gpus):
     return ""
 
 
-def _gpu_problems(machine, gpu, needs):
+def _gpu_problems(machine: str, gpu: Gpu, needs: dict[str, Any]) -> Iterator[str]:
     if not gpu["compute_capability"]:
         return
     major, minor = (int(part) for part in gpu["compute_capability"].split("."))
@@ -153,16 +160,16 @@ def _gpu_problems(machine, gpu, needs):
         )
 
 
-def _runs_on(target, major, minor):
+def _runs_on(target: str, major: int, minor: int) -> bool:
     """Tell whether code for ``target`` runs on a GPU: machine code within its major version, sm_80 on 8.6; PTX upwards."""
     kind, _underscore, digits = target.partition("_")
     built = (int(digits[:-1]), int(digits[-1]))
     return built <= (major, minor) and (kind == "compute" or built[0] == major)
 
 
-def _shares(machine, tasks, found):
+def _shares(machine: str, tasks: list[Task], found: Found) -> Iterator[str]:
     """Find GPUs of which tasks are to take more than all memory."""
-    shares = {}
+    shares: dict[str, list[tuple[str, float]]] = {}
     for task in with_gpus(tasks, found):
         for gpu in task["gpus"]:
             shares.setdefault(gpu["uuid"], []).append((task["name"], task["options"]["gpu_memory_fraction"]))
@@ -174,7 +181,7 @@ def _shares(machine, tasks, found):
             )
 
 
-def _strangers(machine, mine, processes):
+def _strangers(machine: str, mine: dict[str, Gpu], processes: list[dict[str, Any]]) -> Iterator[str]:
     for process in processes:
         if process["gpu"] in mine and not process["unit"].startswith(("tf-server@", "tf-run-")):
             yield (
@@ -183,11 +190,11 @@ def _strangers(machine, mine, processes):
             )
 
 
-def _version(text):
+def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _by_name(name, gpus):
+def _by_name(name: str, gpus: list[Gpu]) -> Gpu | None:
     """Return the GPU, or the part of one, with this UUID; a GPU by as much of it as nvidia-smi would take."""
     for gpu in gpus:
         if gpu["uuid"] == name or (name.startswith("GPU-") and len(name) >= 12 and gpu["uuid"].startswith(name)):
@@ -198,7 +205,7 @@ def _by_name(name, gpus):
     return None
 
 
-def with_gpus(tasks, found):
+def with_gpus(tasks: list[Task], found: Found) -> list[Task]:
     """Return the tasks, each with its ``gpus`` as found (uuid, minor, model, ...); those that are not there are left out."""
     gpus = found["gpus"]
     named = []
@@ -211,9 +218,9 @@ def with_gpus(tasks, found):
     return named
 
 
-def fleet_problems(fleet, may_differ):
+def fleet_problems(fleet: dict[str, Found], may_differ: bool) -> list[str]:
     """Return a sentence if drivers differ among machines: ``fleet`` is machine -> what was found there."""
-    drivers = {}
+    drivers: dict[str, list[str]] = {}
     for machine, found in fleet.items():
         for gpu in found["gpus"][:1]:
             drivers.setdefault(gpu["driver"], []).append(machine)
@@ -223,11 +230,11 @@ def fleet_problems(fleet, may_differ):
     return [f"The machines have different NVIDIA drivers ({listed}): make them alike, or set cuda_allow_driver_mismatch to true."]
 
 
-def gpu_table(fleet, machines):
+def gpu_table(fleet: dict[str, Found], machines: dict[str, list[Task]]) -> list[str]:
     """Return lines on the GPUs of all machines: ``fleet`` is machine -> what was found, ``machines`` machine -> its tasks."""
     rows = [("machine", "GPU", "model", "memory used", "temperature", "tasks")]
     for machine, found in fleet.items():
-        owners = {}
+        owners: dict[str, list[str]] = {}
         for task in with_gpus(machines.get(machine, []), found):
             for gpu in task["gpus"]:
                 owners.setdefault(gpu["bus"], []).append(task["name"])
@@ -247,6 +254,6 @@ def gpu_table(fleet, machines):
 class FilterModule:
     """What Ansible loads."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {"gpu_problems": gpu_problems, "with_gpus": with_gpus, "fleet_problems": fleet_problems, "gpu_table": gpu_table}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Callable
+from typing import Any
 
 
-def lab_addresses(machines, network):
+def lab_addresses(machines: dict[str, object], network: str) -> dict[str, str]:
     """Return machine -> address; ValueError for a name that means no address of the lab's network."""
     return {machine: _address(machine, str(given), ipaddress.ip_network(network)) for machine, given in machines.items()}
 
 
-def _address(machine, given, network):
+def _address(machine: str, given: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
     try:
         return str(ipaddress.ip_address(given))
     except ValueError:
@@ -20,7 +22,7 @@ def _address(machine, given, network):
         entries = socket.getaddrinfo(given, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         entries = []
-    found = [entry[4][0] for entry in entries]
+    found = [str(entry[4][0]) for entry in entries]
     inside = [address for address in found if ipaddress.ip_address(address.partition("%")[0]) in network]
     if not inside:
         raise ValueError(
@@ -34,6 +36,6 @@ def _address(machine, given, network):
 class FilterModule:
     """What Ansible loads."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {"lab_addresses": lab_addresses}

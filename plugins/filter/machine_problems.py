@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+Task = dict[str, Any]  # of the cluster, as the filter cluster_spec makes it
+Listener = dict[str, Any]  # port, name, pid, user and unit of a process
 
 PYTHONS = ((3, 10), (3, 13))  # TensorFlow 2.21 has wheels for these and all between
 PROCESSORS = ("x86_64", "aarch64")
@@ -10,7 +15,7 @@ OWN_USER = "tensorflow"
 HOME = "/var/lib/tf-cluster"
 
 
-def machine_problems(tasks, machine, found, needs):
+def machine_problems(tasks: list[Task], machine: str, found: dict[str, Any], needs: dict[str, Any]) -> list[str]:
     """Return the machine's problems."""
     problems = []
     if found["init"] != "systemd":
@@ -46,7 +51,7 @@ def machine_problems(tasks, machine, found, needs):
     return [*problems, *_port_problems(tasks, machine, found["listeners"]), *_closed_port_problems(tasks, machine, found, needs)]
 
 
-def _address_problems(tasks, machine, own):
+def _address_problems(tasks: list[Task], machine: str, own: Iterable[str]) -> Iterator[str]:
     for text in dict.fromkeys(task["reached_by"].strip("[]") for task in tasks):
         try:
             address = ipaddress.ip_address(text)
@@ -60,7 +65,7 @@ def _address_problems(tasks, machine, own):
             )
 
 
-def _port_problems(tasks, machine, listeners):
+def _port_problems(tasks: list[Task], machine: str, listeners: list[Listener]) -> Iterator[str]:
     for task in tasks:
         for listener in listeners:
             if listener["port"] == task["port"] and not _is_own(listener):
@@ -71,7 +76,7 @@ def _port_problems(tasks, machine, listeners):
                 break
 
 
-def _closed_port_problems(tasks, machine, found, needs):
+def _closed_port_problems(tasks: list[Task], machine: str, found: dict[str, Any], needs: dict[str, Any]) -> Iterator[str]:
     """Yield a sentence for each other port that the firewall would take from a program, the one of SSH first of all."""
     remedy = "change that port, the tasks' ports in tf_tasks or train_port_offset, or set firewall_enabled to false."
     for port in sorted({int(port) for port in needs["closed_ports"]}):
@@ -86,7 +91,7 @@ def _closed_port_problems(tasks, machine, found, needs):
         yield f"Port {port} of machine {machine} is {used}. The firewall would close it, because the cluster uses it: {remedy}"
 
 
-def _is_address_of(text, own):
+def _is_address_of(text: str, own: Iterable[str]) -> bool:
     """Tell whether a text is one of the machine's addresses that others reach; 127.0.0.1 is the controller's, which forwards."""
     try:
         address = ipaddress.ip_address(text.strip("[]"))
@@ -95,18 +100,18 @@ def _is_address_of(text, own):
     return not address.is_loopback and str(address) in own
 
 
-def _is_own(listener):
+def _is_own(listener: Listener) -> bool:
     """Tell whether a task of this project listens, also one whose unit was made another user's."""
     return listener["user"] == OWN_USER or bool(listener["unit"])
 
 
-def _named(listener):
+def _named(listener: Listener) -> str:
     return f"{listener['name'] or 'a process'} (process {listener['pid']}, user {listener['user']})"
 
 
 class FilterModule:
     """What Ansible loads."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {"machine_problems": machine_problems}

@@ -9,7 +9,9 @@ import secrets
 import shlex
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ENTRIES = ("main.py", "__main__.py")
 YEAR = 366 * 24 * 3600
@@ -22,7 +24,7 @@ LIMITS = {
 }
 
 
-def program_entry(program):
+def program_entry(program: str) -> str:
     """Return the file that is run, as it is called beside the others."""
     path = Path(program)
     if not os.path.isdir(path):
@@ -30,7 +32,7 @@ def program_entry(program):
     return next((name for name in ENTRIES if os.path.isfile(path / name)), ENTRIES[0])
 
 
-def program_arguments(given):
+def program_arguments(given: object) -> list[str]:
     """Return the arguments of a program as texts: a list as it is, a text split as a shell does. Raises ValueError."""
     if isinstance(given, str):
         return shlex.split(given)
@@ -39,7 +41,7 @@ def program_arguments(given):
     return [str(word) for word in given]
 
 
-def program_problems(program, given=None):
+def program_problems(program: object, given: dict[str, Any] | None = None) -> list[str]:
     """Return what keeps a program from being run, a sentence each: not there, not Python, asked for in a way that cannot be."""
     # Not pathlib: its questions raise an error for a name that no file can have, one too long, say.
     given = given or {}
@@ -70,7 +72,7 @@ def program_problems(program, given=None):
     return problems + [sentence for file in files if (sentence := _syntax_problem(file))]
 
 
-def _name_problems(path, data):
+def _name_problems(path: Path, data: list[str]) -> list[str]:
     """Return a sentence for each name that two of the things have which come to lie beside each other."""
     seen, problems = set(os.listdir(path)) if path.is_dir() else {path.name}, []
     for item in data:
@@ -81,7 +83,7 @@ def _name_problems(path, data):
     return problems
 
 
-def _given_problems(given):
+def _given_problems(given: dict[str, Any]) -> list[str]:
     """Return what is wrong with a program's requirements, arguments and limits."""
     problems, requirements = [], given.get("program_requirements")
     if requirements and not isinstance(requirements, str):
@@ -103,7 +105,7 @@ def _given_problems(given):
     return problems
 
 
-def task_problems(task, cluster):
+def task_problems(task: object, cluster: dict[str, Any]) -> list[str]:
     """Return what keeps a program from being a task of the cluster, a sentence each."""
     if not isinstance(task, str) or task not in cluster["tasks"]:
         return [f"The variable run_task is {task!r}, which is no task of the cluster: add its machine to the group of its job."]
@@ -113,14 +115,14 @@ def task_problems(task, cluster):
     return []
 
 
-def _sources(folder):
+def _sources(folder: Path) -> Iterator[Path]:
     """Yield the Python files of a program's folder, but not those of others that lie in it (.venv, .git)."""
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
         yield from (Path(place, name) for name in files if name.endswith(".py") and Path(place, name).is_file())
 
 
-def _syntax_problem(path):
+def _syntax_problem(path: Path) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -135,7 +137,7 @@ def _syntax_problem(path):
     return ""
 
 
-def _stem(program):
+def _stem(program: Any) -> str:
     """Return the name of a program without its ending; nothing where no file can have that name."""
     try:
         return Path(os.path.abspath(program)).stem if program else ""
@@ -143,7 +145,7 @@ def _stem(program):
         return ""
 
 
-def run_name(program, output, name=""):
+def run_name(program: object, output: str | Path, name: object = "") -> dict[str, Any]:
     """Return a run's id, folder and beginning: the id sorts by time, never comes twice and is safe in a path."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", str(name) or _stem(program)).strip("-")[:40] or "program"
     run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{stem}-{secrets.token_hex(2)}"
@@ -153,7 +155,7 @@ def run_name(program, output, name=""):
 class FilterModule:
     """What Ansible loads."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
             "program_arguments": program_arguments,

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+Task = dict[str, Any]  # of the cluster, with its GPUs, as the filters cluster_spec and with_gpus make it
+File = dict[str, str]  # path, content and perhaps mode: an entry of the files of the module write_files
 
 FOLDER = "/etc/tf-cluster/tasks"
 # What any program on an NVIDIA GPU opens besides the GPU's own /dev/nvidia<minor>.
@@ -13,12 +18,12 @@ NODES_UNIT = "tf-gpu-nodes.service"
 GPU_START_SECONDS = 300
 
 
-def task_environments(tasks, files, packages=""):
+def task_environments(tasks: list[Task], files: list[File], packages: str = "") -> list[dict[str, Any]]:
     """Return, for each task, its name, the digest of its inputs and its files."""
     return [_environment(task, files, packages) for task in tasks]
 
 
-def _environment(task, common, packages):
+def _environment(task: Task, common: list[File], packages: str) -> dict[str, Any]:
     options = {name: value for name, value in task["options"].items() if name != "gpus"}
     lines = [f"TF_TASK_JOB={task['job']}", f"TF_TASK_INDEX={task['index']}"]
     lines += [f'TF_TASK_{name.upper()}="{_text(value)}"' for name, value in sorted(options.items())]
@@ -35,7 +40,7 @@ def _environment(task, common, packages):
     return {"name": task["name"], "inputs": inputs, "files": [own, *devices]}
 
 
-def _device_files(task):
+def _device_files(task: Task) -> list[File]:
     """Return drop-ins that open the devices of a task's GPUs to its units and no others; nothing for a task without."""
     if not task["gpus"]:
         return []
@@ -54,24 +59,24 @@ def _device_files(task):
     ]
 
 
-def _text(value):
+def _text(value: object) -> str:
     """Return a value as it stands in an environment file, between quotes (systemd.exec(5))."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-def program_file(name, source, target, mode="0755"):
+def program_file(name: str, source: str | Path, target: str, mode: str = "0755") -> File:
     """Return one file of the folder ``source``, a program where no ``mode`` is given, as a file in the folder ``target``."""
     return {"path": f"{target}/{name}", "content": Path(source, name).read_text(encoding="utf-8"), "mode": mode}
 
 
-def package_files(source, target):
+def package_files(source: str | Path, target: str) -> list[File]:
     """Return all files of a Python package, its templates included, as files in the folder ``target``."""
     paths = [path for path in sorted(Path(source).rglob("*")) if path.suffix in (".py", ".j2", ".js")]
     return [program_file(path.relative_to(source).as_posix(), source, target, "0644") for path in paths]
 
 
-def files_differ(wanted, found, only=()):
+def files_differ(wanted: list[File], found: dict[str, str], only: Iterable[str] = ()) -> bool:
     """Tell whether the module write_files has something to do.
 
     ``wanted`` and ``only`` are its options, ``found`` is path -> digest, as the module machine_facts makes it.
@@ -87,7 +92,7 @@ def files_differ(wanted, found, only=()):
 class FilterModule:
     """What Ansible loads."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
             "task_environments": task_environments,

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
+
+Task = dict[str, Any]  # as the gate reports it, see COLUMNS; with_machines adds the machine
 
 COLUMNS = ("task", "machine", "address", "state", "reason")
 
 
-def with_machines(tasks, machines):
+def with_machines(tasks: list[Task], machines: dict[str, str]) -> list[Task]:
     """Return the tasks, each with the name of its machine."""
     return [{**task, "machine": machines.get(task["task"], "")} for task in tasks]
 
 
-def unchecked_tasks(cluster):
+def unchecked_tasks(cluster: dict[str, Any]) -> list[Task]:
     """Return the standing tasks of a cluster as the gate would report them, if it could not check them."""
     tasks = [task for own in cluster["machines"].values() for task in own if task["standing"]]
-    unknown = {"state": "not asked", "reason": "the host machine could not ask", "version": None, "gpus": []}
+    unknown: dict[str, Any] = {"state": "not asked", "reason": "the host machine could not ask", "version": None, "gpus": []}
     return [
         {"task": f"{task['job']}:{task['index']}", "address": f"{task['address']}:{task['port']}", **unknown} for task in tasks
     ]
 
 
-def task_table(tasks, explained=()):
+def task_table(tasks: list[Task], explained: Iterable[dict[str, Any]] = ()) -> list[str]:
     """Return lines; below the table, what systemd says of the tasks that do not answer."""
     rows = [COLUMNS, *([str(task[column] or "") for column in COLUMNS] for task in tasks)]
     lines = table(rows)
@@ -35,7 +40,7 @@ def task_table(tasks, explained=()):
     return lines
 
 
-def missing_problem(tasks, allowed):
+def missing_problem(tasks: list[Task], allowed: object) -> str:
     """Return why a run cannot go on without the tasks that do not answer, or nothing; ``allowed``: how many may be missing."""
     missing = [task for task in tasks if task["state"] != "answers"]
     text = str(allowed).lower()
@@ -56,7 +61,7 @@ def missing_problem(tasks, allowed):
 class FilterModule:
     """What Ansible loads."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
             "missing_problem": missing_problem,

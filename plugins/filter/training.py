@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Cluster = dict[str, Any]  # as the filter cluster_spec makes it
+Task = dict[str, Any]  # one of its tasks
+
 JOBS = ("chief", "worker")  # what MultiWorkerMirroredStrategy knows, in the order of the chief's choice
 HIGHEST = 65535
 
 
-def training(cluster, run_id="", jobs="worker", offset=1000, restarts=0, join=60):
+def training(
+    cluster: Cluster,
+    run_id: str = "",
+    jobs: str | Iterable[str] = "worker",
+    offset: Any = 1000,  # this and what follows is as the user gave it
+    restarts: Any = 0,
+    join: Any = 60,
+) -> dict[str, Any]:
     """Return the training that the jobs make, or all that is wrong with it."""
     jobs = [job.strip() for job in jobs.split(",")] if isinstance(jobs, str) else list(jobs)
     problems = [problem for job in jobs if (problem := _job_problem(job, cluster))]
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for name, value, lowest in (("train_port_offset", offset, 1), ("train_restarts", restarts, 0), ("train_join", join, 1)):
         try:
             numbers[name] = float(value) if name == "train_join" else int(value)
@@ -40,7 +53,7 @@ def training(cluster, run_id="", jobs="worker", offset=1000, restarts=0, join=60
     }
 
 
-def cluster_ports(cluster, machine=None, offset=1000):
+def cluster_ports(cluster: Cluster, machine: str | None = None, offset: Any = 1000) -> list[int]:
     """Return the ports of a machine's tasks, or of all, with those that a training adds to them, in order."""
     own = [task for name, tasks in cluster["machines"].items() if machine in (None, name) for task in tasks]
     ports = {task["port"] for task in own}
@@ -55,15 +68,16 @@ def cluster_ports(cluster, machine=None, offset=1000):
     return sorted(ports)
 
 
-def _entries(plan, job):
+def _entries(plan: dict[str, Any], job: str) -> list[tuple[str, str]]:
     return [(f"{job}:{index}", entry) for index, entry in enumerate(plan["cluster"][job])]
 
 
-def training_parts(training, machine):
+def training_parts(training: dict[str, Any] | None, machine: str) -> list[dict[str, str]]:
     """Return the tasks of a training on one machine but the chief's, each with the id of its part."""
+    training = training or {}
     return [
         {"task": task, "name": task.replace(":", "-"), "id": f"{training['id']}.{task.replace(':', '-')}"}
-        for task, its_machine in (training or {}).get("machines", {}).items()
+        for task, its_machine in training.get("machines", {}).items()
         if its_machine == machine and task != training["chief"]
     ]
 
@@ -71,11 +85,11 @@ def training_parts(training, machine):
 class _Ports:
     """Ports of machines that no task of the cluster has and that were not given away."""
 
-    def __init__(self, cluster, offset):
+    def __init__(self, cluster: Cluster, offset: int) -> None:
         self.offset, self.highest = offset, 0
         self.taken = {machine: {task["port"] for task in tasks} for machine, tasks in cluster["machines"].items()}
 
-    def port(self, task, own):
+    def port(self, task: Task, own: int) -> int:
         """Return a free port of the task's machine, ``offset`` above ``own`` or the next one."""
         taken, port = self.taken[task["machine"]], own + self.offset
         while port in taken:
@@ -85,7 +99,7 @@ class _Ports:
         return port
 
 
-def _job_problem(job, cluster):
+def _job_problem(job: str, cluster: Cluster) -> str:
     if job not in JOBS:
         more = "; parameter servers are tasks of the cluster: playbooks/run.yml -e run_task=chief:0" if job == "ps" else ""
         return f"The variable train_jobs has '{job}': the jobs of a training are {' and '.join(JOBS)}{more}."
@@ -94,18 +108,18 @@ def _job_problem(job, cluster):
     return ""
 
 
-def _tasks(cluster, job):
+def _tasks(cluster: Cluster, job: str) -> list[Task]:
     found = [task for tasks in cluster["machines"].values() for task in tasks if task["job"] == job]
     return sorted(found, key=lambda task: task["index"])
 
 
-def _name(task):
+def _name(task: Task) -> str:
     return f"{task['job']}:{task['index']}"
 
 
 class FilterModule:
     """What Ansible loads."""
 
-    def filters(self):
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {"training": training, "training_parts": training_parts, "cluster_ports": cluster_ports}

@@ -65,7 +65,7 @@ ansible_facts:
 """
 
 
-def main():
+def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         {

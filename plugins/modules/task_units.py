@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from typing import TextIO
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.status.systemd import parse_show
@@ -61,7 +62,7 @@ MOST = 420  # seconds: longer than a server with GPUs may take to start
 DROP_INS = ["confined.conf", "firewall.conf", "gpus.conf", "speed.conf", "tunnel.conf"]
 
 
-def plan(wanted, found):
+def plan(wanted: dict[str, str], found: dict[str, dict[str, str]]) -> tuple[list[str], list[str], list[str], list[str]]:
     """Decide what to do.
 
     ``wanted`` is unit -> inputs, ``found`` unit -> properties. Returns (enable, start, restart, stop), lists of units.
@@ -87,17 +88,17 @@ def plan(wanted, found):
 class Systemd:
     """systemctl on this machine."""
 
-    def __init__(self, module):
+    def __init__(self, module: AnsibleModule) -> None:
         self.module = module
 
-    def run(self, *words, check=True):
+    def run(self, *words: str, check: bool = True) -> tuple[int, str]:
         """Run systemctl and return (exit status, output)."""
         status, out, err = self.module.run_command(["systemctl", *words])
         if check and status:
             self.module.fail_json(msg=f"'systemctl {' '.join(words)}' failed: {err.strip() or out.strip()}")
         return status, out
 
-    def show(self, units):
+    def show(self, units: list[str]) -> dict[str, dict[str, str]]:
         """Return the properties of the units."""
         if not units:
             return {}
@@ -106,7 +107,7 @@ class Systemd:
         )[1]
         return parse_show(out)
 
-    def instances(self, template):
+    def instances(self, template: str) -> list[str]:
         """Return the instances of a template unit that are loaded or enabled."""
         pattern = template.replace("@", "@*")
         loaded = self.run("list-units", "--all", "--plain", "--no-legend", pattern)[1]
@@ -115,7 +116,7 @@ class Systemd:
         return [name for name in dict.fromkeys(names) if name != template]
 
 
-def main():
+def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         {
@@ -160,7 +161,7 @@ def main():
     )
 
 
-def wait_for(lock, module):
+def wait_for(lock: TextIO, module: AnsibleModule) -> None:
     """Take the lock: two that start and stop the same tasks at once end each other's."""
     deadline = time.monotonic() + MOST
     while True:
@@ -172,7 +173,7 @@ def wait_for(lock, module):
             time.sleep(0.2)
 
 
-def complaint(module, systemd, wanted, template, drop_ins):
+def complaint(module: AnsibleModule, systemd: Systemd, wanted: dict[str, str], template: str, drop_ins: list[str]) -> str:
     """Say which tasks did not start, each with the last words of its journal, and whose files change its unit."""
     sentences = []
     for unit, properties in systemd.show(list(wanted)).items():

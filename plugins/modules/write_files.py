@@ -48,7 +48,7 @@ paths: {description: The files that were written or removed, type: list, element
 """
 
 
-def read(path):
+def read(path: str) -> str | None:
     """Return the text of a file, or None if there is none."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -57,7 +57,7 @@ def read(path):
         return None
 
 
-def as_it_should_be(path, content, mode):
+def as_it_should_be(path: str, content: str, mode: int) -> bool:
     """Tell whether the file has its content, its permissions and root as its owner."""
     if read(path) != content:
         return False
@@ -65,13 +65,13 @@ def as_it_should_be(path, content, mode):
     return found.st_mode & 0o7777 == mode and (os.geteuid() != 0 or found.st_uid == found.st_gid == 0)
 
 
-def remove_if_empty(folder):
+def remove_if_empty(folder: str) -> None:
     """Remove a folder with nothing in it."""
     if not os.listdir(folder):
         os.rmdir(folder)
 
 
-def write(module, path, content, mode):
+def write(module: AnsibleModule, path: str, content: str, mode: int) -> None:
     """Replace the file as a whole."""
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=module.tmpdir)
@@ -84,7 +84,7 @@ def write(module, path, content, mode):
         os.chown(path, 0, grp.getgrgid(0).gr_gid)
 
 
-def main():
+def main() -> None:
     """Run the module."""
     file_options = {
         "path": {"type": "path", "required": True},

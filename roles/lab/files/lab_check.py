@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 NEEDED_DISK, NEEDED_MEMORY = 9, 3  # GB: three times TensorFlow (2 GB each), its wheels, the image; three idle servers
 STANDING_DISK, STANDING_MEMORY = 1, 0.5  # GB: the same, where the machines have taken their share already
@@ -115,7 +116,7 @@ def meminfo_gigabytes(path: Path) -> float:
     return 0.0
 
 
-def settings() -> dict:
+def settings() -> dict[str, Any]:
     """Return what podman has to be told here."""
     # crun cannot run systemd where version 1 of the control groups is mounted; runc can.
     unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
