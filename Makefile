@@ -36,10 +36,8 @@ lint: environment ## Only the lint
 	yamllint --strict .
 	ruff check .
 	ruff format --check .
-	antsibull-changelog lint
-
-types: environment ## Check type annotations (mypy --strict)
 	mypy
+	antsibull-changelog lint
 
 unit: environment ## Only the unit tests
 	pytest -n $(UNIT_WORKERS) --dist worksteal

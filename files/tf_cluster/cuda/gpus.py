@@ -81,7 +81,7 @@ def read_pci(folder: Path) -> list[dict[str, Any]]:
         vendor, kind = read(device / "vendor").strip(), read(device / "class").strip()
         if vendor == "0x10de" and kind.startswith("0x03"):
             driver = os.path.basename(os.path.realpath(device / "driver")) if (device / "driver").exists() else ""
-            card = {"bus": device.name.lower(), "device": read(device / "device").strip().removeprefix("0x"), "driver": driver}
+            card = {"bus": device.name.lower(), "device": read(device / "device").strip()[len("0x") :], "driver": driver}
             found.append(card)
     return found
 

@@ -95,7 +95,7 @@ def tasks(units: dict[str, dict[str, str]]) -> dict[str, Any]:
         enabled, active = unit.get("UnitFileState") == "enabled", unit.get("ActiveState")
         if name.startswith(UNIT) and (enabled or active != "inactive"):
             inputs = unit.get("StatusText", "").rpartition("inputs ")[2]
-            found[name.removeprefix(UNIT).removesuffix(".service")] = inputs if enabled and active == "active" else None
+            found[name[len(UNIT) : -len(".service")]] = inputs if enabled and active == "active" else None
     target = units.get(TARGET, {})
     stands = target.get("UnitFileState") == "enabled" and target.get("ActiveState") == "active"
     return {"tasks": found, "target": stands, "reload": any(unit.get("NeedDaemonReload") == "yes" for unit in units.values())}

@@ -51,7 +51,7 @@ def _name_processes(sockets: dict[str, dict[str, Any]]) -> None:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             for fd in (folder / "fd").iterdir():
-                who = sockets.get(os.readlink(fd).removeprefix("socket:[").removesuffix("]"))
+                who = sockets.get(os.readlink(fd)[len("socket:[") : -len("]")])
                 if who and not who["pid"]:
                     who["pid"], who["name"] = int(folder.name), (folder / "comm").read_text().strip()
         except OSError:
