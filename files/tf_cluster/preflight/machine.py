@@ -123,7 +123,7 @@ def free_megabytes(path: str) -> int:
 
 
 def digest(path: str) -> str:
-    """Return a digest of a file's text, permissions and owner, as the filter file_digests makes it of what it should be."""
+    """Return a digest of a file's text, permissions and owner, as the filter files_differ makes it of what it should be."""
     found = os.stat(path)
     owned = "" if found.st_uid == found.st_gid == 0 or os.geteuid() else f" {found.st_uid}:{found.st_gid}"
     return f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()} {found.st_mode & 0o7777:04o}{owned}"
