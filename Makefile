@@ -20,7 +20,7 @@ export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
-.PHONY: compiler help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench types hooks changelog lab-check lab-down environment lock role-docs clean
+.PHONY: compiler help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench hooks changelog lab-check lab-down environment lock role-docs clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14

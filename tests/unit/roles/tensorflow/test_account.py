@@ -19,7 +19,7 @@ def tasks(name):
 def test_only_a_new_account_gets_the_comment():
     (created, when), (changed, _when) = tasks("main")
     assert created["comment"] == "{{ __tensorflow_account_comment }}"
-    assert when == "tensorflow_found.account | length == 0"
+    assert when == "ansible_facts.tf_machine.account | length == 0"
     assert "comment" not in changed
 
 
