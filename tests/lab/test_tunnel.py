@@ -125,7 +125,7 @@ def test_a_machine_that_comes_or_goes_changes_nobodys_key(tunnel, tmp_path):
     assert "worker:2" in said(done) or tunnel.shell("stranger", "systemctl is-active tf-server@worker-2")["stranger"] == "active"
     new = tunnel.shell("stranger", "wg show tf-cluster public-key")["stranger"]
     assert new in tunnel.shell("trust-worker-0", "wg show tf-cluster peers")["trust-worker-0"]
-    assert tunnel.playbook("playbooks/teardown.yml", "--limit=stranger").returncode == 0
+    assert tunnel.playbook("playbooks/teardown.yml", "--limit=stranger", f"--inventory={tmp_path}").returncode == 0
     assert tunnel.playbook("site.yml", ENCRYPTED).returncode == 0
     assert public_keys(tunnel) == before
     assert new not in tunnel.shell("trust-worker-0", "wg show tf-cluster peers")["trust-worker-0"]
