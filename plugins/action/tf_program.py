@@ -31,9 +31,6 @@ STUCK = 600  # seconds without anything new after which another collection is no
 SILENT = 5  # seconds after which a person wants to know whether it still goes on
 STEP = re.compile(r"step [0-9]+ of [0-9]+")  # as the helper for programs prints it
 ABSENT = re.compile(r"(?:No module named '?|module specification for ')(tf_cluster[a-z_.]*)")  # as Python says it
-# First of all, for what comes then is no Python to an old one.
-TOO_OLD = "-: Python %d.%d is too old: install one of 3.10 to 3.13 and name it in ansible_python_interpreter"
-OLD = f"if sys.version_info < (3, 8): sys.exit({TOO_OLD!r} % sys.version_info[:2])"
 NOT_FOUND = 127  # what a shell says of a program that is not there
 JSON_CALLBACKS = ("json", "jsonl")  # of ansible.posix
 DISCOVERED = "discovered_interpreter_python"  # as Ansible calls it
@@ -55,7 +52,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
                 "send": {"type": "list", "elements": "path"},
                 "send_call": {"type": "list", "elements": "str"},
                 "put": {"type": "path"},
-                "script": {"type": "list", "elements": "path"},
+                "script": {"type": "path"},
                 "input": {"type": "raw"},
                 "save_to": {"type": "path"},
                 "announce": {"type": "str"},
@@ -80,7 +77,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         if options["send"]:
             data = self.send([Path(path) for path in options["send"]], [*program, *(options["send_call"] or [])])
         elif options["script"]:
-            data = bundle([Path(path) for path in options["script"]])
+            data = Path(options["script"]).read_bytes()
         else:
             data = b"" if options["input"] is not None else NOTHING
         if options["input"] is not None:
@@ -265,19 +262,6 @@ class Progress:
         if time.monotonic() >= self.due:
             self.due = time.monotonic() + 3
             show_line(f"  {self.verb} {done // 1_000_000} of {self.size // 1_000_000} MB")
-
-
-def bundle(paths: Iterable[Path]) -> bytes:
-    """Return the last of some Python files as one program, which has the others as modules."""
-    *modules, program = ((path.stem, path.read_text(encoding="utf-8")) for path in paths)
-    if not modules:
-        return program[1].encode()
-    lines = ["import sys, types", OLD]
-    for name, text in modules:
-        lines.append(f"module = sys.modules[{name!r}] = types.ModuleType({name!r})")
-        lines.append(f"exec(compile({text!r}, {name + '.py'!r}, 'exec'), module.__dict__)")
-    lines.append(f"exec(compile({program[1]!r}, {program[0] + '.py'!r}, 'exec'), {{'__name__': '__main__'}})\n")
-    return "\n".join(lines).encode()
 
 
 def pack(paths: Iterable[Path], file: IO[bytes]) -> None:

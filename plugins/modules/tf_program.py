@@ -27,10 +27,7 @@ options:
     elements: path
   put: {description: A large file for a program that runs as root. Its path on the machine becomes the last argument, type: path}
   send_call: {description: Arguments of the call that takes the pieces of a large tar file, type: list, elements: str}
-  script:
-    description: A program of the controller, after the modules that it imports. Python reads it from standard input.
-    type: list
-    elements: path
+  script: {description: A program of the controller that Python reads from standard input, type: path}
   input:
     description:
       - Data for the program's standard input. It is sent as JSON; with O(send), as the first line before the tar file.
