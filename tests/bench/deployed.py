@@ -5,15 +5,17 @@ So what is changed there (an allocator by LD_PRELOAD, gRPC's options, threads) i
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import jinja2
 import yaml
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / ".collections"))  # the filters share code by the name of the collection
 SERVER = ROOT / "roles/server"
 TEMPLATE = SERVER / "templates/tf-server@.service.j2"
 # What systemd gives any service of a system user (systemd.exec(5), "Environment variables in spawned processes").
@@ -26,10 +28,7 @@ class UnitError(Exception):
 
 def load_filter(name):
     """Return one of the project's filters, which work out the tasks and their environment files."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"plugins/filter/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name)
+    return getattr(importlib.import_module(f"ansible_collections.distributed.tensorflow.plugins.filter.{name}"), name)
 
 
 def unit_text():

@@ -64,7 +64,7 @@ def by_hand() -> float:
     about = "import sys, platform; print('%d.%d' % sys.version_info[:2], platform.machine())"
     python, processor = on_machine(f'python3 -c "{about}"').split()
     wheels = FOLDER / "wheels.tar"
-    fetch = [sys.executable, ROOT / "roles/tensorflow/files/make_wheelhouse.py", f"--lock={ROOT}/roles/tensorflow/files/cpu.txt"]
+    fetch = [sys.executable, ROOT / "files/tf_cluster/tensorflow/wheelhouse.py", f"--lock={ROOT}/roles/tensorflow/files/cpu.txt"]
     subprocess.run([*fetch, f"--python={python}", f"--machine={processor}", f"--out={wheels}"], check=True, stdout=sys.stderr)
     program = (ROOT / "tests/bench/programs/by_hand.py").read_bytes()
     begun = time.perf_counter()

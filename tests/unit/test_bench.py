@@ -1,6 +1,7 @@
 """The benchmark's pure parts: what the unit says of a server, ratios, the comparison with the run before, the page."""
 
 import copy
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
@@ -77,6 +78,13 @@ def test_the_projects_own_unit_can_be_read():
     assert servers[1]["environment"]["GRPC_FAIL_FAST"] == "use_caller"
     assert servers[1]["environment"]["TF_TASK_GPU_MEMORY_FRACTION"] == "0.2"
     assert not [name for name in servers[1]["environment"] if name.lower().endswith("_proxy")]
+
+
+def test_the_benchmark_finds_the_filters_without_pytest():
+    """Pytest has the collection on its path; bench.py is called without it."""
+    program = "import deployed; print(deployed.load_filter('cluster_spec').__name__)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "tests/bench", capture_output=True, text=True, check=True)
+    assert done.stdout == "cluster_spec\n"
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios_and_more_is_better(report):
