@@ -409,7 +409,11 @@ class Inventory:
                 machines.setdefault(task["machine"], []).append(task)
                 names[f"{job}:{task['index']}"] = task["machine"]
         tunnel = str(self.tunnel) if self.tunnel else None
-        return {"spec": spec, "machines": machines, "tasks": names, "host": names["host:0"], "tunnel": tunnel}
+        gpu_machines = [machine for machine, tasks in machines.items() if any(task["options"]["gpus"] for task in tasks)]
+        return {
+            "spec": spec, "machines": machines, "tasks": names, "host": names["host:0"], "tunnel": tunnel,
+            "gpu_machines": gpu_machines,
+        }  # fmt: skip
 
 
 def _whole(value: Any) -> int | None:

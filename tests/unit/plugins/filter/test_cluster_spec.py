@@ -241,6 +241,11 @@ def test_gpus_may_be_said_in_several_ways(given, gpus):
     assert task["options"]["gpus"] == gpus
 
 
+@pytest.mark.parametrize(("gpus", "machines"), [([0], ["one"]), ([], [])])
+def test_the_machines_of_which_a_task_uses_a_gpu_are_named(gpus, machines):
+    assert cluster_of(with_tasks([{}, {"gpus": gpus}]))["gpu_machines"] == machines
+
+
 @pytest.mark.parametrize("found", [{"gpus": [{}] * 8, "pci": [{}] * 8}, {"gpus": [], "pci": [{}] * 8}])
 def test_a_task_for_each_gpu(found):
     cluster = cluster_of(three(one={"tf_tasks": {"worker": "per_gpu"}, "cuda_found": found}))
