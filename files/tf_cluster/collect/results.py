@@ -1,6 +1,6 @@
 """Give what a machine has of a run: the run's folder, the journals of its tasks.
 
-    tf_cluster.collect outcome RUN                              how it ended, or that it goes on
+    tf_cluster.collect outcome RUN                              how it ended, or that it is running
     tf_cluster.collect collect RUN --seconds 60 --results true --tasks worker-0
                                                             the run's folder as one tar file, the journals of tasks
     tf_cluster.collect pack RUN                                 that tar file, where making it takes a while

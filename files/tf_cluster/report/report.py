@@ -3,7 +3,7 @@
     report.py output/<run id> < facts.json
 
 Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...], "required": true, "skipped": [...]}``, what the run
-and the gate answered, whether it is a failure of the command if the run failed (one that was to be cancelled, or goes on, need
+and the gate answered, whether it is a failure of the command if the run failed (one that was cancelled, or is running, need
 not be good), and the machines that --limit leaves out, of which nothing is collected. Writes ``verdict.json``, ``report.html``
 and ``summary.txt`` into the folder, points ``latest`` beside it to it unless it points to a newer run, and answers with one JSON
 object: ``lines`` (the summary), ``verdict``, ``failure`` (a sentence if the command failed).

@@ -1,14 +1,14 @@
 """Run a program of the user's on the host machine, under systemd.
 
     tf_cluster.run receive RUN --offset 0 < piece              a piece of a tar file that is too large for one call
-    tf_cluster.run stage RUN --program demo.py < plan-and-tar  puts it in place and goes on to start; --hold: does not
+    tf_cluster.run stage RUN --program demo.py < plan-and-tar  puts it in place and starts it; --hold: does not
     tf_cluster.run start RUN                                   starts it, when its task is free
     tf_cluster.run follow RUN --offset 0                       its output since then, and how it ended
     tf_cluster.run cancel RUN --by NAME                        ends it
 
 Standard input of stage: a line of JSON and the tar file. A large cluster's JSON is too long for a command line. It has
 ``arguments`` (the program's), ``training`` (what the run is a part of, plugins/filter/training.py), ``servers`` (address ->
-incarnation, as the gate found the tasks) and ``missing`` (addresses of the tasks that the run goes on without).
+incarnation, as the gate found the tasks) and ``missing`` (addresses of the tasks that the run leaves out).
 
 A run may be one task's part of a training; then training.py runs the program together with the others.
 
@@ -86,7 +86,7 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
 def attempt(run: Run, told: float) -> dict[str, Any]:
     """Start a run that waits, if its task is free by now; otherwise return ``waited``, when it was last said that it waits.
 
-    Whoever follows a run that waits may do this besides the one who asked for it: it is started once.
+    Each call that follows a queued run may do this, as well as the call that asked for it: it is started once.
     """
     with run.locked("launch"):
         noted = run.read()

@@ -1,6 +1,6 @@
 """Say what this machine's end of the cluster's tunnel is like: its public key, the others that it knows, what is installed.
 
-    tunnel_state.py NAME
+    state.py NAME
 
 Prints a JSON object: ``key`` (the public key, null before it was made), ``peers`` (address in the tunnel -> public key, as its
 settings say), ``live`` (public key -> addresses, as in fd74::1/128, of the others that the interface lets in at this moment),

@@ -1,4 +1,4 @@
-"""tf_cluster.py without TensorFlow: the cluster of the environment, names of tasks, results, steps."""
+"""api.py without TensorFlow: the cluster of the environment, names of tasks, results, steps."""
 
 import importlib
 import json

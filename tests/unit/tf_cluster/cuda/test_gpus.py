@@ -1,4 +1,4 @@
-"""find_gpus.py over what tools print on machines of all kinds."""
+"""cuda/gpus.py over what tools print on machines of all kinds."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""merge_logs.py: journals of several machines in one order."""
+"""report/logs.py: journals of several machines in one order."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""tf_missing.py: how a program's server and its sessions are changed. The message classes here are small ones of their names."""
+"""run/missing.py: how a program's server and its sessions are changed. The message classes here are small ones of their names."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""keep_output.py: what is kept of a program's output, and that it ends as the program ends."""
+"""run/output.py: what is kept of a program's output, and that it ends as the program ends."""
 
 import errno
 import os

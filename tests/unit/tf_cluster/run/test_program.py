@@ -1,4 +1,4 @@
-"""run_program.py: names of runs, output passed on piece by piece, and how a run ended."""
+"""run/program.py: names of runs, output passed on piece by piece, and how a run ended."""
 
 import base64
 import errno

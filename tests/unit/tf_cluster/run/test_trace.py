@@ -1,4 +1,4 @@
-"""tf_trace.py: which steps are traced, what the program notices, what is in the file. TensorFlow here is a small one."""
+"""run/trace.py: which steps are traced, what the program notices, what is in the file. TensorFlow here is a small one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""watch_tasks.py: when a task is called silent, back, or a new server, and when a run is given up for it."""
+"""run/watch.py: when a task is called silent, back, or a new server, and when a run is given up for it."""
 
 import json
 import queue

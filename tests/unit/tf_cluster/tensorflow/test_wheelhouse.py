@@ -1,4 +1,4 @@
-"""make_wheelhouse.py: which of the locked packages a machine gets."""
+"""tensorflow/wheelhouse.py: which of the locked packages a machine gets."""
 
 import os
 import zipfile
