@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import glob
 import json
+import math
 import os
 import re
 import shlex
-import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,18 +20,16 @@ from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.executor.interpreter_discovery import discover_interpreter
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
+from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster import lock
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils import archive, progress
 
 # With input, however little, ssh gives the program no terminal: its errors and its answer stay apart.
 NOTHING = b"\n"
 PIECE = 8 * 1024 * 1024  # bytes that go over in one call
-TELL = 10  # seconds between two lines that say what is waited for
-STUCK = 600  # seconds without anything new after which another collection is not waited for any more
-SILENT = 5  # seconds after which a person wants to know whether it still goes on
-STEP = re.compile(r"step [0-9]+ of [0-9]+")  # as the helper for programs prints it
+TELL_SECONDS = 10  # between two lines that report what is waited for
+STUCK_SECONDS = 600  # without anything new, after which another collection is not waited for any more
 ABSENT = re.compile(r"(?:No module named '?|module specification for ')(tf_cluster[a-z_.]*)")  # as Python says it
 NOT_FOUND = 127  # what a shell says of a program that is not there
-JSON_CALLBACKS = ("json", "jsonl")  # of ansible.posix
 DISCOVERED = "discovered_interpreter_python"  # as Ansible calls it
 
 
@@ -83,13 +80,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         if options["input"] is not None:
             data = json.dumps(options["input"]).encode() + b"\n" + data
         if options["announce"]:
-            show_line(f"  {options['announce']}")
+            progress.show_line(f"  {options['announce']}")
         last = [self.put(options["put"])] if options["put"] else []
-        silence, again = Silence(), True
+        silence, again = progress.Silence(), True
         while True:
             answer = self.call([*argv, *last], data, options["statuses"])
             for line in answer.get("lines", []):
-                show_line(f"  {line}")
+                progress.show_line(f"  {line}")
             silence.show(answer.get("lines", []), answer.get("seconds") if "next" in answer else None)
             if answer.get("fetch") and not self.fetch(program, answer["fetch"], Path(options["save_to"])):
                 if not again:
@@ -97,7 +94,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
                 again = False
                 continue
             for name, text in answer.get("files", {}).items():
-                write_below(Path(options["save_to"]), name, text)
+                archive.write_below(Path(options["save_to"]), name, text)
             gathered.update({name: value for name, value in answer.items() if name not in ("lines", "next", "fetch", "files")})
             if answer.get("failure"):
                 raise AnsibleActionFail(answer["failure"])
@@ -147,15 +144,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
     def send(self, paths: list[Path], call: list[str]) -> bytes:
         """Return files and folders as a tar file; where it is large, send it before and return nothing."""
         with tempfile.TemporaryFile() as file:
-            pack(paths, file)
+            archive.pack(paths, file)
             size = file.tell()
             file.seek(0)
             if size <= PIECE:
                 return file.read()
-            progress = Progress("sent", size)
+            shown = progress.Progress("sent", size)
             for offset in range(0, size, PIECE):
                 self.call([*call, "--offset", str(offset)], file.read(PIECE), [0])
-                progress.show(offset)
+                shown.show(offset)
         return NOTHING
 
     def fetch(self, program: list[str], given: dict[str, Any], folder: Path) -> bool:
@@ -166,9 +163,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         local = folder.parent / f".{folder.name}.{'whole' if 'data' in given else given['made']}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            progress = Progress("collected", given["size"])
+            shown = progress.Progress("collected", given["size"])
             with local.open("a+b") as file:
-                wait_for_lock(file)
+                wait_for_other(file)
                 if not os.fstat(file.fileno()).st_nlink:
                     return True  # the one that was waited for has unpacked it, and removed it
                 if "data" in given:
@@ -180,11 +177,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
                     if not answer["data"]:
                         return False
                     file.write(base64.b64decode(answer["data"]))
-                    progress.show(file.tell())
+                    shown.show(file.tell())
                 file.seek(0)
                 with tarfile.open(fileobj=file) as tar:
-                    members = [checked(member) for member in tar]
-                    make_way(folder, members)
+                    members = [archive.check_member(member) for member in tar]
+                    archive.remove_conflicts(folder, members)
                     tar.extractall(folder, members=members)
                 # Before another gets the lock; also what is left of earlier files of the run.
                 for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
@@ -197,12 +194,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
             ) from None
 
 
-def show_line(line: str) -> None:
-    """Print a line; to standard error if standard output is the JSON of a callback plugin."""
-    callback = str(constants.config.get_config_value("DEFAULT_STDOUT_CALLBACK")).rpartition(".")[2]
-    Display().display(line, stderr=callback in JSON_CALLBACKS)
-
-
 def program_of(argv: list[str]) -> list[str]:
     """Return the words of a call that name the program: as far as a module after -m, a script, or - for standard input."""
     for place, word in enumerate(argv):
@@ -213,102 +204,21 @@ def program_of(argv: list[str]) -> list[str]:
     return argv[:1]
 
 
-def wait_for_lock(file: IO[bytes]) -> None:
-    """Lock a file that another collection may be filling; say that it is waited for, and raise where nothing comes any more."""
-    size, grown, due = -1, time.monotonic(), time.monotonic() + TELL
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            now, before, size = time.monotonic(), size, os.fstat(file.fileno()).st_size
-            grown = grown if size == before else now
-            if now - grown > STUCK:
-                raise AnsibleActionFail(
-                    f"another ansible-playbook collects the same run into {file.name}, and nothing has come for {STUCK} s: "
-                    "'lslocks' names it; end it, and collect the run again"
-                ) from None
-            if now >= due:
-                due = now + TELL
-                show_line(f"  waits for another ansible-playbook that collects the same run ({size // 1_000_000} MB so far)")
-        time.sleep(0.1)
+def wait_for_other(file: IO[bytes]) -> None:
+    """Lock a file that another collection may be filling; report the waiting, and raise if nothing arrives any more."""
+    size, arrived, due = -1, time.monotonic(), time.monotonic() + TELL_SECONDS
 
+    def report() -> None:
+        nonlocal size, arrived, due
+        now, before, size = time.monotonic(), size, os.fstat(file.fileno()).st_size
+        arrived = arrived if size == before else now
+        if now - arrived > STUCK_SECONDS:
+            raise AnsibleActionFail(
+                f"another ansible-playbook has locked {file.name}, and nothing has arrived for {STUCK_SECONDS} s: 'lslocks' "
+                "names the process; end it, and collect the run again"
+            )
+        if now >= due:
+            due = now + TELL_SECONDS
+            progress.show_line(f"  waiting for another ansible-playbook that collects the run ({size // 1_000_000} MB so far)")
 
-class Silence:
-    """Says every ten seconds that something which prints nothing still goes on, and how far it said that it was."""
-
-    def __init__(self) -> None:
-        self.step, self.printed, self.due = "", time.monotonic(), 0.0
-
-    def show(self, lines: list[str], seconds: float | None) -> None:
-        """Take note of what was printed; after more than a few seconds without, say so (``seconds``: for how long it runs)."""
-        now = time.monotonic()
-        if lines:
-            self.printed = now
-            steps = [found[0] for line in lines if (found := STEP.match(line))]
-            self.step = f"{steps[-1]}, " if steps else self.step
-        elif seconds is not None and now - self.printed >= SILENT and now >= self.due:
-            self.due = now + 10
-            show_line(f"  ... {seconds:.0f} s, {self.step}nothing printed for {now - self.printed:.0f} s")
-
-
-class Progress:
-    """Says every few seconds how much of a large file has gone over."""
-
-    def __init__(self, verb: str, size: int) -> None:
-        self.verb, self.size, self.due = verb, size, time.monotonic() + 3
-
-    def show(self, done: int) -> None:
-        """Say it, if it is time to."""
-        if time.monotonic() >= self.due:
-            self.due = time.monotonic() + 3
-            show_line(f"  {self.verb} {done // 1_000_000} of {self.size // 1_000_000} MB")
-
-
-def pack(paths: Iterable[Path], file: IO[bytes]) -> None:
-    """Write files and folders into a tar file; the content of a folder that comes first, without its name."""
-    with tarfile.open(fileobj=file, mode="w", dereference=True) as tar:
-        for place, path in enumerate(paths):
-            if not path.exists():
-                raise AnsibleActionFail(f"{path} does not exist on the controller")
-            # The name that it was given, also where that is a link: by this name the program is started.
-            add(tar, path, "." if path.is_dir() and place == 0 else Path(os.path.abspath(path)).name)
-
-
-def add(tar: tarfile.TarFile, path: Path, name: str, above: tuple[Path, ...] = ()) -> None:
-    """Add a file, or a folder with its content; what links lead to as if it lay here. ``above``: the folders that it lies in."""
-    real = path.resolve()
-    if real in above:
-        raise AnsibleActionFail(f"{path} is a link to a folder that it lies in: it can be sent without the link alone")
-    if path.name == "__pycache__" or not path.exists():
-        return  # a link that leads nowhere, as editors make them
-    tar.add(path, name, recursive=False)
-    if path.is_dir():
-        for inner in sorted(path.iterdir()):
-            add(tar, inner, f"{name}/{inner.name}", (*above, real))
-
-
-def checked(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Return a member of a tar file from a machine, or raise: only files and folders, and nothing outside."""
-    parts = member.name.split("/")
-    if not (member.isfile() or member.isdir()) or ".." in parts or not parts[0]:
-        raise AnsibleActionFail(f"the machine sent {member.name!r}, which does not belong into a run's folder")
-    member.mode, member.uid, member.gid = 0o755 if member.isdir() else 0o644, os.getuid(), os.getgid()
-    member.uname = member.gname = ""
-    return member
-
-
-def make_way(folder: Path, members: Iterable[tarfile.TarInfo]) -> None:
-    """Remove what was collected earlier as a file where a folder comes now, or the other way round; never the folder itself."""
-    for member in members:
-        path = folder / member.name
-        if folder in path.parents and os.path.lexists(path) and path.is_dir() != member.isdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def write_below(folder: Path, name: str, text: str) -> None:
-    """Write a file below the folder and nowhere else."""
-    path = (folder / name).resolve()
-    if folder.resolve() not in path.parents:
-        raise AnsibleActionFail(f"{name} lies outside {folder}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    lock.acquire(file, math.inf, report)

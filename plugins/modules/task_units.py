@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
-from typing import TextIO
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster import lock
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.status.systemd import parse_show
 
 DOCUMENTATION = """
@@ -58,7 +56,7 @@ stopped: {description: Tasks that the machine no longer has, type: list, element
 
 
 LOCK = "/run/tf-cluster-units.lock"
-MOST = 420  # seconds: longer than a server with GPUs may take to start
+LOCK_SECONDS = 420  # longer than a server with GPUs may take to start
 DROP_INS = ["confined.conf", "firewall.conf", "gpus.conf", "speed.conf", "tunnel.conf"]
 
 
@@ -128,8 +126,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    lock = open(LOCK, "w", encoding="utf-8")  # noqa: SIM115 (it falls with the process)
-    wait_for(lock, module)
+    lock_file = open(LOCK, "w", encoding="utf-8")  # noqa: SIM115 (open until the process ends, and with it the lock)
+    if not lock.acquire(lock_file, LOCK_SECONDS):
+        module.fail_json(msg=f"Timed out after {LOCK_SECONDS} s waiting for another site.yml on this machine.")
     template, target = module.params["template"], module.params["target"]
     wanted = {template.replace("@", f"@{task}"): inputs for task, inputs in module.params["tasks"].items()}
     systemd = Systemd(module)
@@ -159,18 +158,6 @@ def main() -> None:
     module.exit_json(
         changed=bool(enable or start or restart or stop), started=start, restarted=restart, stopped=stop, enabled=enable
     )
-
-
-def wait_for(lock: TextIO, module: AnsibleModule) -> None:
-    """Take the lock: two that start and stop the same tasks at once end each other's."""
-    deadline = time.monotonic() + MOST
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                module.fail_json(msg=f"Another site.yml has been starting the tasks here for {MOST} s: see what it does.")
-            time.sleep(0.2)
 
 
 def complaint(module: AnsibleModule, systemd: Systemd, wanted: dict[str, str], template: str, drop_ins: list[str]) -> str:

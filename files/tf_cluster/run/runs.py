@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import pwd
@@ -27,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import cli
+from .. import cli, lock
 from ..spec import cluster_config
 
 if TYPE_CHECKING:
@@ -81,18 +80,10 @@ class Run:
 
         Raises BlockingIOError where another call holds it for so many seconds: one that was stopped would hold it for ever.
         """
-        path, deadline = self.folder / f"{what}.lock", time.monotonic() + patience
+        path = self.folder / f"{what}.lock"
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise BlockingIOError(
-                            f"another call has locked {path} for {patience:g} s: 'lslocks' on its machine names it"
-                        ) from None
-                    time.sleep(0.01)
+            if not lock.acquire(file, patience):
+                raise BlockingIOError(f"{path} has been locked for {patience:g} s: 'lslocks' on its machine names the process")
             yield
 
     def reserve(self) -> None:

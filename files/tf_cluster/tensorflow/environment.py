@@ -5,8 +5,8 @@
 
 ``made-of`` in the environment holds what it was made of, and a digest of its files as they were then. An environment is made
 beside the one that is there and takes its place in one step: whoever interrupts leaves the old one or the new one, never half of
-one, and what is left beside it (in ``work``) goes with the next call. A lock lets one call at a time do that; one that waits for
-it says so every ten seconds, by ``lines`` and ``next``, which the action tf_program knows. Answers with one JSON object: ``id``
+one, and what is left beside it (in ``work``) goes with the next call. A lock lets one call at a time do that; the
+action tf_program repeats a call that finds it locked, by ``lines`` and ``next``. Answers with one JSON object: ``id``
 (another one after each making), ``made`` (false where another call had done it), and ``failure``, a sentence.
 """
 
@@ -23,9 +23,9 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-TELL = 10  # seconds that one call waits for another before it says so
+RETRY, TELL = 2, 10  # seconds between two attempts to take the lock, and between two lines that report the waiting
 LOCK = "/run/tf-cluster-install.lock"
 # The note itself, what the role server adds, what Python makes of a file that is there, and a lock of uv's.
 NOT_COUNTED = ("made-of", "tf-cluster.pth", "byte-compiled", "__pycache__", ".lock")
@@ -66,32 +66,19 @@ def digest(folder: str) -> str:
 
 def make(plan: dict[str, Any]) -> dict[str, Any]:
     """Make the environment, unless another call did while this one waited for it."""
-    waited = plan.get("waited", 0)
-    deadline = time.monotonic() + plan["timeout"] - waited
+    waited, seconds = plan.get("waited", 0), plan["timeout"]
     with open(LOCK, "w", encoding="utf-8") as lock:
-        if not taken(lock, min(deadline, time.monotonic() + TELL)):
-            waited += TELL
-            if waited >= plan["timeout"]:
-                return {
-                    "failure": f"Another site.yml has been installing packages here for {plan['timeout']} s: see what it does."
-                }
-            line = f"another site.yml installs packages on {os.uname().nodename}, which is waited for ({waited} s)"
-            return {"lines": [line], "next": [json.dumps({**plan, "waited": waited})]}
-        found = look(plan["venv"])
-        there = found["whole"] and found["made_of"] == plan["made_of"]
-        return {"id": found["id"], "made": False} if there else install(plan, deadline)
-
-
-def taken(lock: TextIO, deadline: float) -> bool:
-    """Take the lock, by the deadline; it falls with the process, however that ends."""
-    while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.5)
+            if waited >= seconds:
+                return {"failure": f"Timed out after {seconds} s waiting for another site.yml on this machine."}
+            lines = [] if waited % TELL else [f"waiting for another site.yml on {os.uname().nodename} ({waited} s)"]
+            time.sleep(RETRY)
+            return {"lines": lines, "next": [json.dumps({**plan, "waited": waited + RETRY})]}
+        found = look(plan["venv"])
+        there = found["whole"] and found["made_of"] == plan["made_of"]
+        return {"id": found["id"], "made": False} if there else install(plan, time.monotonic() + seconds - waited)
 
 
 def install(plan: dict[str, Any], deadline: float) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from ansible.errors import AnsibleActionFail
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils import archive, progress
 from project import load
 
 tf_program = load("plugins/action/tf_program.py")
@@ -32,30 +33,30 @@ def names_in(data):
 
 @pytest.mark.parametrize("name", ["a", "a/b", "logs/worker-0.log", "..a", "a..", "a/...", "é", "a b", "."])
 def test_a_file_within_the_folder_may_come(name):
-    assert tf_program.checked(member(name)).name == name
+    assert archive.check_member(member(name)).name == name
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "..", "../a", "a/../../b", "a/..", "a/../b", "", "//a"])
 def test_a_file_outside_the_folder_may_not_come(name):
     with pytest.raises(AnsibleActionFail, match="does not belong"):
-        tf_program.checked(member(name))
+        archive.check_member(member(name))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_what_is_neither_a_file_nor_a_folder_may_not_come(kind):
     with pytest.raises(AnsibleActionFail, match="'a', which does not belong"):
-        tf_program.checked(member("a", kind))
+        archive.check_member(member("a", kind))
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(tarfile.REGTYPE, 0o644), (tarfile.DIRTYPE, 0o755)])
 def test_what_comes_belongs_to_the_person_who_asked(kind, mode):
-    found = tf_program.checked(member("a", kind))
+    found = archive.check_member(member("a", kind))
     assert (found.mode, found.uid, found.gid) == (mode, os.getuid(), os.getgid())
 
 
 @pytest.mark.parametrize("name", ["a.log", "logs/a.log", "deep/er/a.log", "..a"])
 def test_a_text_is_written_below_the_folder(tmp_path, name):
-    tf_program.write_below(tmp_path / "run", name, "é\n")
+    archive.write_below(tmp_path / "run", name, "é\n")
     assert (tmp_path / "run" / name).read_text(encoding="utf-8") == "é\n"
 
 
@@ -63,7 +64,7 @@ def test_a_text_is_written_below_the_folder(tmp_path, name):
 def test_a_text_is_written_nowhere_else(tmp_path, name):
     (tmp_path / "run").mkdir()
     with pytest.raises(AnsibleActionFail, match="lies outside"):
-        tf_program.write_below(tmp_path / "run", name, "x")
+        archive.write_below(tmp_path / "run", name, "x")
     assert [path.name for path in tmp_path.rglob("*")] == ["run"]
 
 
@@ -71,13 +72,13 @@ def test_a_link_leads_a_text_nowhere_else(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/link").symlink_to(tmp_path)
     with pytest.raises(AnsibleActionFail, match="lies outside"):
-        tf_program.write_below(tmp_path / "run", "link/a", "x")
+        archive.write_below(tmp_path / "run", "link/a", "x")
 
 
 def packed(*paths):
     """Return the names in the tar file that paths become."""
     file = io.BytesIO()
-    tf_program.pack(paths, file)
+    archive.pack(paths, file)
     return names_in(file.getvalue())
 
 
@@ -103,7 +104,7 @@ def test_data_comes_to_lie_beside_the_program(tmp_path):
 def content(path, name):
     """Return the text of one file of the tar file that a path becomes."""
     file = io.BytesIO()
-    tf_program.pack([path], file)
+    archive.pack([path], file)
     file.seek(0)
     with tarfile.open(fileobj=file) as tar:
         return tar.extractfile(name).read().decode()
@@ -357,20 +358,20 @@ def test_two_that_fetch_one_file_at_once_fetch_it_once(fetch, tmp_path):
 
 def test_one_that_is_stopped_does_not_hold_another_for_ever_nor_in_silence(fetch, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(tf_program, "TELL", 0.2)
-    monkeypatch.setattr(tf_program, "STUCK", 0.6)
-    monkeypatch.setattr(tf_program.Display, "display", lambda _self, line, **_more: shown.append(line))
+    monkeypatch.setattr(tf_program, "TELL_SECONDS", 0.2)
+    monkeypatch.setattr(tf_program, "STUCK_SECONDS", 0.6)
+    monkeypatch.setattr(progress.Display, "display", lambda _self, line, **_more: shown.append(line))
     (tmp_path / "output").mkdir()
     with (tmp_path / "output/.run.1.part").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(AnsibleActionFail, match=r"into .*/.run.1.part, and nothing has come for 0.6 s"):
+        with pytest.raises(AnsibleActionFail, match=r"locked .*/.run.1.part, and nothing has arrived for 0.6 s"):
             fetch(member("a"))
-    assert shown[0] == "  waits for another ansible-playbook that collects the same run (0 MB so far)"
+    assert shown[0] == "  waiting for another ansible-playbook that collects the run (0 MB so far)"
     assert fetch(member("a"))
 
 
 def test_one_that_fetches_is_waited_for_as_long_as_something_comes(fetch, tmp_path, monkeypatch):
-    monkeypatch.setattr(tf_program, "STUCK", 0.4)
+    monkeypatch.setattr(tf_program, "STUCK_SECONDS", 0.4)
     (tmp_path / "output").mkdir()
     with ThreadPoolExecutor() as pool, (tmp_path / "output/.run.1.part").open("wb", 0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -430,8 +431,8 @@ def silence(monkeypatch):
     def silence(*printed):
         shown, clock = [], iter(range(len(printed) + 1))
         monkeypatch.setattr(tf_program.time, "monotonic", lambda: float(next(clock)))
-        monkeypatch.setattr(tf_program.Display, "display", lambda _self, line, **_more: shown.append(line))
-        watched = tf_program.Silence()
+        monkeypatch.setattr(progress.Display, "display", lambda _self, line, **_more: shown.append(line))
+        watched = progress.Silence()
         for second, lines in enumerate(printed, 1):
             watched.show(lines, second)
         return shown
@@ -452,9 +453,9 @@ def test_a_run_that_prints_shows_nothing_else(silence):
 
 
 def test_a_call_that_is_no_run_shows_nothing(monkeypatch):
-    monkeypatch.setattr(tf_program, "SILENT", -1)
-    monkeypatch.setattr(tf_program.Display, "display", lambda *_words, **_more: pytest.fail("shown"))
-    tf_program.Silence().show([], None)
+    monkeypatch.setattr(progress, "SILENT_SECONDS", -1)
+    monkeypatch.setattr(progress.Display, "display", lambda *_words, **_more: pytest.fail("shown"))
+    progress.Silence().show([], None)
 
 
 @pytest.mark.parametrize(
@@ -463,9 +464,9 @@ def test_a_call_that_is_no_run_shows_nothing(monkeypatch):
 )
 def test_live_lines_leave_the_json_of_a_callback_alone(monkeypatch, callback, to_stderr):
     shown = []
-    monkeypatch.setattr(tf_program.Display, "display", lambda _self, line, stderr: shown.append((line, stderr)))
+    monkeypatch.setattr(progress.Display, "display", lambda _self, line, stderr: shown.append((line, stderr)))
     monkeypatch.setenv("ANSIBLE_STDOUT_CALLBACK", callback)
-    tf_program.show_line("step 1")
+    progress.show_line("step 1")
     assert shown == [("step 1", to_stderr)]
 
 

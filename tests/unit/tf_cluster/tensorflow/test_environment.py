@@ -127,19 +127,20 @@ def test_a_failure_is_a_sentence_and_leaves_the_old_environment(plan, requiremen
 def test_a_call_that_waits_too_long_for_another_says_so(plan):
     with open(environment.LOCK, "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "Another site.yml" in environment.make({**plan, "timeout": 0})["failure"]
+        assert "waiting for another site.yml" in environment.make({**plan, "timeout": 0})["failure"]
 
 
 def test_a_call_that_waits_for_another_says_so_and_goes_on_waiting(plan, monkeypatch):
-    monkeypatch.setattr(environment, "TELL", 1)
+    monkeypatch.setattr(environment, "RETRY", 1)
     plan["timeout"] = 3
     with open(environment.LOCK, "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         answer = environment.make(plan)
-        assert "another site.yml installs packages on" in answer["lines"][0]
+        assert answer["lines"] == [f"waiting for another site.yml on {os.uname().nodename} (0 s)"]
         [again] = map(json.loads, answer["next"])
         assert again == {**plan, "waited": 1}
-        assert "Another site.yml" in environment.make({**plan, "waited": 2})["failure"]
+        assert environment.make(again)["lines"] == []  # a line every ten seconds
+        assert "Timed out after 3 s" in environment.make({**plan, "waited": 3})["failure"]
     assert environment.make(again)["made"] is True
 
 

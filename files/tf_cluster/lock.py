@@ -1,0 +1,28 @@
+"""Locks between the processes of one machine. Standard library only."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+POLL_SECONDS = 0.05
+
+
+def acquire(file: IO[Any], seconds: float, while_waiting: Callable[[], None] = lambda: None) -> bool:
+    """Take an exclusive lock on an open file and return whether it became free within ``seconds``.
+
+    The lock ends when the file is closed, at the latest with the process (``flock(2)``). While another process holds it,
+    ``while_waiting`` is called between two attempts, and may raise to stop waiting.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            while_waiting()
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)

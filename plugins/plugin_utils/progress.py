@@ -1,0 +1,51 @@
+"""Lines that report progress while a task runs."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from ansible import constants
+from ansible.utils.display import Display
+
+SILENT_SECONDS = 5  # after which a person wants to know whether a program still runs
+SILENCE_SECONDS, TRANSFER_SECONDS = 10, 3  # between two lines
+STEP = re.compile(r"step [0-9]+ of [0-9]+")  # as tf_cluster prints it in programs
+JSON_CALLBACKS = ("json", "jsonl")  # of ansible.posix
+
+
+def show_line(line: str) -> None:
+    """Print a line; to standard error if standard output is the JSON of a callback plugin."""
+    callback = str(constants.config.get_config_value("DEFAULT_STDOUT_CALLBACK")).rpartition(".")[2]
+    Display().display(line, stderr=callback in JSON_CALLBACKS)
+
+
+class Silence:
+    """Reports every ten seconds that a program that prints nothing still runs, and its last step."""
+
+    def __init__(self) -> None:
+        self.step, self.printed, self.due = "", time.monotonic(), 0.0
+
+    def show(self, lines: list[str], seconds: float | None) -> None:
+        """Note what was printed, and report the silence if it lasts; ``seconds``: how long the program has run."""
+        now = time.monotonic()
+        if lines:
+            self.printed = now
+            steps = [found[0] for line in lines if (found := STEP.match(line))]
+            self.step = f"{steps[-1]}, " if steps else self.step
+        elif seconds is not None and now - self.printed >= SILENT_SECONDS and now >= self.due:
+            self.due = now + SILENCE_SECONDS
+            show_line(f"  ... {seconds:.0f} s, {self.step}nothing printed for {now - self.printed:.0f} s")
+
+
+class Progress:
+    """Reports every few seconds how much of a large file was transferred."""
+
+    def __init__(self, verb: str, size: int) -> None:
+        self.verb, self.size, self.due = verb, size, time.monotonic() + TRANSFER_SECONDS
+
+    def show(self, done: int) -> None:
+        """Report the bytes that are ``done``, if a line is due."""
+        if time.monotonic() >= self.due:
+            self.due = time.monotonic() + TRANSFER_SECONDS
+            show_line(f"  {self.verb} {done // 1_000_000} of {self.size // 1_000_000} MB")
