@@ -63,6 +63,21 @@ def cluster_spec(groups: Groups, hostvars: HostVars, provisional: bool = False) 
     return {"problems": [], **inventory.cluster()}
 
 
+def complete_tasks(tasks: Iterable[Mapping[str, Any]]) -> list[Task]:
+    """Return tasks with a default for each value that a play may leave out: name, standing, reached_by and options."""
+    options = {name: default for name, (_kind, default) in OPTIONS.items()}
+    return [
+        {
+            "name": f"{task['job']}-{task['index']}",
+            "standing": task["job"] not in RUN_JOBS,
+            "reached_by": task["address"],
+            **task,
+            "options": {**options, **task.get("options", {})},
+        }
+        for task in tasks
+    ]
+
+
 def machines_per_gpu(groups: Groups, hostvars: HostVars) -> list[str]:
     """Return the machines whose GPUs have to be known before the cluster is: a job is to have a task for each."""
     inventory = Inventory(groups, hostvars)
@@ -296,7 +311,7 @@ class Inventory:
 
     def entry_per_gpu(self, where: str, machine: str, job: str) -> list[dict[str, Any]]:
         """Return an entry for each of the machine's GPUs, as many as were found on it."""
-        found = self.value(machine, "cuda_found")
+        found = (self.value(machine, "ansible_facts") or {}).get("tf_machine", {}).get("gpus")
         if not isinstance(found, dict) and self.provisional:
             self.open_jobs.add(job)
             return [{"options": {"gpus": [0]}}]
@@ -471,7 +486,6 @@ def _known_variables() -> set[str]:
         "spec_cluster",
         "tf_machine",
         "tf_run",
-        "cuda_found",
         "program_args",
         "program_data",
         "program_requirements",
@@ -490,4 +504,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"cluster_spec": cluster_spec, "machines_per_gpu": machines_per_gpu}
+        return {"cluster_spec": cluster_spec, "complete_tasks": complete_tasks, "machines_per_gpu": machines_per_gpu}

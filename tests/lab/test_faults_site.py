@@ -99,7 +99,7 @@ def test_a_machine_that_is_away_keeps_no_other_from_being_converged(site, faults
     assert done.returncode != 0
     assert re.search(rf"worker:1 {site.second} \S+ unreachable no answer from the machine", said(done)), said(done)
     assert re.search(rf"worker:0 {site.first} \S+ answers", said(done)), said(done)
-    assert f"Left out, for what is said of them above: {site.second}, with worker:1." in said(done)
+    assert f"Skipped because of the errors above: {site.second}, with worker:1." in said(done)
     assert re.search(rf"(?m)^{site.second} .*changed=0 +unreachable=1", done.stdout), done.stdout
     assert re.search(rf"(?m)^{site.first} .*changed=[1-9] +unreachable=0 +failed=0", done.stdout), done.stdout
     assert '"worker": [' in site.on(site.first, "cat /etc/tf-cluster/config.json")

@@ -20,6 +20,7 @@ from unittest import mock
 
 import pytest
 from ansible.errors import AnsibleActionFail
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils import archive
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from project import call, load
@@ -160,7 +161,9 @@ machine_variables = st.fixed_dictionaries(
         "tf_encryption": st.one_of(st.booleans(), values),
         "tf_tunnel_network": st.one_of(tunnels, values),
         "tf_tunnel_address": st.one_of(addresses, tunnels, values),
-        "cuda_found": st.sampled_from([{"gpus": [], "pci": []}, {"gpus": [{}], "pci": [{}, {}]}, None, "x"]),
+        "ansible_facts": st.sampled_from(
+            [{}, *({"tf_machine": {"gpus": found}} for found in ({"gpus": [], "pci": []}, {"gpus": [{}], "pci": [{}, {}]}))]
+        ),
     },
 )
 
@@ -291,7 +294,7 @@ def test_a_program_on_its_way_to_the_machine(folder, name, data, around):
         if not paths or program.program_problems(paths[0], {"program_data": beside}):
             return
         tar, commands = io.BytesIO(), []
-        tf_program.pack([Path(path) for path in (paths[0], *beside)], tar)
+        archive.pack([Path(path) for path in (paths[0], *beside)], tar)
         with (
             mock.patch.object(run_program.runs, "RUNS", place / "runs"),
             mock.patch.object(run_program, "USER", pwd.getpwuid(os.getuid()).pw_name),

@@ -1,9 +1,9 @@
-"""Say what systemd knows of this machine's tasks, and which runs go on here.
+"""Report this machine's tasks, runs, firewall and GPUs.
 
     python -m tf_cluster.status worker-0 worker-1
 
 Prints a JSON object: ``units`` (task -> ``unit`` its state, ``since`` ISO 8601, ``restarts``, ``memory_mb``), ``runs``
-(``run``, ``task``, ``since``) and ``firewall`` (what firewall/state.py says).
+(``run``, ``task``, ``since``), ``firewall`` (see firewall/state.py) and ``gpus`` (see cuda/gpus.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from typing import Any
 
+from ..cuda import gpus
 from ..firewall import state as firewall
 from .systemd import parse_show
 
@@ -34,7 +35,7 @@ def main() -> None:
         for identity, unit in show(["tf-run-*.service"]).items()
         if unit.get("ActiveState") in ("active", "activating", "deactivating")
     ]
-    print(json.dumps({"units": units, "runs": runs, "firewall": firewall.state()}))
+    print(json.dumps({"units": units, "runs": runs, "firewall": firewall.state(), "gpus": gpus.find()}))
 
 
 def show(units: list[str]) -> dict[str, dict[str, str]]:

@@ -248,13 +248,14 @@ def test_the_machines_of_which_a_task_uses_a_gpu_are_named(gpus, machines):
 
 @pytest.mark.parametrize("found", [{"gpus": [{}] * 8, "pci": [{}] * 8}, {"gpus": [], "pci": [{}] * 8}])
 def test_a_task_for_each_gpu(found):
-    cluster = cluster_of(three(one={"tf_tasks": {"worker": "per_gpu"}, "cuda_found": found}))
+    cluster = cluster_of(three(one={"tf_tasks": {"worker": "per_gpu"}, "ansible_facts": {"tf_machine": {"gpus": found}}}))
     assert [task["options"]["gpus"] for task in cluster["machines"]["one"]] == [[number] for number in range(8)]
     assert cluster["spec"]["worker"] == ["10.0.0.1:2222", *(f"10.0.0.1:{port}" for port in range(2224, 2231)), TWO]
 
 
 @pytest.mark.parametrize(
-    ("found", "words"), [({}, "are not known"), ({"cuda_found": {"gpus": [], "pci": []}}, "has no NVIDIA GPU")]
+    ("found", "words"),
+    [({}, "are not known"), ({"ansible_facts": {"tf_machine": {"gpus": {"gpus": [], "pci": []}}}}, "has no NVIDIA GPU")],
 )
 def test_a_task_for_each_gpu_takes_gpus(found, words):
     problems = sentences_of(three(one={"tf_tasks": {"worker": "per_gpu"}, **found}))
@@ -527,3 +528,20 @@ def test_a_tunnel_that_cannot_be_gives_a_sentence(all_have, one_has, words):
         variables.update(all_have)
     machines["two"][1].update(one_has)
     assert any(words in sentence for sentence in sentences_of(machines))
+
+
+def test_a_task_of_a_foreign_play_is_completed():
+    [worker, host] = module.complete_tasks(
+        [
+            {"job": "worker", "index": 1, "address": "10.0.0.1", "port": 2222, "options": {"gpus": [0]}},
+            {"job": "host", "index": 0, "address": "10.0.0.2", "port": 2223, "name": "host-0"},
+        ]
+    )
+    assert worker["options"] == {name: default for name, (_kind, default) in module.OPTIONS.items()} | {"gpus": [0]}
+    assert (worker["name"], worker["standing"], worker["reached_by"]) == ("worker-1", True, "10.0.0.1")
+    assert host["standing"] is False
+
+
+def test_completing_a_task_of_the_cluster_changes_nothing():
+    tasks = [task for own in cluster_of(three())["machines"].values() for task in own]
+    assert module.complete_tasks(tasks) == tasks
