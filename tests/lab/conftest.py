@@ -22,6 +22,7 @@ class Cluster:
     """The scenario's cluster."""
 
     scenario = SCENARIO
+    output = ROOT / ".cache/output" / SCENARIO.name  # scenarios run side by side
     inventory = (f"--inventory={ROOT}/inventory/lab/lab.yml", f"--inventory={SCENARIO}/inventory")
 
     def command(self, *words, seconds=300, **settings):
@@ -40,8 +41,9 @@ class Cluster:
         environment["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
         environment["PYTHONUNBUFFERED"] = "1"  # into a pipe, Ansible's lines would come by the block
         environment |= settings
+        output = [f"--extra-vars=tf_output={self.output}"] if words[0] == "ansible-playbook" else []
         return subprocess.Popen(
-            [words[0], *self.inventory, *map(str, words[1:])], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+            [words[0], *self.inventory, *output, *map(str, words[1:])], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import AS_ROOT, ROOT, folder_of, said, verdict
+from conftest import AS_ROOT, folder_of, said, verdict
 
 HOST, FIRST, SECOND = "faults-host", "faults-worker-0", "faults-worker-1"
 NOTICED = 30  # seconds within which a silent task is to be noticed
@@ -389,9 +389,9 @@ def test_the_disk_of_the_host_machine_full_for_a_while(cluster, faults, run, men
 
 
 def test_the_disk_of_the_controller_full(cluster, faults, mended, tmp_path):
-    (ROOT / "output").mkdir(exist_ok=True)
-    subprocess.run([*AS_ROOT, "mount", "-t", "tmpfs", "-o", f"size=20m,uid={os.getuid()}", "tmpfs", ROOT / "output"], check=True)
-    mended.append(lambda: subprocess.run([*AS_ROOT, "umount", ROOT / "output"], check=True))
+    cluster.output.mkdir(parents=True, exist_ok=True)
+    subprocess.run([*AS_ROOT, "mount", "-t", "tmpfs", "-o", f"size=20m,uid={os.getuid()}", "tmpfs", cluster.output], check=True)
+    mended.append(lambda: subprocess.run([*AS_ROOT, "umount", cluster.output], check=True))
     program = tmp_path / "large.py"
     program.write_text(
         "import os, random\nos.chdir(os.environ['TF_RUN_DIR'])\n"
@@ -406,7 +406,7 @@ def test_the_disk_of_the_controller_full(cluster, faults, mended, tmp_path):
         r"could not be written \(No space left on device\).*'ansible-playbook (\S+) -e (run=\S+)' goes on", said(done)
     )
     assert again, said(done)
-    subprocess.run([*AS_ROOT, "mount", "-o", "remount,size=100m", ROOT / "output"], check=True)
+    subprocess.run([*AS_ROOT, "mount", "-o", "remount,size=100m", cluster.output], check=True)
     done = cluster.playbook(again[1], f"--extra-vars={again[2]}")
     assert done.returncode == 0, said(done)
     assert (folder_of(done) / "large").read_bytes() == random.Random(1).randbytes(40_000_000)

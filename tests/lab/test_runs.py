@@ -213,7 +213,7 @@ def test_a_collection_that_was_interrupted_goes_on_where_it_stopped(cluster, det
     time.sleep(3)
     first, deadline, part = cluster.begin(*words), time.monotonic() + 60, []
     while time.monotonic() < deadline and not (part and part[0].stat().st_size > 30_000_000):
-        part = list((ROOT / "output").glob(f".{run}.*.part"))
+        part = list(cluster.output.glob(f".{run}.*.part"))
         time.sleep(0.02)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
@@ -283,7 +283,7 @@ def test_the_status_is_shown_while_the_host_machine_is_away(cluster):
     assert done.returncode != 0
     assert "Not whole: worker:0, worker:1, host:0" in said(done), said(done)
     assert f"the host machine could not ask: {cluster.host} is unreachable" in said(done), said(done)
-    status = json.loads((ROOT / "output/status.json").read_text(encoding="utf-8"))
+    status = json.loads((cluster.output / "status.json").read_text(encoding="utf-8"))
     assert [task["unit"] for task in status["tasks"]] == ["active", "active", "machine is away"]
 
 
@@ -395,7 +395,7 @@ def test_a_task_that_is_stopped_turns_the_status_red(cluster, broken):
     done = cluster.playbook("playbooks/status.yml")
     assert done.returncode != 0
     assert "waits for worker:1 (refused)" in said(done)
-    status = json.loads((ROOT / "output/status.json").read_text(encoding="utf-8"))
+    status = json.loads((cluster.output / "status.json").read_text(encoding="utf-8"))
     states = {task["task"]: (task["unit"], task["state"]) for task in status["tasks"]}
     assert (status["ok"], states["worker:1"]) == (False, ("inactive", "refused"))
 

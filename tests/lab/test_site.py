@@ -73,30 +73,6 @@ def test_a_tag_does_its_stage_alone(cluster):
     assert "tf-server@worker-0.service" in cluster.pids()
 
 
-ROLE_ALONE = """
-- hosts: test-worker-0
-  gather_facts: false
-  become: true
-  roles:
-    - role: distributed.tensorflow.firewall
-      vars: {firewall_peers: {ipv4: [192.0.2.1], ipv6: []}, firewall_ports: [9999]}
-"""
-
-
-def test_the_role_firewall_works_in_a_play_of_its_own(cluster, tmp_path):
-    path = tmp_path / "alone.yml"
-    path.write_text(ROLE_ALONE, encoding="utf-8")
-    for changed in (True, False):
-        done = cluster.playbook(path)
-        assert done.returncode == 0, said(done)
-        assert ("changed=0" not in done.stdout) == changed
-    sets = "nft list set inet tf_cluster ports; nft list set inet tf_cluster peers_ipv4"
-    found = cluster.shell("test-worker-0", sets)["test-worker-0"]
-    assert re.findall(r"elements = \{ (.*) \}", found) == ["9999", "192.0.2.1"]
-    assert cluster.playbook("site.yml").returncode == 0
-    assert "9999" not in cluster.shell("test-worker-0", "nft list table inet tf_cluster")["test-worker-0"]
-
-
 def test_a_task_that_was_started_with_other_inputs_is_restarted(cluster):
     """As after a site.yml that was interrupted between writing and restarting."""
     cluster.shell("test-worker-0", "sed -i s/PACKAGES=.*/PACKAGES=old/ /etc/tf-cluster/tasks/worker-0.env")

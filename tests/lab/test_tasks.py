@@ -1,0 +1,52 @@
+"""The tasks of a standing cluster: their packages, journals and devices."""
+
+import json
+
+from conftest import UNTIL_COMPILED, said
+
+
+def test_the_packages_are_byte_compiled(cluster):
+    """Once the servers stand; what comes after this is not measured beside it."""
+    found = cluster.shell("lab", f"{UNTIL_COMPILED}; systemctl is-enabled tf-cluster-compile.service")
+    assert set(found.values()) == {"done\nenabled"}
+
+
+def test_the_journals_of_all_tasks_in_one(cluster):
+    """Merged by time, for a span."""
+    done = cluster.playbook("playbooks/logs.yml", "--extra-vars=seconds=3600")
+    assert done.returncode == 0, said(done)
+    spec = json.loads((cluster.scenario / "config.json").read_text(encoding="utf-8"))
+    for index, entry in enumerate(spec["worker"]):
+        assert f"worker:{index} listens on {entry}" in said(done)
+
+
+# Holds the processor of worker:0 against itself, then against a GPU that it does not have.
+PROOF = """
+import json, sys, time
+from tf_cluster.ready import gpu_check
+from tf_cluster.tensorflow import capi
+library = capi.Library()
+target = "grpc://" + json.load(open("/etc/tf-cluster/config.json"))["worker"][0]
+task = "/job:worker/replica:0/task:0/device:"
+print(json.dumps([gpu_check.problem(library, target, [task + name], time.monotonic() + 20) for name in ("CPU:0", "GPU:0")]))
+"""
+
+
+def test_a_device_proves_that_it_computes(cluster):
+    """With no GPU at hand, the processor stands for one."""
+    host = cluster.host
+    good, bad = cluster.python(host, PROOF)
+    assert good == ""
+    assert bad.startswith("a GPU does not compute: ")
+
+
+def test_a_program_may_need_devices(cluster):
+    """The gate says so before the run where they are not there."""
+    for needs, words in [
+        ("/job:worker/task:0/device:CPU:0", ""),
+        ("/job:worker/task:0/device:GPU:0", "the program needs /job:worker/task:0/device:GPU:0; the task has"),
+        ("/job:worker/task:99/device:CPU:0", "needs /job:worker/task:99/device:CPU:0, and the cluster has no such task"),
+    ]:
+        done = cluster.playbook("playbooks/status.yml", f"--extra-vars=ready_needs={needs}")
+        assert (done.returncode == 0) is (words == ""), said(done)
+        assert words in said(done), said(done)
