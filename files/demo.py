@@ -1,21 +1,21 @@
-"""The demo: the computation of the seed, placed on two workers, its result brought to the host.
+"""The demo: the seed's computation on two workers, with the result on the host.
 
     c = a b                    on /job:worker/task:0
     d = a b + log(100 + c)     on /job:worker/task:1
 
-A plain TensorFlow program: it reads config.json, starts the host's server, runs one session, and leaves the result and
-TensorFlow's own record of which task ran which operation.
+A plain TensorFlow program: it reads config.json, starts the host's server, runs one session, and writes the result and
+TensorFlow's record of which task ran which operation.
 """
 
 import json
 import os
 from pathlib import Path
 
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # a processor has no GPU trace to warn about
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # hides the warning that a CPU has no GPU trace
 
 import tensorflow as tf
 
-DEADLINE = 60_000  # milliseconds that a step may take: without one, a session with a dead worker hangs for ever
+DEADLINE = 60_000  # milliseconds per step: without a limit, a session with a dead worker hangs forever
 
 with open(os.environ.get("TF_CLUSTER_CONFIG", "config.json"), encoding="utf-8") as file:
     cluster_spec = json.load(file)
@@ -23,7 +23,7 @@ v1 = tf.compat.v1
 v1.disable_eager_execution()
 cluster = tf.train.ClusterSpec(cluster_spec)
 server = tf.distribute.Server(cluster, job_name="host", task_index=0)
-last_worker = f"/job:worker/task:{min(1, len(cluster_spec['worker']) - 1)}"  # with one worker it computes both
+last_worker = f"/job:worker/task:{min(1, len(cluster_spec['worker']) - 1)}"  # with one worker, it computes both
 
 with tf.device("/job:worker/task:0"):
     a = tf.constant([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], shape=[2, 3], name="a")
@@ -33,7 +33,7 @@ with tf.device("/job:worker/task:0"):
 with tf.device(last_worker):
     d = tf.add(tf.matmul(a, b, name="ab"), tf.math.log(100 + c, name="log"), name="d")
 
-# The operations run as they stand: an optimiser would fold these constants into one and compute them on the host.
+# No optimisation: it would fold the constants and compute them on the host.
 config = v1.ConfigProto(operation_timeout_in_ms=DEADLINE)
 config.graph_options.optimizer_options.opt_level = v1.OptimizerOptions.L0
 config.graph_options.rewrite_options.disable_meta_optimizer = True
@@ -46,7 +46,7 @@ print(result)
 ran = {}
 for device in record.step_stats.dev_stats:
     for node in device.node_stats:
-        # TensorFlow also lists what ran on a GPU under devices without a task, such as "/device:GPU:0/stream:all".
+        # TensorFlow also lists operations on a GPU under devices without a task, such as "/device:GPU:0/stream:all".
         if node.node_name in ("c", "ab", "log", "d") and device.device.startswith("/job:"):
             ran[node.node_name] = device.device
 for name, device in sorted(ran.items()):

@@ -1,4 +1,4 @@
-"""A helper for programs on the cluster: sessions that end, tasks by name, results and steps. A program without it works too.
+"""Public API for programs on the cluster: sessions with a deadline, task names, results and steps. Its use is optional.
 
     import tf_cluster
 
@@ -7,8 +7,8 @@
     with tf_cluster.session(deadline=60) as session:
         tf_cluster.save_result({"total": session.run(total)})
 
-The cluster is what TF_CONFIG says, else the file that TF_CLUSTER_CONFIG names, else ./config.json. Standard library only until
-a session or a connection is asked for, then TensorFlow as well. docs/tf_cluster.md has an example of everything.
+The cluster spec comes from TF_CONFIG, else from the file that TF_CLUSTER_CONFIG names, else from ./config.json. Only sessions and
+connections import TensorFlow; the rest needs the standard library only. docs/tf_cluster.md has examples.
 """
 
 from .api import ClusterError, cluster, connect, on, retrying, save_result, session, step, task, tasks

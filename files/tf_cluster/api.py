@@ -1,4 +1,4 @@
-"""The helper for programs; ``tf_cluster`` itself has all of it."""
+"""Implementation of the public API; import it from ``tf_cluster``."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 __all__ = ["ClusterError", "cluster", "connect", "on", "retrying", "save_result", "session", "step", "task", "tasks"]
 
-T = TypeVar("T")  # what a program's work returns
-_own: dict[str, Any] = {}  # this process's server or connection: TensorFlow has one of them a process
+T = TypeVar("T")
+_own: dict[str, Any] = {}  # this process's server or connection: TensorFlow allows one per process
 _steps: dict[str, float] = {}  # when the last step was printed
 
 
 class ClusterError(Exception):
-    """The cluster is not as the program needs it; the message is a sentence."""
+    """The cluster spec or a task does not meet the program's needs. The message says why."""
 
 
 def cluster() -> dict[str, list[str]]:
     """Return the cluster spec: job -> list of ``address:port``, in the order of the task indices.
 
-    Raises ClusterError where there is none, or something else in its place.
+    Raises ClusterError if it is missing or invalid.
     """
     source, text = "TF_CONFIG", os.environ.get("TF_CONFIG", "")
     spec = _parsed(source, text).get("cluster") if text else None
@@ -45,7 +45,9 @@ def cluster() -> dict[str, list[str]]:
         try:
             spec = _parsed(source, Path(source).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise ClusterError(f"no cluster: neither TF_CONFIG nor TF_CLUSTER_CONFIG is set, and {source}: {error}") from None
+            raise ClusterError(
+                f"no cluster spec: {source} cannot be read ({error}). Set TF_CONFIG or TF_CLUSTER_CONFIG."
+            ) from None
     if not isinstance(spec, dict) or not all(_is_job(entries) for entries in spec.values()):
         raise ClusterError(f'{source} is not a cluster spec, as in {{"worker": ["10.0.0.5:2222"], "host": ["10.0.0.6:2223"]}}')
     return spec
@@ -57,7 +59,7 @@ def _parsed(source: str, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ClusterError(f"{source} is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ClusterError(f"{source} is {type(found).__name__}, not an object")
+        raise ClusterError(f"{source} must be a JSON object, not {type(found).__name__}")
     return found
 
 
@@ -67,31 +69,31 @@ def _is_job(entries: object) -> bool:
 
 
 def task() -> tuple[str, int]:
-    """Return job and index of this process's own task: what TF_CONFIG says, else the seed's ``("host", 0)``."""
+    """Return job and index of this process's task: from TF_CONFIG, else ``("host", 0)``."""
     own = _parsed("TF_CONFIG", os.environ.get("TF_CONFIG") or "{}").get("task") or {}
     try:
         return str(own.get("type", "host")), int(own.get("index", 0))
     except (AttributeError, TypeError, ValueError):
-        raise ClusterError(f"the task in TF_CONFIG is {own!r}, not a type and an index") from None
+        raise ClusterError(f"the task in TF_CONFIG is {own!r}: it must have a type and an index") from None
 
 
 def on(job: str, index: int = 0, gpu: int | None = None, cpu: int | None = None) -> str:
     """Return the name of a task's device for ``tf.device``, as in "/job:worker/task:1/device:GPU:0".
 
-    Raises ClusterError where the cluster has no such task; whether it has the GPU, ``ready_needs`` of a run asks before.
+    Raises ClusterError if the cluster has no such task. It does not check the GPU; the run variable ``ready_needs`` does.
     """
     spec = cluster()
     if not 0 <= index < len(spec.get(job, [])):
         there = ", ".join(f"{name}:{number}" for name, entries in sorted(spec.items()) for number in range(len(entries)))
         left_out = os.environ.get("TF_CLUSTER_MISSING")
-        without = f" ({left_out} of the cluster did not answer and is left out of this run)" if left_out else ""
+        without = f" (this run excludes {left_out}, which did not answer)" if left_out else ""
         raise ClusterError(f"the cluster has no task {job}:{index}; it has {there}{without}")
     device = "" if gpu is None and cpu is None else f"/device:CPU:{cpu}" if gpu is None else f"/device:GPU:{gpu}"
     return f"/job:{job}/task:{index}{device}"
 
 
 def tasks(job: str | None = None) -> list[str]:
-    """Return the device names of a job's tasks, or of all that are servers of their own (not ``host`` and ``chief``)."""
+    """Return the device names of a job's tasks, or of all tasks outside the jobs ``host`` and ``chief``."""
     spec = cluster()
     if job is not None and job not in spec:
         raise ClusterError(f"the cluster has no job {job}; it has {', '.join(sorted(spec))}")
@@ -104,9 +106,9 @@ def session(
 ) -> tf.compat.v1.Session:
     """Open a ``tf.compat.v1.Session`` on the cluster. A step that takes longer than ``deadline`` seconds fails.
 
-    It fails with TensorFlow's ``DeadlineExceededError``; without a limit a session with a dead task hangs for ever. ``graph`` is
-    the default graph, ``config`` a ``ConfigProto`` of your own. The first call starts this task's own server. A task that does
-    not answer is waited for, for ``deadline`` seconds at most; then ClusterError names it.
+    It raises TensorFlow's ``DeadlineExceededError``. ``graph`` is the default graph if None; ``config`` is a ``ConfigProto``.
+    The first call starts this task's server. The call waits up to ``deadline`` seconds until all tasks answer, then raises
+    ClusterError with the names of those that do not.
     """
     import tensorflow as tf
 
@@ -115,66 +117,66 @@ def session(
         own.CopyFrom(config)
     own.operation_timeout_in_ms = int(deadline * 1000)
     target = _server().target
-    _await_tasks(deadline)  # a session that begins while a task is frozen hangs, whatever its limit
+    _await_tasks(deadline)  # a session that opens while a task is frozen hangs despite its limit
     return _session_class()(target, graph=graph, config=own)
 
 
 @functools.cache
 def _session_class() -> type[tf.compat.v1.Session]:
-    """Return TensorFlow's session, but that it is not closed once a step took too long: that would wait for the frozen task."""
+    """Return a session class that does not close after a timeout, because closing would wait for the frozen task."""
     import tensorflow as tf
 
     class Session(tf.compat.v1.Session):  # type: ignore[misc]  # TensorFlow has no types
-        left_alone = False
+        abandoned = False
 
         def run(self, *words: Any, **more: Any) -> Any:
             try:
                 return super().run(*words, **more)
             except tf.errors.DeadlineExceededError:
-                if not self.left_alone:
-                    ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))  # nor when Python ends
-                self.left_alone = True
+                if not self.abandoned:
+                    ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))  # nor when Python exits
+                self.abandoned = True
                 raise
 
         def close(self) -> None:
-            if not self.left_alone:
+            if not self.abandoned:
                 super().close()
 
     return Session
 
 
 def _server() -> tf.distribute.Server:
-    """Return this task's own server, started once."""
+    """Return this task's server; the first call starts it."""
     import tensorflow as tf
 
     if "connection" in _own:
-        raise ClusterError("this program is connected to the cluster by connect(): it cannot open sessions as well")
+        raise ClusterError("this program has called connect(): it cannot open sessions as well")
     if "server" not in _own:
         (job, index), spec = task(), cluster()
-        on(job, index)  # says what is there if it is not
-        _leave_proxies(spec)
+        on(job, index)  # raises ClusterError if the task is unknown
+        _bypass_proxies(spec)
         _own["server"] = tf.distribute.Server(tf.train.ClusterSpec(spec), job_name=job, task_index=index)
     return _own["server"]
 
 
 def connect(deadline: float = 60.0) -> list[str]:
-    """Connect this program's eager operations to the cluster, and return the names of the standing tasks.
+    """Connect this program's eager operations to the cluster; return the device names that ``tasks()`` returns.
 
-    Each task has to compute something within ``deadline`` seconds altogether, otherwise ClusterError names those that did not.
-    A task that goes away later ends the connection for good: a program that has to survive that uses ``retrying``.
+    All tasks must compute something within ``deadline`` seconds, otherwise ClusterError names those that did not. If a task
+    stops later, the connection fails permanently; use ``retrying`` in programs that must survive that.
     """
     import tensorflow as tf
 
     if "server" in _own:
-        raise ClusterError("this program has opened sessions on the cluster: it cannot connect to it as well")
+        raise ClusterError("this program has opened sessions: it cannot call connect() as well")
     until, (job, index), devices = time.monotonic() + deadline, task(), tasks()
     on(job, index)
     if "connection" not in _own:
-        _leave_proxies(cluster())
+        _bypass_proxies(cluster())
         _await_tasks(deadline)
         tf.config.experimental_connect_to_cluster(tf.train.ClusterSpec(cluster()), job_name=job, task_index=index)
         _own["connection"] = True
-    computed: dict[str, bool | str] = {}  # device -> whether it computed, or why not
+    computed: dict[str, bool | str] = {}  # device -> True, or the error message
 
     def compute(device: str) -> None:
         try:
@@ -190,7 +192,7 @@ def connect(deadline: float = 60.0) -> list[str]:
         thread.join(max(0.0, until - time.monotonic()))
     wrong = [f"{device} ({computed.get(device) or 'hangs'})" for device in devices if computed.get(device) is not True]
     if wrong:
-        raise ClusterError(f"after {deadline:.0f} s these tasks had computed nothing: {', '.join(wrong)}")
+        raise ClusterError(f"these tasks computed nothing within {deadline:.0f} s: {', '.join(wrong)}")
     return devices
 
 
@@ -203,15 +205,15 @@ def retrying(
     graph: tf.Graph | None = None,
     config: tf.compat.v1.ConfigProto | None = None,
 ) -> T:
-    """Call ``work(session)`` and return what it returns; again with a *new* session when a task went away meanwhile.
+    """Call ``work(session)`` and return its result. If a task is lost, call it again with a *new* session.
 
-    A session never recovers from a task that was restarted, and what the task held (variables, queues) is gone: ``work`` begins
-    anew, so it initialises or restores what it needs. Waits at most ``seconds`` for tasks to come back, each time, and makes at
-    most ``times`` further sessions; says on standard error what it waits for. After that, ClusterError.
+    A session never recovers from a task restart, and the task's variables and queues are lost. So ``work`` must initialise or
+    restore all it needs. Each retry waits up to ``seconds`` for the tasks and reports them on standard error. After ``times``
+    retries it raises ClusterError.
     """
     import tensorflow as tf
 
-    gone = (tf.errors.AbortedError, tf.errors.UnavailableError, tf.errors.DeadlineExceededError)
+    retryable = (tf.errors.AbortedError, tf.errors.UnavailableError, tf.errors.DeadlineExceededError)
     for attempt in range(times + 1):
         if attempt:
             time.sleep(min(5.0, 0.5 * 2 ** (attempt - 1)))
@@ -220,20 +222,20 @@ def retrying(
         try:
             with opened.graph.as_default(), opened.as_default():
                 done = work(opened)
-        except gone as error:
+        except retryable as error:
             lines = [line for line in error.message.splitlines() if not re.match(r"\s*$|=+$|Graph execution error", line)]
             reason = f"{type(error).__name__}: {' '.join(lines[:2]) or 'no reason given'}"
             if attempt == times:
                 raise ClusterError(f"gave up after {times + 1} sessions; the last one failed with {reason}") from error
-            _say(f"{reason}; makes session {attempt + 2} of at most {times + 1} when all tasks answer")
+            _log(f"{reason}; opens session {attempt + 2} of at most {times + 1} when all tasks answer")
         else:
             opened.close()
             return done
-    raise ClusterError("times is less than 0")
+    raise ClusterError("times must be 0 or more")
 
 
 def _await_tasks(seconds: float) -> None:
-    """Wait until every standing task answers; say every few seconds which do not; ClusterError after ``seconds``."""
+    """Wait until all tasks answer; report the others every 10 s; raise ClusterError after ``seconds``."""
     spec, begun, due = cluster(), time.monotonic(), time.monotonic() + 2
     left = {(job, index): entry for job in spec if job not in RUN_JOBS for index, entry in enumerate(spec[job])}
     left.pop(task(), None)
@@ -245,15 +247,15 @@ def _await_tasks(seconds: float) -> None:
             return
         waited, names = time.monotonic() - begun, ", ".join(f"{job}:{index} at {entry}" for (job, index), entry in left.items())
         if waited > seconds:
-            raise ClusterError(f"still no answer after {waited:.0f} s from {names}")
+            raise ClusterError(f"no answer after {waited:.0f} s from {names}")
         if time.monotonic() > due:
-            _say(f"waits for {names} ({waited:.0f} s of at most {seconds:.0f})")
+            _log(f"waiting for {names} ({waited:.0f} s of at most {seconds:.0f})")
             due = time.monotonic() + 10
         time.sleep(0.2)
 
 
 def answers(name: tuple[str, int], entry: str) -> bool:
-    """Tell whether a task takes connections, and computes something within three seconds."""
+    """Return whether a task accepts connections and computes something within three seconds."""
     address, _colon, port = entry.rpartition(":")
     try:
         socket.create_connection((address.strip("[]"), int(port)), timeout=1).close()
@@ -262,7 +264,7 @@ def answers(name: tuple[str, int], entry: str) -> bool:
     import tensorflow as tf
 
     v1 = tf.compat.v1
-    # The task's own session, which has a real limit; it knows of no other task.
+    # A session on the task's own server, without other tasks: its time limit works.
     config = v1.ConfigProto(operation_timeout_in_ms=3000, device_filters=["/job:nobody"])
     try:
         with tf.Graph().as_default(), v1.Session(f"grpc://{entry}", config=config) as asked:
@@ -271,58 +273,58 @@ def answers(name: tuple[str, int], entry: str) -> bool:
         return False
 
 
-def _leave_proxies(spec: dict[str, list[str]]) -> None:
-    """Keep gRPC from sending the cluster's traffic to a proxy that the environment names."""
+def _bypass_proxies(spec: dict[str, list[str]]) -> None:
+    """Exclude the cluster's addresses from the proxy of the environment, which gRPC would use."""
     addresses = {entry.rpartition(":")[0].strip("[]") for entries in spec.values() for entry in entries}
     os.environ.setdefault("no_grpc_proxy", ",".join(sorted(addresses)))
 
 
-def _say(sentence: str) -> None:
+def _log(sentence: str) -> None:
     print(f"tf_cluster: {sentence}", file=sys.stderr, flush=True)
 
 
 def save_result(value: object) -> Path:
-    """Write ``value`` as the run's result.json, whole or not at all, and return its path (in TF_RUN_DIR, else here).
+    """Write ``value`` atomically as result.json in TF_RUN_DIR (else in the working directory); return its path.
 
-    Takes what JSON has, and NumPy arrays and scalars, tensors, tuples, sets, bytes and paths, in dicts and lists too. NaN and
-    infinite numbers, which JSON does not have, become null. TypeError names anything else.
+    Accepts JSON types and NumPy arrays and scalars, tensors, tuples, sets, bytes and paths, also nested in dicts and lists. NaN
+    and infinite numbers become null. Raises TypeError for other types.
     """
     path = Path(os.environ.get("TF_RUN_DIR") or ".", "result.json")
-    text = json.dumps(_plain(value), allow_nan=False, indent=1)
+    text = json.dumps(_to_json(value), allow_nan=False, indent=1)
     temporary = path.with_name(f".result.json.{os.getpid()}")
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
     return path
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as JSON has it."""
+def _to_json(value: Any) -> Any:
+    """Return a value as JSON types."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, dict):
-        return {str(_plain(key)): _plain(inner) for key, inner in value.items()}
+        return {str(_to_json(key)): _to_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(inner) for inner in value]
+        return [_to_json(inner) for inner in value]
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    for method in ("numpy", "to_list", "tolist"):  # a tensor, a ragged one, an array or a scalar of NumPy's
+    for method in ("numpy", "to_list", "tolist"):  # a tensor, a ragged tensor, a NumPy array or scalar
         if callable(getattr(value, method, None)):
             inner = getattr(value, method)()
             if type(inner) is not type(value):
-                return _plain(inner)
+                return _to_json(inner)
     if hasattr(value, "__index__"):
         return int(value)
     if hasattr(value, "__float__"):
         return float(value) if math.isfinite(value) else None
-    raise TypeError(f"a result cannot hold {value!r}, a {type(value).__name__}")
+    raise TypeError(f"result.json cannot hold {value!r} of type {type(value).__name__}")
 
 
 def step(number: int, of: int | None = None, every: float = 1.0, **values: object) -> None:
-    """Print that a step is done, as in "step 40 of 100, loss 0.25": ``number`` from 1, ``values`` what a person wants to see.
+    """Print that a step is done, such as "step 40 of 100, loss 0.25". ``number`` counts from 1; ``values`` are printed.
 
-    At most one line every ``every`` seconds, but always the last step, so that a million steps are no million lines.
+    Prints at most one line every ``every`` seconds, and always the last step.
     """
     now = time.monotonic()
     if number != of and now - _steps.get("printed", -math.inf) < every:
@@ -330,6 +332,6 @@ def step(number: int, of: int | None = None, every: float = 1.0, **values: objec
     _steps["printed"] = now
     words = [f"step {number}" + ("" if of is None else f" of {of}")]
     for name, value in values.items():
-        value = _plain(value)
+        value = _to_json(value)
         words.append(f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}")
     print(", ".join(words), flush=True)

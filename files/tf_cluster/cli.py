@@ -1,4 +1,4 @@
-"""What the package's programs have in common on their command line. Standard library only."""
+"""Functions that all command-line programs of the package use. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PROXY_VARIABLES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 
 
 def program_name() -> str:
-    """Return the name that this program was called by: "create_server.py", or "tf_cluster.run" for that module."""
+    """Return the name of this program: "create_server.py", or "tf_cluster.run" for that module."""
     path = Path(sys.argv[0])
     if path.name == "__main__.py":
         return f"tf_cluster.{path.parent.name}"
@@ -19,13 +19,13 @@ def program_name() -> str:
 
 
 def remove_proxy_variables() -> None:
-    """Remove the proxy variables from this process: gRPC would send the cluster's traffic there."""
+    """Remove the proxy variables from this process, so that gRPC sends no cluster traffic to a proxy."""
     for name in PROXY_VARIABLES:
         os.environ.pop(name, None)
         os.environ.pop(name.upper(), None)
 
 
 def fail(sentence: str, status: int) -> NoReturn:
-    """Print one sentence as this program's error and exit."""
+    """Print a sentence on standard error and exit with ``status``."""
     print(f"{program_name()}: {sentence}", file=sys.stderr, flush=True)
     sys.exit(status)

@@ -13,8 +13,8 @@ POLL_SECONDS = 0.05
 def acquire(file: IO[Any], seconds: float, while_waiting: Callable[[], None] = lambda: None) -> bool:
     """Take an exclusive lock on an open file and return whether it became free within ``seconds``.
 
-    The lock ends when the file is closed, at the latest with the process (``flock(2)``). While another process holds it,
-    ``while_waiting`` is called between two attempts, and may raise to stop waiting.
+    Closing the file releases the lock (``flock(2)``). While another process holds it, ``while_waiting`` is called between two
+    attempts. It may raise an exception to stop waiting.
     """
     deadline = time.monotonic() + seconds
     while True:

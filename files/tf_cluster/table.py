@@ -7,6 +7,6 @@ from itertools import zip_longest
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of text, the heads first, as lines whose columns are aligned; rows may differ in length."""
+    """Return rows, headings first, as lines with aligned columns. Rows may differ in length."""
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

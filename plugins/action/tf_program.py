@@ -1,4 +1,4 @@
-"""Call one of the project's programs on a machine and go on until it has done what was asked."""
+"""Call one of the project's programs on a machine until its answer has no ``next``."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster import lock
 from ansible_collections.distributed.tensorflow.plugins.plugin_utils import archive, progress
 
-# With input, however little, ssh gives the program no terminal: its errors and its answer stay apart.
+# With any input, ssh gives the program no terminal, so that stderr and stdout stay separate.
 NOTHING = b"\n"
-PIECE = 8 * 1024 * 1024  # bytes that go over in one call
-TELL_SECONDS = 10  # between two lines that report what is waited for
-STUCK_SECONDS = 600  # without anything new, after which another collection is not waited for any more
-ABSENT = re.compile(r"(?:No module named '?|module specification for ')(tf_cluster[a-z_.]*)")  # as Python says it
-NOT_FOUND = 127  # what a shell says of a program that is not there
-DISCOVERED = "discovered_interpreter_python"  # as Ansible calls it
+PIECE = 8 * 1024 * 1024  # bytes per call
+TELL_SECONDS = 10  # between two lines that report the waiting
+STUCK_SECONDS = 600  # without new data, until the wait for another collection times out
+ABSENT = re.compile(r"(?:No module named '?|module specification for ')(tf_cluster[a-z_.]*)")  # Python's messages
+NOT_FOUND = 127  # exit status of a shell for a missing program
+DISCOVERED = "discovered_interpreter_python"  # name of Ansible's fact
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
@@ -41,7 +41,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
     reconnects = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Call, show, fetch, and call again until there is no ``next``."""
+        """Call the program, show its lines and fetch its files, until there is no ``next``."""
         result = super().run(tmp, task_vars)
         _checked, options = self.validate_argument_spec(
             {
@@ -68,8 +68,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
             return {**result, "failed": True, "msg": error.message}
 
     def call_until_done(self, argv: list[str], options: dict[str, Any]) -> dict[str, Any]:
-        """Call a program, and again as long as it answers with ``next``; return what it answered."""
-        gathered: dict[str, Any] = {}
+        """Call a program until its answer has no ``next``, and return the combined answers."""
+        combined: dict[str, Any] = {}
         program = program_of(argv)
         if options["send"]:
             data = self.send([Path(path) for path in options["send"]], [*program, *(options["send_call"] or [])])
@@ -82,28 +82,28 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         if options["announce"]:
             progress.show_line(f"  {options['announce']}")
         last = [self.put(options["put"])] if options["put"] else []
-        silence, again = progress.Silence(), True
+        silence, may_repeat = progress.Silence(), True
         while True:
             answer = self.call([*argv, *last], data, options["statuses"])
             for line in answer.get("lines", []):
                 progress.show_line(f"  {line}")
             silence.show(answer.get("lines", []), answer.get("seconds") if "next" in answer else None)
             if answer.get("fetch") and not self.fetch(program, answer["fetch"], Path(options["save_to"])):
-                if not again:
-                    raise AnsibleActionFail("somebody else collects the same run at this moment: try again later")
-                again = False
+                if not may_repeat:
+                    raise AnsibleActionFail("another ansible-playbook is collecting this run. Try again later.")
+                may_repeat = False
                 continue
             for name, text in answer.get("files", {}).items():
                 archive.write_below(Path(options["save_to"]), name, text)
-            gathered.update({name: value for name, value in answer.items() if name not in ("lines", "next", "fetch", "files")})
+            combined.update({name: value for name, value in answer.items() if name not in ("lines", "next", "fetch", "files")})
             if answer.get("failure"):
                 raise AnsibleActionFail(answer["failure"])
             if "next" not in answer:
-                return gathered
+                return combined
             argv, data = [*program, *answer["next"]], data if options["script"] else NOTHING
 
     def python(self, task_vars: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-        """Return the machine's Python as Ansible finds it for its modules, and as a result what had to be found out for that."""
+        """Return the Python that Ansible uses for modules on the machine, and the facts if it had to be discovered."""
         wanted = self._templar.template(constants.config.get_config_value("INTERPRETER_PYTHON", variables=task_vars))
         if not wanted.startswith("auto"):
             return shlex.split(wanted), {}
@@ -125,10 +125,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
                 f"{missing} is missing on this machine, which is not part of the cluster yet. Run 'ansible-playbook site.yml'."
             )
         if done["rc"] not in statuses:
-            said = (done["stderr"] or done["stdout"]).strip().splitlines()
+            lines = (done["stderr"] or done["stdout"]).strip().splitlines()
             name = os.path.basename(program_of(argv)[-1])
-            own = [line.removeprefix(f"{name}: ") for line in said if line.startswith(f"{name}: ")]
-            raise AnsibleActionFail(own[-1] if own else f"{name} ended with status {done['rc']}: {' '.join(said[-3:])}")
+            own = [line.removeprefix(f"{name}: ") for line in lines if line.startswith(f"{name}: ")]
+            raise AnsibleActionFail(own[-1] if own else f"{name} exited with status {done['rc']}: {' '.join(lines[-3:])}")
         try:
             answer: dict[str, Any] = json.loads(done["stdout"].strip().splitlines()[-1])
         except (ValueError, IndexError, RecursionError):
@@ -136,13 +136,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         return answer
 
     def put(self, path: str) -> str:
-        """Send a file as it is, which Ansible removes after the task, and return where it lies on the machine."""
-        place: str = self._connection._shell.join_path(self._make_tmp_path(), os.path.basename(path))
-        self._transfer_file(path, place)
-        return place
+        """Send a file, which Ansible removes after the task, and return its path on the machine."""
+        target: str = self._connection._shell.join_path(self._make_tmp_path(), os.path.basename(path))
+        self._transfer_file(path, target)
+        return target
 
     def send(self, paths: list[Path], call: list[str]) -> bytes:
-        """Return files and folders as a tar file; where it is large, send it before and return nothing."""
+        """Return files and folders as a tar file. If it is large, send it in pieces and return no data."""
         with tempfile.TemporaryFile() as file:
             archive.pack(paths, file)
             size = file.tell()
@@ -156,9 +156,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         return NOTHING
 
     def fetch(self, program: list[str], given: dict[str, Any], folder: Path) -> bool:
-        """Bring a tar file of the machine's here, piece by piece, and unpack it, nothing outside the folder.
+        """Fetch a tar file from the machine, in pieces, and unpack it in the folder.
 
-        Returns false where the machine does not have this file any more: somebody else has collected the run meanwhile.
+        Returns False if the file is missing on the machine, because another call has collected the run meanwhile.
         """
         local = folder.parent / f".{folder.name}.{'whole' if 'data' in given else given['made']}.part"
         try:
@@ -167,7 +167,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
             with local.open("a+b") as file:
                 wait_for_other(file)
                 if not os.fstat(file.fileno()).st_nlink:
-                    return True  # the one that was waited for has unpacked it, and removed it
+                    return True  # the other call has unpacked and removed it
                 if "data" in given:
                     file.truncate(0)
                     file.write(base64.b64decode(given["data"]))
@@ -183,19 +183,19 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
                     members = [archive.check_member(member) for member in tar]
                     archive.remove_conflicts(folder, members)
                     tar.extractall(folder, members=members)
-                # Before another gets the lock; also what is left of earlier files of the run.
+                # Before another call gets the lock. Includes files of earlier, interrupted calls.
                 for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
                     part.unlink(missing_ok=True)
                 return True
         except OSError as error:
             raise AnsibleActionFail(
-                f"{error.filename or local} could not be written ({error.strerror}); what the run left stays on its machine, and "
-                f"'ansible-playbook playbooks/collect.yml -e run={folder.name}' goes on from here"
+                f"{error.filename or local} could not be written ({error.strerror}). The results stay on the machine. Run "
+                f"'ansible-playbook playbooks/collect.yml -e run={folder.name}' to continue."
             ) from None
 
 
 def program_of(argv: list[str]) -> list[str]:
-    """Return the words of a call that name the program: as far as a module after -m, a script, or - for standard input."""
+    """Return the part of a call that names the program: up to a module after -m, a script, or - for standard input."""
     for place, word in enumerate(argv):
         if word == "-m":
             return argv[: place + 2]
@@ -205,7 +205,7 @@ def program_of(argv: list[str]) -> list[str]:
 
 
 def wait_for_other(file: IO[bytes]) -> None:
-    """Lock a file that another collection may be filling; report the waiting, and raise if nothing arrives any more."""
+    """Lock a file that another collection may be writing. Report the waiting, and raise if no more data arrives."""
     size, arrived, due = -1, time.monotonic(), time.monotonic() + TELL_SECONDS
 
     def report() -> None:
@@ -214,8 +214,8 @@ def wait_for_other(file: IO[bytes]) -> None:
         arrived = arrived if size == before else now
         if now - arrived > STUCK_SECONDS:
             raise AnsibleActionFail(
-                f"another ansible-playbook has locked {file.name}, and nothing has arrived for {STUCK_SECONDS} s: 'lslocks' "
-                "names the process; end it, and collect the run again"
+                f"{file.name} is locked by another ansible-playbook, which has received nothing for {STUCK_SECONDS} s. Find the "
+                "process with 'lslocks', stop it, and collect the run again."
             )
         if now >= due:
             due = now + TELL_SECONDS

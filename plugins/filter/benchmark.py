@@ -1,4 +1,4 @@
-"""What a benchmark is asked for, and what it knows of the cluster and its network before it begins."""
+"""Check the options of a benchmark, and compute its input from the cluster and its network."""
 
 from __future__ import annotations
 
@@ -6,31 +6,30 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-Cluster = dict[str, Any]  # as the filter cluster_spec makes it
-Link = dict[str, Any]  # from and to (machines), address, port; once it was measured, gigabytes_per_second or failure
+Cluster = dict[str, Any]  # as the filter cluster_spec returns it
+Link = dict[str, Any]  # from and to (machines), address, port; after the measurement also gigabytes_per_second or failure
 
-LEAST = 10  # seconds
-MOST = 86400
-LINK_SECONDS = 1.3  # that one link takes
-FEW = 5  # sentences that are shown
+MIN_SECONDS, MAX_SECONDS = 10, 86400
+LINK_SECONDS = 1.3  # per link
+MAX_REASONS = 5  # that are shown
 
 
 def benchmark_problems(seconds: Any, iperf: object) -> list[str]:
-    """Return what is wrong with what was asked for, a sentence each."""
+    """Return a sentence for each invalid option."""
     problems = []
     try:
         number = math.nan if isinstance(seconds, bool) else float(seconds)
     except (TypeError, ValueError):
         number = math.nan
-    if not LEAST <= number <= MOST:
-        problems.append(f"The variable benchmark_seconds is {seconds!r}: give seconds, a number from {LEAST} to {MOST}.")
+    if not MIN_SECONDS <= number <= MAX_SECONDS:
+        problems.append(f"benchmark_seconds is {seconds!r}. Set a number from {MIN_SECONDS} to {MAX_SECONDS}.")
     if str(iperf).lower() not in ("true", "false", "yes", "no"):
-        problems.append(f"The variable benchmark_iperf is {iperf!r}: make it true or false.")
+        problems.append(f"benchmark_iperf is {iperf!r}. Set true or false.")
     return problems
 
 
 def network_links(cluster: Cluster, seconds: float | str, offset: int | str = 1000) -> list[Link]:
-    """Return the links that fit into the time, in rounds: in each, every machine sends once and receives once."""
+    """Return the links that fit into the time. In each round, every machine sends once and receives once."""
     names = list(cluster["machines"])
     pairs = [(name, names[(place + shift) % len(names)]) for shift in range(1, len(names)) for place, name in enumerate(names)]
     first = {name: tasks[0] for name, tasks in cluster["machines"].items()}
@@ -43,15 +42,15 @@ def network_links(cluster: Cluster, seconds: float | str, offset: int | str = 10
 def benchmark_about(
     cluster: Cluster, seconds: float | str, iperf: bool, links: list[Link], found: list[Link], problems: dict[str, str]
 ) -> dict[str, Any]:
-    """Return what the program of the benchmark is told: ``seconds``, ``tasks``, ``network`` and ``notes``.
+    """Return the input of the benchmark's program: ``seconds``, ``tasks``, ``network`` and ``notes``.
 
-    ``links`` were to be measured by iperf3, ``found`` are those that were tried; ``problems``: machine -> a sentence. The program
-    has the ``seconds`` that iperf3 leaves.
+    ``links`` are all links for iperf3, ``found`` those that it tried, ``problems`` is machine -> a sentence. The program gets the
+    ``seconds`` that iperf3 leaves.
     """
     tasks = {
         f"{task['address']}:{task['port']}": [f"{task['job']}:{task['index']}", machine, len(task["options"]["gpus"])]
-        for machine, own in cluster["machines"].items()
-        for task in own
+        for machine, machine_tasks in cluster["machines"].items()
+        for task in machine_tasks
     }
     network = [link for link in found if "failure" not in link]
     reasons = [f"{machine}: {' '.join(str(problem).split())[:200].rstrip(' :')}" for machine, problem in problems.items()]
@@ -68,13 +67,13 @@ def benchmark_about(
     else:
         notes = [f"iperf3 measured {len(network)} of {count} links between {len(cluster['machines'])} machines."]
         notes[0] += "" if len(links) == count else " NOT ALL: more do not fit into the time (benchmark_seconds)."
-    notes += [f"iperf3 did not work on {reason}" for reason in reasons[:FEW]]
+    notes += [f"iperf3 did not work on {reason}" for reason in reasons[:MAX_REASONS]]
     left = float(seconds) - (LINK_SECONDS * len(links) if iperf else 0)
     return {"seconds": round(left, 1), "tasks": tasks, "network": network, "notes": notes}
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""

@@ -1,4 +1,4 @@
-"""The state of the whole cluster, for people and for programs."""
+"""Compute the state of the whole cluster, as data and as a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
 
-Task = dict[str, Any]  # of the cluster, as the filter cluster_spec makes it
+Task = dict[str, Any]  # of the cluster, as the filter cluster_spec returns it
 State = dict[str, Any]  # of a machine: units, runs, firewall
 
 COLUMNS = {
@@ -24,15 +24,15 @@ def cluster_status(
     unguarded: Collection[str] = (),
     gate_problem: str = "",
 ) -> dict[str, Any]:
-    """Return the state of each task of the cluster and whether all is well."""
-    asked = {task["task"]: task for task in gate}
-    not_asked = f"the host machine could not ask{': ' if gate_problem else ''}{gate_problem}"
+    """Return the state of each task, and whether the cluster is complete."""
+    answers = {task["task"]: task for task in gate}
+    not_checked = f"the host machine could not check it{': ' if gate_problem else ''}{gate_problem}"
     tasks = []
-    for machine, own in cluster["machines"].items():
+    for machine, machine_tasks in cluster["machines"].items():
         state, problem = states.get(machine), (problems or {}).get(machine, "")
-        for task in own:
+        for task in machine_tasks:
             name = f"{task['job']}:{task['index']}"
-            answer = asked.get(name, {})
+            answer = answers.get(name, {})
             runs = [run["run"] for run in (state or {}).get("runs", []) if run["task"] == name]
             tasks.append(
                 {
@@ -40,7 +40,7 @@ def cluster_status(
                     "machine": machine,
                     "address": f"{task['address']}:{task['port']}",
                     **_unit(task, state, problem),
-                    **_answer(task, {"reason": not_asked, **answer}, state, problem, runs),
+                    **_answer(task, {"reason": not_checked, **answer}, state, problem, runs),
                     "version": answer.get("version"),
                     "gpus": answer.get("gpus", []),
                     "run": ", ".join(runs) or None,
@@ -48,34 +48,33 @@ def cluster_status(
             )
     order = {job: place for place, job in enumerate(cluster["spec"])}
     tasks.sort(key=lambda task: (order[task["task"].partition(":")[0]], int(task["task"].partition(":")[2])))
-    walls = {machine: state["firewall"] for machine, state in states.items() if "firewall" in state}
-    fallen = [machine for machine, wall in walls.items() if machine not in unguarded and not _stands(wall)]
-    besides = [machine for machine, wall in walls.items() if machine in unguarded and (wall["version"] or wall["wanted"])]
-    without = [machine for machine in walls if machine in unguarded and machine not in besides]
-    whole = all(task["state"] in ("answers", "free", "runs") for task in tasks) and not fallen and not besides
-    return {"ok": whole, "open": _open(fallen, besides, without), "tasks": tasks}
+    firewalls = {machine: state["firewall"] for machine, state in states.items() if "firewall" in state}
+    broken = [name for name, firewall in firewalls.items() if name not in unguarded and not _is_intact(firewall)]
+    unwanted = [name for name, firewall in firewalls.items() if name in unguarded and (firewall["version"] or firewall["wanted"])]
+    disabled = [name for name in firewalls if name in unguarded and name not in unwanted]
+    complete = all(task["state"] in ("answers", "free", "runs") for task in tasks) and not broken and not unwanted
+    return {"ok": complete, "open": _firewall_problems(broken, unwanted, disabled), "tasks": tasks}
 
 
-def _stands(wall: dict[str, Any]) -> bool:
-    return wall["version"] is not None and wall["version"] == wall["wanted"] and wall.get("whole", False)
+def _is_intact(firewall: dict[str, Any]) -> bool:
+    return firewall["version"] is not None and firewall["version"] == firewall["wanted"] and firewall.get("whole", False)
 
 
-def _open(fallen: list[str], besides: list[str], without: list[str]) -> list[str]:
+def _firewall_problems(broken: list[str], unwanted: list[str], disabled: list[str]) -> list[str]:
     sentences = []
-    if without:
+    if disabled:
         sentences.append(
-            f"OPEN: whoever reaches the tasks of {', '.join(without)} over the network may run what he likes there, for the "
-            "firewall is switched off (firewall_enabled)."
+            f"OPEN: {', '.join(disabled)}: firewall_enabled is false. Anyone who can reach the tasks over the network can run "
+            "code there."
         )
-    if fallen:
+    if broken:
         sentences.append(
-            f"OPEN: the rules of the firewall of {', '.join(fallen)} are not at work as they were loaded, somebody took them "
-            "away or changed them: 'ansible-playbook site.yml' loads them."
+            f"OPEN: {', '.join(broken)}: the firewall rules are missing or were changed. Run 'ansible-playbook site.yml'."
         )
-    if besides:
+    if unwanted:
         sentences.append(
-            f"The firewall of {', '.join(besides)} is at work, and the inventory switches it off (firewall_enabled): "
-            "'ansible-playbook site.yml' takes it away."
+            f"{', '.join(unwanted)}: the firewall is active, but firewall_enabled is false. Run 'ansible-playbook site.yml' to "
+            "remove it."
         )
     return sentences
 
@@ -97,12 +96,12 @@ def _answer(task: Task, answer: dict[str, Any], state: State | None, problem: st
     if problem:
         return {"state": "not known", "reason": problem}
     if state is None:
-        return {"state": "unreachable", "reason": "its machine cannot be reached by Ansible"}
+        return {"state": "unreachable", "reason": "Ansible cannot reach its machine"}
     return {"state": "runs" if runs else "free", "reason": ""}
 
 
 def status_table(status: dict[str, Any]) -> list[str]:
-    """Return the tasks as lines of a table; columns in which nothing stands are left out."""
+    """Return the tasks as lines of a table, without empty columns."""
     rows = [[_text(task[name]) for name in COLUMNS] for task in status["tasks"]]
     rows = [list(COLUMNS.values()), *rows]
     kept = [place for place in range(len(COLUMNS)) if any(row[place] for row in rows[1:])]
@@ -114,7 +113,7 @@ def _text(value: object) -> str:
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""

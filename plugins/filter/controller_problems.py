@@ -28,7 +28,7 @@ def controller_problems(collections: Iterable[str], packages: Iterable[str] = ()
 
 
 def _can_import(name: str) -> bool:
-    """Tell whether Python finds a module, without loading it."""
+    """Return whether Python finds a module, without loading it."""
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # a package above it is missing
@@ -36,7 +36,7 @@ def _can_import(name: str) -> bool:
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., list[str]]]:
         """Return the filters by name."""

@@ -1,4 +1,4 @@
-"""What keeps tasks from their GPUs, as sentences; and the GPUs that tasks get."""
+"""Check the GPUs that tasks require, and return the GPUs that they get."""
 
 from __future__ import annotations
 
@@ -7,58 +7,58 @@ from typing import Any
 
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
 
-Task = dict[str, Any]  # of the cluster, as the filter cluster_spec makes it
+Task = dict[str, Any]  # of the cluster, as the filter cluster_spec returns it
 Found = dict[str, Any]  # what files/tf_cluster/cuda/gpus.py found on a machine
 Gpu = dict[str, Any]  # one of its GPUs
 
-# TensorFlow 2.21 fails on these although it carries code that should run there.
+# From this compute capability on TensorFlow 2.21 fails, although it contains PTX code for it.
 BROKEN_FROM = (10, 0)
 
 
 def gpu_problems(tasks: list[Task], machine: str, found: Found, needs: dict[str, Any]) -> list[str]:
-    """Return the machine's problems; none where no task is to have a GPU."""
+    """Return a sentence for each problem of the machine's GPUs, or none if no task requires a GPU."""
     wanted = {task["name"]: task["options"]["gpus"] for task in tasks if task["options"]["gpus"]}
     if not wanted:
         return []
-    problems = _driver_problems(machine, found, needs, f"{next(iter(wanted))} is to have a GPU")
+    problems = _driver_problems(machine, found, needs, next(iter(wanted)))
     if problems:
         return problems
-    if not found["gpus"]:  # the driver is still to come: only their number is known
+    if not found["gpus"]:  # without a driver only their number is known
         cards = len(found["pci"])
         return [
-            f"Machine {machine} has {cards} NVIDIA GPU(s), and {name} is to have GPU {gpu}: change its 'gpus'."
+            f"{machine}: {name} requires GPU {gpu}, but the machine has {cards} NVIDIA GPU(s). Change 'gpus'."
             for name, gpus in wanted.items()
             for gpu in gpus
             if isinstance(gpu, int) and gpu >= cards
         ]
     for name, gpus in wanted.items():
-        problems += [sentence for gpu in gpus if (sentence := _unknown(machine, name, gpu, found["gpus"]))]
+        problems += [sentence for gpu in gpus if (sentence := _unknown_gpu(machine, name, gpu, found["gpus"]))]
     if problems:
         return problems
     for task in with_gpus(tasks, found):
         uuids = [gpu["uuid"] for gpu in task["gpus"]]
         if len(set(uuids)) < len(uuids):
-            problems.append(f"The task {task['name']} of machine {machine} is to have one GPU twice: take one out of its 'gpus'.")
+            problems.append(f"{machine}: {task['name']} lists one GPU twice in 'gpus'. Remove one.")
         if len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
             problems.append(
-                f"The task {task['name']} of machine {machine} is to have several GPUs, one of them a part of a split one, and "
-                "CUDA gives a process one part alone: give each part a task of its own."
+                f"{machine}: {task['name']} lists a MIG part and another GPU, but CUDA gives a process only one MIG part. Use a "
+                "separate task for each part."
             )
-    mine = {gpu["uuid"]: gpu for task in with_gpus(tasks, found) for gpu in task["gpus"]}
-    for gpu in mine.values():
+    used = {gpu["uuid"]: gpu for task in with_gpus(tasks, found) for gpu in task["gpus"]}
+    for gpu in used.values():
         problems += _gpu_problems(machine, gpu, needs)
-    return [*problems, *_shares(machine, tasks, found), *_strangers(machine, mine, found["processes"])]
+    return [*problems, *_memory_problems(machine, tasks, found), *_foreign_processes(machine, used, found["processes"])]
 
 
-def _driver_problems(machine: str, found: Found, needs: dict[str, Any], why: str) -> list[str]:
-    """Return the first problem of a machine's processor, cards and driver, in the order in which they are to be solved."""
+def _driver_problems(machine: str, found: Found, needs: dict[str, Any], task: str) -> list[str]:
+    """Return the first problem of a machine's processor, cards and driver, in the order in which to solve them."""
     gpus, known = found["gpus"], {gpu["bus"] for gpu in found["gpus"]}
     lost = [card["bus"] for card in found["pci"] if known and card["bus"] not in known and card["driver"] in ("nvidia", "")]
     facts = {
         **found,
         **needs,
         "machine": machine,
-        "why": why,
+        "task": task,
         "cards": len(found["pci"]),
         "works": bool(gpus),
         "lost": bool(lost) or "device handle" in found["error"] or "is lost" in found["error"],
@@ -70,77 +70,77 @@ def _driver_problems(machine: str, found: Found, needs: dict[str, Any], why: str
     return [sentence.format_map(facts)] if sentence else []
 
 
-# The first that holds is said; the facts are those of files/tf_cluster/cuda/gpus.py, of ``needs``, and those above.
+# Condition -> sentence. The facts are those of files/tf_cluster/cuda/gpus.py, ``needs``, and those above.
 DRIVER_PROBLEMS: tuple[tuple[Callable[[dict[str, Any]], bool], str | None], ...] = (
     (
         lambda facts: facts["processor"] != "x86_64",
-        "Machine {machine} has a processor of the kind {processor}, for which TensorFlow 2.21 has no wheel with GPU support, and "
-        "{why}: take 'gpus' out of its tf_tasks and tf_task_options.",
+        "{machine}: {task} requires a GPU, but TensorFlow 2.21 has no wheel with GPU support for {processor}. Remove 'gpus' from "
+        "tf_tasks and tf_task_options.",
     ),
     (
         lambda facts: not facts["works"] and not facts["cards"],
-        "Machine {machine} has no NVIDIA GPU, and {why}: take 'gpus' out of its tf_tasks and tf_task_options, or look whether "
-        "the card sits in its slot ('lspci -d 10de:' shows it then).",
+        "{machine}: {task} requires a GPU, but the machine has no NVIDIA GPU. Remove 'gpus' from tf_tasks and tf_task_options, "
+        "or check the card ('lspci -d 10de:' must list it).",
     ),
     (
         lambda facts: "version mismatch" in facts["error"],
-        "Machine {machine} runs the kernel's NVIDIA driver {kernel}, but its libraries are of another version (an upgrade "
-        "replaced them): reboot it.",
+        "{machine}: the NVIDIA driver {kernel} in the kernel and its libraries have different versions, because of an upgrade. "
+        "Reboot the machine.",
     ),
     (
         lambda facts: facts["lost"],
-        "A GPU{where} of machine {machine} does not answer its driver ({no_answer}): switch the machine off and on; if it "
-        "happens again, the card, its power or its slot is at fault.",
+        "{machine}: a GPU{where} does not answer its driver ({no_answer}). Switch the machine off and on. If it happens again, "
+        "check the card, its power and its slot.",
     ),
     (
         lambda facts: facts["loaded"] and _version(facts["loaded"]) < _version(facts["driver"]),
-        "Machine {machine} has the NVIDIA driver {loaded}, and TensorFlow needs {driver} or newer: remove that driver and let "
+        "{machine}: the NVIDIA driver is {loaded}, but TensorFlow needs {driver} or newer. Remove that driver and let "
         "cuda_driver install one.",
     ),
     (
         lambda facts: facts["works"] and facts["nvswitch"] and not facts["fabric_manager"],
-        "Machine {machine} joins its GPUs by NVSwitch, and nvidia-fabricmanager does not run there, without which CUDA fails: "
-        "install that package in the driver's version ({loaded}), enable and start it.",
+        "{machine}: nvidia-fabricmanager is not running, but CUDA needs it for NVSwitch. Install that package in the driver's "
+        "version ({loaded}), enable and start it.",
     ),
-    (lambda facts: facts["works"], None),  # what follows is about a driver that is still to come
+    (lambda facts: facts["works"], None),  # the rest is about a missing driver
     (
         lambda facts: facts["kernel"],
-        "Machine {machine} has the NVIDIA driver {kernel}, and nvidia-smi finds no GPU ({error}): repair or remove this driver; "
-        "none is installed over it.",
+        "{machine}: nvidia-smi finds no GPU with the NVIDIA driver {kernel} ({error}). Repair or remove this driver. No other is "
+        "installed over it.",
     ),
     (
         lambda facts: not facts["installs"],
-        "Machine {machine} has {cards} NVIDIA GPU(s) and no driver that works ({error}): set cuda_driver to 'distribution' or "
-        "'nvidia', or install {driver} or newer yourself.",
+        "{machine}: {cards} NVIDIA GPU(s), but no working driver ({error}). Set cuda_driver to 'distribution' or 'nvidia', or "
+        "install {driver} or newer yourself.",
     ),
     (
         lambda facts: not facts["known"],
-        "Machine {machine} runs a distribution for which this project has no way to a driver: install {driver} or newer yourself "
-        "and set cuda_driver to 'none'.",
+        "{machine}: this project cannot install a driver on this distribution. Install {driver} or newer yourself and set "
+        "cuda_driver to 'none'.",
     ),
     (
         lambda facts: facts["reboot_required"],
-        "Machine {machine} waits for a reboot, and a driver is built for the running kernel: reboot it first.",
+        "{machine}: a reboot is pending, but a driver is built for the running kernel. Reboot the machine first.",
     ),
     (
         lambda facts: facts["secure_boot"] and facts["builds"] and not facts["signed"],
-        "Machine {machine} has Secure Boot on, and a driver that is built on it carries no signature that the firmware knows: "
-        "switch Secure Boot off, or install a signed driver yourself and set cuda_driver to 'none'.",
+        "{machine}: Secure Boot rejects a driver that is built on the machine, because its signature is unknown. Switch Secure "
+        "Boot off, or install a signed driver yourself and set cuda_driver to 'none'.",
     ),
 )
 
 
-def _unknown(machine: str, name: str, gpu: int | str, gpus: list[Gpu]) -> str:
+def _unknown_gpu(machine: str, name: str, gpu: int | str, gpus: list[Gpu]) -> str:
     if isinstance(gpu, int):
         if gpu >= len(gpus):
-            return f"Machine {machine} has the GPUs 0 to {len(gpus) - 1}, and {name} is to have GPU {gpu}: change its 'gpus'."
+            return f"{machine}: {name} requires GPU {gpu}, but the machine has the GPUs 0 to {len(gpus) - 1}. Change 'gpus'."
         if gpus[gpu]["mig"]:
-            parts = ", ".join(part["uuid"] for part in gpus[gpu]["parts"]) or "none yet; 'nvidia-smi mig -cgi' makes some"
-            return f"GPU {gpu} of machine {machine} is split by MIG: name a part of it in the 'gpus' of {name} ({parts})."
+            parts = ", ".join(part["uuid"] for part in gpus[gpu]["parts"]) or "none yet; 'nvidia-smi mig -cgi' creates some"
+            return f"{machine}: GPU {gpu} is split by MIG. Set one of its parts in the 'gpus' of {name} ({parts})."
         return ""
     if _by_name(gpu, gpus) is None:
         known = ", ".join([known["uuid"] for known in gpus] + [part["uuid"] for known in gpus for part in known["parts"]])
-        return f"Machine {machine} has no GPU {gpu}, which {name} is to have: it has {known}."
+        return f"{machine}: {name} requires {gpu}, but the machine has {known}. Change 'gpus'."
     return ""
 
 
@@ -150,25 +150,25 @@ def _gpu_problems(machine: str, gpu: Gpu, needs: dict[str, Any]) -> Iterator[str
     major, minor = (int(part) for part in gpu["compute_capability"].split("."))
     if (major, minor) >= BROKEN_FROM:
         yield (
-            f"The {gpu['model']} of machine {machine} has compute capability {major}.{minor}, on which TensorFlow 2.21 is known "
-            "to fail: leave it out of 'gpus'; a newer TensorFlow may have it."
+            f"{machine}: TensorFlow 2.21 is known to fail on {gpu['model']} (compute capability {major}.{minor}). Remove it from "
+            "'gpus'. A newer TensorFlow may support it."
         )
     elif not any(_runs_on(target, major, minor) for target in needs["built_for"]):
         yield (
-            f"The {gpu['model']} of machine {machine} has compute capability {major}.{minor}, and this TensorFlow was built for "
-            f"{', '.join(needs['built_for'])}: leave it out of 'gpus'."
+            f"{machine}: {gpu['model']} has compute capability {major}.{minor}, but this TensorFlow was built for "
+            f"{', '.join(needs['built_for'])}. Remove it from 'gpus'."
         )
 
 
 def _runs_on(target: str, major: int, minor: int) -> bool:
-    """Tell whether code for ``target`` runs on a GPU: machine code within its major version, sm_80 on 8.6; PTX upwards."""
+    """Return whether code for ``target`` runs on a GPU: sm_80 runs on 8.0 to 8.9, PTX (compute_80) also on later ones."""
     kind, _underscore, digits = target.partition("_")
     built = (int(digits[:-1]), int(digits[-1]))
     return built <= (major, minor) and (kind == "compute" or built[0] == major)
 
 
-def _shares(machine: str, tasks: list[Task], found: Found) -> Iterator[str]:
-    """Find GPUs of which tasks are to take more than all memory."""
+def _memory_problems(machine: str, tasks: list[Task], found: Found) -> Iterator[str]:
+    """Yield a sentence for each GPU of which tasks would use more than the whole memory."""
     shares: dict[str, list[tuple[str, float]]] = {}
     for task in with_gpus(tasks, found):
         for gpu in task["gpus"]:
@@ -176,17 +176,17 @@ def _shares(machine: str, tasks: list[Task], found: Found) -> Iterator[str]:
     for uuid, parts in shares.items():
         if sum(share for _name, share in parts) > 1:
             yield (
-                f"The tasks {', '.join(name for name, _share in parts)} of machine {machine} share the GPU {uuid} and are to "
-                "take more than all of its memory: lower their gpu_memory_fraction, or give each a GPU of its own."
+                f"{machine}: the tasks {', '.join(name for name, _share in parts)} would use more than the whole memory of the "
+                f"GPU {uuid}. Lower their gpu_memory_fraction, or give each its own GPU."
             )
 
 
-def _strangers(machine: str, mine: dict[str, Gpu], processes: list[dict[str, Any]]) -> Iterator[str]:
+def _foreign_processes(machine: str, used: dict[str, Gpu], processes: list[dict[str, Any]]) -> Iterator[str]:
     for process in processes:
-        if process["gpu"] in mine and not process["unit"].startswith(("tf-server@", "tf-run-")):
+        if process["gpu"] in used and not process["unit"].startswith(("tf-server@", "tf-run-")):
             yield (
-                f"The GPU {process['gpu']} of machine {machine} is in use by {process['name']} (process {process['pid']}, user "
-                f"{process['user']}), which is no task of this cluster: end it, or leave this GPU out of 'gpus'."
+                f"{machine}: the GPU {process['gpu']} is in use by {process['name']} (process {process['pid']}, user "
+                f"{process['user']}), which is not a task of this cluster. Stop that process, or remove this GPU from 'gpus'."
             )
 
 
@@ -195,7 +195,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _by_name(name: str, gpus: list[Gpu]) -> Gpu | None:
-    """Return the GPU, or the part of one, with this UUID; a GPU by as much of it as nvidia-smi would take."""
+    """Return the GPU or the MIG part with this UUID. The UUID of a GPU may be shortened, as for nvidia-smi."""
     for gpu in gpus:
         if gpu["uuid"] == name or (name.startswith("GPU-") and len(name) >= 12 and gpu["uuid"].startswith(name)):
             return gpu
@@ -206,20 +206,20 @@ def _by_name(name: str, gpus: list[Gpu]) -> Gpu | None:
 
 
 def with_gpus(tasks: list[Task], found: Found) -> list[Task]:
-    """Return the tasks, each with its ``gpus`` as found (uuid, minor, model, ...); those that are not there are left out."""
+    """Return the tasks, each with its ``gpus`` (uuid, minor, model, ...). GPUs that were not found are left out."""
     gpus = found["gpus"]
-    named = []
+    result = []
     for task in tasks:
         own = [
             (gpus[gpu] if gpu < len(gpus) else None) if isinstance(gpu, int) else _by_name(gpu, gpus)
             for gpu in task["options"]["gpus"]
         ]
-        named.append({**task, "gpus": [gpu for gpu in own if gpu]})
-    return named
+        result.append({**task, "gpus": [gpu for gpu in own if gpu]})
+    return result
 
 
 def fleet_problems(fleet: dict[str, Found], may_differ: bool) -> list[str]:
-    """Return a sentence if drivers differ among machines: ``fleet`` is machine -> what was found there."""
+    """Return a sentence if the machines' drivers differ. ``fleet`` is machine -> what was found there."""
     drivers: dict[str, list[str]] = {}
     for machine, found in fleet.items():
         for gpu in found["gpus"][:1]:
@@ -227,11 +227,11 @@ def fleet_problems(fleet: dict[str, Found], may_differ: bool) -> list[str]:
     if len(drivers) < 2 or may_differ:
         return []
     listed = "; ".join(f"{driver} on {', '.join(machines)}" for driver, machines in sorted(drivers.items()))
-    return [f"The machines have different NVIDIA drivers ({listed}): make them alike, or set cuda_allow_driver_mismatch to true."]
+    return [f"NVIDIA drivers differ: {listed}. Install the same one everywhere, or set cuda_allow_driver_mismatch to true."]
 
 
 def gpu_table(fleet: dict[str, Found], machines: dict[str, list[Task]]) -> list[str]:
-    """Return lines on the GPUs of all machines: ``fleet`` is machine -> what was found, ``machines`` machine -> its tasks."""
+    """Return a table of all GPUs. ``fleet`` is machine -> what was found there, ``machines`` machine -> its tasks."""
     rows = [("machine", "GPU", "model", "memory used", "temperature", "tasks")]
     for machine, found in fleet.items():
         owners: dict[str, list[str]] = {}
@@ -252,7 +252,7 @@ def gpu_table(fleet: dict[str, Found], machines: dict[str, list[Task]]) -> list[
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""

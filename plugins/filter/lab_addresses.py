@@ -1,4 +1,4 @@
-"""The addresses of a lab's machines."""
+"""Return the addresses of a lab's machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def lab_addresses(machines: dict[str, object], network: str) -> dict[str, str]:
-    """Return machine -> address; ValueError for a name that means no address of the lab's network."""
+    """Return machine -> address. Raise ValueError for a name without an address in the lab's network."""
     return {machine: _address(machine, str(given), ipaddress.ip_network(network)) for machine, given in machines.items()}
 
 
@@ -26,15 +26,14 @@ def _address(machine: str, given: str, network: ipaddress.IPv4Network | ipaddres
     inside = [address for address in found if ipaddress.ip_address(address.partition("%")[0]) in network]
     if not inside:
         raise ValueError(
-            f"The variable ansible_host of lab machine {machine} is {given!r}, a name that means "
-            f"{', '.join(dict.fromkeys(found)) or 'no address'} to the controller. Give an address of {network}, or let the name "
-            "mean one."
+            f"{machine}: ansible_host is {given!r}, which the controller resolves to "
+            f"{', '.join(dict.fromkeys(found)) or 'no address'}. Set an address in {network}, or make the name resolve to one."
         )
     return inside[0]
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""

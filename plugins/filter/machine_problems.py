@@ -1,4 +1,4 @@
-"""What keeps a machine from carrying its tasks, as sentences."""
+"""Check whether a machine can carry its tasks."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-Task = dict[str, Any]  # of the cluster, as the filter cluster_spec makes it
+Task = dict[str, Any]  # of the cluster, as the filter cluster_spec returns it
 Listener = dict[str, Any]  # port, name, pid, user and unit of a process
 
-PYTHONS = ((3, 10), (3, 13))  # TensorFlow 2.21 has wheels for these and all between
+PYTHONS = ((3, 10), (3, 13))  # the first and the last with wheels of TensorFlow 2.21
 PROCESSORS = ("x86_64", "aarch64")
 OWN_USER = "tensorflow"
 HOME = "/var/lib/tf-cluster"
 
 
 def machine_problems(tasks: list[Task], machine: str, found: dict[str, Any], needs: dict[str, Any]) -> list[str]:
-    """Return the machine's problems."""
+    """Return a sentence for each problem of the machine."""
     problems = []
     if found["init"] != "systemd":
-        problems.append(f"Machine {machine} runs {found['init']} as process 1, but its tasks need systemd.")
+        problems.append(f"{machine}: process 1 is {found['init']}, but the tasks need systemd.")
     if found["processor"] not in PROCESSORS:
         problems.append(
-            f"Machine {machine} has a {found['processor']} processor, TensorFlow 2.21 has wheels for {' and '.join(PROCESSORS)}."
+            f"{machine}: unsupported processor {found['processor']}. TensorFlow 2.21 has wheels for {' and '.join(PROCESSORS)}."
         )
     executable, version = found["python"]["executable"], found["python"]["version"]
     if not PYTHONS[0] <= tuple(map(int, version.split("."))) <= PYTHONS[1]:
         problems.append(
-            f"Machine {machine} has Python {version} as {executable}, "
-            "TensorFlow 2.21 has wheels for 3.10 to 3.13: install one of them and name it in ansible_python_interpreter."
+            f"{machine}: unsupported Python {version} ({executable}). "
+            "TensorFlow 2.21 has wheels for 3.10 to 3.13. Install one of them and set ansible_python_interpreter."
         )
     if executable.startswith(("/root/", "/home/")):
         problems.append(
-            f"Machine {machine} has its Python in somebody's home, {executable}, where the servers' user does not get: name "
-            "another in ansible_python_interpreter, such as /usr/bin/python3."
+            f"{machine}: the servers' user cannot use {executable}, because it is in a home directory. Set "
+            "ansible_python_interpreter to another Python, such as /usr/bin/python3."
         )
     if found["account"] and found["account"][5] != HOME:
         problems.append(
-            f"Machine {machine} has an account {OWN_USER} already, with the home {found['account'][5]}: the servers run as an "
-            "account of this name of their own; rename or remove that one."
+            f"{machine}: an account {OWN_USER} with the home {found['account'][5]} exists already. The servers need their own "
+            "account of this name. Rename or remove the existing one."
         )
     free = found["disk_mb"]
     if not found["environment"]["made_of"] and free < int(needs["disk_mb"]):
         problems.append(
-            f"Machine {machine} has {free} MB of free disk under /opt, and TensorFlow takes {needs['disk_mb']} MB: "
-            "make room there (the variable preflight_disk_mb says how much is asked for)."
+            f"{machine}: {free} MB of free disk under /opt, but TensorFlow needs {needs['disk_mb']} MB. "
+            "Free some space, or change the requirement (preflight_disk_mb)."
         )
     if needs["own_addresses"]:
         problems += _address_problems(tasks, machine, found["addresses"])
@@ -59,9 +59,9 @@ def _address_problems(tasks: list[Task], machine: str, own: Iterable[str]) -> It
             continue  # a name: the other machines resolve it
         if not address.is_loopback and str(address) not in own:
             yield (
-                f"The address {text} is not one of machine {machine}, which has {', '.join(sorted(own))}: set its tf_address "
-                "(or, where an address is translated on the way, preflight_own_addresses to false and firewall_extra_peers, for "
-                "all machines, to the list of their own addresses, for it is to these that packets come)."
+                f"{machine}: {text} is not an address of this machine, which has {', '.join(sorted(own))}. Set tf_address. If "
+                "addresses are translated, set preflight_own_addresses to false, and firewall_extra_peers, for all machines, to "
+                "the list of their own addresses."
             )
 
 
@@ -70,29 +70,30 @@ def _port_problems(tasks: list[Task], machine: str, listeners: list[Listener]) -
         for listener in listeners:
             if listener["port"] == task["port"] and not _is_own(listener):
                 yield (
-                    f"Port {task['port']} of machine {machine} is in use by {_named(listener)}, and "
-                    f"{task['job']}:{task['index']} is to listen there: end it, or give the task another port in tf_tasks."
+                    f"{machine}: port {task['port']} is in use by {_description(listener)}, but {task['job']}:{task['index']} "
+                    "needs it. Stop that process, or set another port in tf_tasks."
                 )
                 break
 
 
 def _closed_port_problems(tasks: list[Task], machine: str, found: dict[str, Any], needs: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each other port that the firewall would take from a program, the one of SSH first of all."""
-    remedy = "change that port, the tasks' ports in tf_tasks or train_port_offset, or set firewall_enabled to false."
+    """Yield a sentence for each additional port that the firewall would close although a program or Ansible uses it."""
+    remedy = "Change that port, the tasks' ports in tf_tasks or train_port_offset, or set firewall_enabled to false."
     for port in sorted({int(port) for port in needs["closed_ports"]}):
         listeners = [listener for listener in found["listeners"] if listener["port"] == port]
         others = [listener for listener in listeners if not _is_own(listener)]
         if others and port not in [task["port"] for task in tasks]:
-            used = f"in use by {_named(others[0])}{', and Ansible connects to it' if port == int(needs['ssh_port']) else ''}"
+            suffix = ", and Ansible connects to it" if port == int(needs["ssh_port"]) else ""
+            used = f"in use by {_description(others[0])}{suffix}"
         elif not listeners and port == int(needs["ssh_port"]) and _is_address_of(needs["ssh_address"], found["addresses"]):
             used = "the one that Ansible connects to"
         else:
             continue
-        yield f"Port {port} of machine {machine} is {used}. The firewall would close it, because the cluster uses it: {remedy}"
+        yield f"{machine}: port {port} is {used}. The cluster's firewall would close it. {remedy}"
 
 
 def _is_address_of(text: str, own: Iterable[str]) -> bool:
-    """Tell whether a text is one of the machine's addresses that others reach; 127.0.0.1 is the controller's, which forwards."""
+    """Return whether other machines reach this machine at ``text``. A loopback address is a port that the controller forwards."""
     try:
         address = ipaddress.ip_address(text.strip("[]"))
     except ValueError:
@@ -101,16 +102,16 @@ def _is_address_of(text: str, own: Iterable[str]) -> bool:
 
 
 def _is_own(listener: Listener) -> bool:
-    """Tell whether a task of this project listens, also one whose unit was made another user's."""
+    """Return whether a task of this project listens, even if its unit was changed to another user."""
     return listener["user"] == OWN_USER or bool(listener["unit"])
 
 
-def _named(listener: Listener) -> str:
+def _description(listener: Listener) -> str:
     return f"{listener['name'] or 'a process'} (process {listener['pid']}, user {listener['user']})"
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""

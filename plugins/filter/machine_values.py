@@ -1,4 +1,4 @@
-"""A variable of many machines as one dictionary."""
+"""Return a variable of many machines as one dictionary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def machine_values(machines: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]], path: str) -> dict[str, Any]:
-    """Return machine -> value of a variable, which ``path`` names with dots; machines without it are left out."""
+    """Return machine -> value of the variable at the dotted ``path``, without the machines that lack it."""
     found = {}
     for machine in machines:
         value: Any = hostvars.get(machine, {})
@@ -21,7 +21,7 @@ def machine_values(machines: Iterable[str], hostvars: Mapping[str, Mapping[str, 
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""

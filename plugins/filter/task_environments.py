@@ -1,4 +1,4 @@
-"""What a task's unit is given, and the files of programs, as data for the module write_files."""
+"""Compute the environment files of tasks and describe program files for the module write_files."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-Task = dict[str, Any]  # of the cluster, with its GPUs, as the filters cluster_spec and with_gpus make it
-File = dict[str, str]  # path, content and perhaps mode: an entry of the files of the module write_files
+Task = dict[str, Any]  # of the cluster, with its GPUs, as the filters cluster_spec and with_gpus return it
+File = dict[str, str]  # path, content and optionally mode, as in the option files of the module write_files
 
 FOLDER = "/etc/tf-cluster/tasks"
-# What any program on an NVIDIA GPU opens besides the GPU's own /dev/nvidia<minor>.
+# Each program on an NVIDIA GPU opens these in addition to /dev/nvidia<minor>.
 SHARED_DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 NODES_UNIT = "tf-gpu-nodes.service"
 GPU_START_SECONDS = 300
 
 
 def task_environments(tasks: list[Task], files: list[File], packages: str = "") -> list[dict[str, Any]]:
-    """Return, for each task, its name, the digest of its inputs and its files."""
+    """Return the name, the digest of the inputs and the files of each task."""
     return [_environment(task, files, packages) for task in tasks]
 
 
@@ -27,12 +27,12 @@ def _environment(task: Task, common: list[File], packages: str) -> dict[str, Any
     options = {name: value for name, value in task["options"].items() if name != "gpus"}
     lines = [f"TF_TASK_JOB={task['job']}", f"TF_TASK_INDEX={task['index']}"]
     lines += [f'TF_TASK_{name.upper()}="{_text(value)}"' for name, value in sorted(options.items())]
-    # By UUID: numbers change when a card is added, fails or moves. Empty: a task that is given no GPU sees none.
+    # By UUID, because numbers change when a card is added, fails or moves. If it is empty, the task sees no GPU.
     lines.append(f"TF_TASK_GPUS={len(task['options'].get('gpus', []))}")
     lines += ["CUDA_DEVICE_ORDER=PCI_BUS_ID", f'CUDA_VISIBLE_DEVICES="{",".join(gpu["uuid"] for gpu in task["gpus"])}"']
     devices = _device_files(task)
     path = f"{FOLDER}/{task['name']}.env"
-    # The devices of its server's unit, not those of a training's.
+    # Without the devices of a training's unit, which does not affect the server.
     paths = [path, *(file["path"] for file in [*common, *devices[:1]])]
     lines += [f'TF_TASK_PACKAGES="{_text(packages)}"', f'TF_TASK_FILES="{" ".join(paths)}"']
     own = {"path": path, "content": "\n".join(["# Written by Ansible. What this task's server is started with.", *lines, ""])}
@@ -41,7 +41,7 @@ def _environment(task: Task, common: list[File], packages: str) -> dict[str, Any
 
 
 def _device_files(task: Task) -> list[File]:
-    """Return drop-ins that open the devices of a task's GPUs to its units and no others; nothing for a task without."""
+    """Return drop-ins that open the devices of a task's GPUs, and no others, to its units."""
     if not task["gpus"]:
         return []
     parts = any(gpu["uuid"].startswith("MIG-") for gpu in task["gpus"])
@@ -49,9 +49,9 @@ def _device_files(task: Task) -> list[File]:
     lines = ["# Written by Ansible. The devices of this task's GPUs.", "[Unit]", f"Wants={NODES_UNIT}", f"After={NODES_UNIT}"]
     lines += ["[Service]", "PrivateDevices=false", "DevicePolicy=closed", *(f"DeviceAllow={device} rw" for device in devices)]
     lines += ["DeviceAllow=char-nvidia-caps rw"] if parts else []
-    # A server listens once CUDA has started on each of its GPUs.
+    # A server does not listen before CUDA has started on each of its GPUs.
     lines.append(f"TimeoutStartSec={GPU_START_SECONDS}")
-    # A task with a server of its own may take part in a training besides: that is a run.
+    # A task with a standing server can also take part in a training, which is a run.
     units = [f"tf-server@{task['name']}"] if task["standing"] else []
     return [
         {"path": f"/etc/systemd/system/{unit}.service.d/gpus.conf", "content": "\n".join([*lines, ""])}
@@ -60,26 +60,26 @@ def _device_files(task: Task) -> list[File]:
 
 
 def _text(value: object) -> str:
-    """Return a value as it stands in an environment file, between quotes (systemd.exec(5))."""
+    """Return a value, escaped for a quoted string in an environment file (systemd.exec(5))."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def program_file(name: str, source: str | Path, target: str, mode: str = "0755") -> File:
-    """Return one file of the folder ``source``, a program where no ``mode`` is given, as a file in the folder ``target``."""
+    """Return a file of the folder ``source`` as a file in the folder ``target``."""
     return {"path": f"{target}/{name}", "content": Path(source, name).read_text(encoding="utf-8"), "mode": mode}
 
 
 def package_files(source: str | Path, target: str) -> list[File]:
-    """Return all files of a Python package, its templates included, as files in the folder ``target``."""
+    """Return all files of a Python package, including its templates, as files in the folder ``target``."""
     paths = [path for path in sorted(Path(source).rglob("*")) if path.suffix in (".py", ".j2", ".js")]
     return [program_file(path.relative_to(source).as_posix(), source, target, "0644") for path in paths]
 
 
 def files_differ(wanted: list[File], found: dict[str, str], only: Iterable[str] = ()) -> bool:
-    """Tell whether the module write_files has something to do.
+    """Return whether the module write_files would change something.
 
-    ``wanted`` and ``only`` are its options, ``found`` is path -> digest, as the module machine_facts makes it.
+    ``wanted`` and ``only`` are its options, ``found`` is path -> digest, from the module machine_facts.
     """
     digests = {
         file["path"]: f"{hashlib.sha256(file['content'].encode(errors='surrogateescape')).hexdigest()} {file.get('mode', '0644')}"
@@ -90,7 +90,7 @@ def files_differ(wanted: list[File], found: dict[str, str], only: Iterable[str] 
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""

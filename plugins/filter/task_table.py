@@ -1,4 +1,4 @@
-"""The gate's report for people."""
+"""Format the gate's report as a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
 
-Task = dict[str, Any]  # as the gate reports it, see COLUMNS; with_machines adds the machine
+Task = dict[str, Any]  # as the gate reports it, see COLUMNS
 
 COLUMNS = ("task", "machine", "address", "state", "reason")
 
@@ -18,16 +18,16 @@ def with_machines(tasks: list[Task], machines: dict[str, str]) -> list[Task]:
 
 
 def unchecked_tasks(cluster: dict[str, Any]) -> list[Task]:
-    """Return the standing tasks of a cluster as the gate would report them, if it could not check them."""
-    tasks = [task for own in cluster["machines"].values() for task in own if task["standing"]]
-    unknown: dict[str, Any] = {"state": "not asked", "reason": "the host machine could not ask", "version": None, "gpus": []}
+    """Return a cluster's standing tasks as the gate would report tasks that it could not check."""
+    tasks = [task for machine_tasks in cluster["machines"].values() for task in machine_tasks if task["standing"]]
+    unknown: dict[str, Any] = {"state": "not asked", "reason": "the host machine could not check it", "version": None, "gpus": []}
     return [
         {"task": f"{task['job']}:{task['index']}", "address": f"{task['address']}:{task['port']}", **unknown} for task in tasks
     ]
 
 
 def task_table(tasks: list[Task], explained: Iterable[dict[str, Any]] = ()) -> list[str]:
-    """Return lines; below the table, what systemd says of the tasks that do not answer."""
+    """Return a table of the tasks, and below it the state of their units from ``explained``."""
     rows = [COLUMNS, *([str(task[column] or "") for column in COLUMNS] for task in tasks)]
     lines = table(rows)
     for result in explained:
@@ -36,30 +36,30 @@ def task_table(tasks: list[Task], explained: Iterable[dict[str, Any]] = ()) -> l
         if "answer" not in result and result.get("msg") and not result.get("unreachable"):
             lines.append(f"{result['item']['machine']}: {result['msg']}")
         if result.get("unreachable"):
-            lines.append(f"{result['item']['machine']}: cannot be reached by Ansible either; is the machine up?")
+            lines.append(f"{result['item']['machine']}: Ansible cannot reach it either. Check that the machine is up.")
     return lines
 
 
 def missing_problem(tasks: list[Task], allowed: object) -> str:
-    """Return why a run cannot go on without the tasks that do not answer, or nothing; ``allowed``: how many may be missing."""
+    """Return why a run cannot start without the missing tasks, or "". ``allowed`` is how many may be missing."""
     missing = [task for task in tasks if task["state"] != "answers"]
     text = str(allowed).lower()
     most = {"true": len(tasks), "all": len(tasks), "false": 0}.get(text, int(text) if text.isdecimal() else None)
     if most is None:
-        return f"The variable allow_missing is {allowed!r}: say how many tasks may be missing, as in 1, or all."
+        return f"allow_missing is {allowed!r}. Set how many tasks may be missing, as in 1, or all."
     if any(task["state"] == "no device" for task in missing):
-        return "A task does not have what the program needs."
+        return "A task lacks a device that the program needs."
     if len(missing) == len(tasks):
         return "No task of the cluster answers."
     if len(missing) <= most:
         return ""
     return (
-        f"{len(missing)} tasks do not answer, and allow_missing is {most}." if most else "Not every task of the cluster answers."
+        f"{len(missing)} tasks do not answer, but allow_missing is {most}." if most else "Not every task of the cluster answers."
     )
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""

@@ -1,26 +1,26 @@
-"""The one place that works out a training: which tasks take part, on which machines, and at which ports."""
+"""Compute a training: its tasks, their machines and their ports."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-Cluster = dict[str, Any]  # as the filter cluster_spec makes it
+Cluster = dict[str, Any]  # as the filter cluster_spec returns it
 Task = dict[str, Any]  # one of its tasks
 
-JOBS = ("chief", "worker")  # what MultiWorkerMirroredStrategy knows, in the order of the chief's choice
-HIGHEST = 65535
+JOBS = ("chief", "worker")  # of MultiWorkerMirroredStrategy; the first task of the first job is the chief
+MAX_PORT = 65535
 
 
 def training(
     cluster: Cluster,
     run_id: str = "",
     jobs: str | Iterable[str] = "worker",
-    offset: Any = 1000,  # this and what follows is as the user gave it
+    offset: Any = 1000,  # this and the following are not validated yet
     restarts: Any = 0,
     join: Any = 60,
 ) -> dict[str, Any]:
-    """Return the training that the jobs make, or all that is wrong with it."""
+    """Return the training of the tasks of these jobs, or all problems of the options."""
     jobs = [job.strip() for job in jobs.split(",")] if isinstance(jobs, str) else list(jobs)
     problems = [problem for job in jobs if (problem := _job_problem(job, cluster))]
     numbers: dict[str, Any] = {}
@@ -29,18 +29,18 @@ def training(
             numbers[name] = float(value) if name == "train_join" else int(value)
         except (TypeError, ValueError):
             numbers[name] = lowest - 1
-        if not lowest <= numbers[name] <= HIGHEST:
-            problems.append(f"The variable {name} is {value!r}: give a number from {lowest} to {HIGHEST}.")
+        if not lowest <= numbers[name] <= MAX_PORT:
+            problems.append(f"{name} is {value!r}. Set a number from {lowest} to {MAX_PORT}.")
     if not jobs:
-        problems.append("The variable train_jobs is empty: name jobs, as in [worker].")
+        problems.append("train_jobs is empty. Set jobs, as in [worker].")
     if problems:
         return {"problems": problems}
     tasks = [task for job in JOBS if job in jobs for task in _tasks(cluster, job)]
     free = _Ports(cluster, numbers["train_port_offset"])
     entries = {_name(task): f"{task['address']}:{free.port(task, task['port'])}" for task in tasks}
     control = free.port(tasks[0], tasks[0]["port"] + numbers["train_port_offset"])
-    if free.highest > HIGHEST:
-        return {"problems": [f"The variable train_port_offset is {offset}, which leads to port {free.highest}: make it smaller."]}
+    if free.highest > MAX_PORT:
+        return {"problems": [f"train_port_offset is {offset}, which leads to port {free.highest}. Set a smaller number."]}
     return {
         "problems": [],
         "id": run_id,
@@ -54,7 +54,7 @@ def training(
 
 
 def cluster_ports(cluster: Cluster, machine: str | None = None, offset: Any = 1000) -> list[int]:
-    """Return the ports of a machine's tasks, or of all, with those that a training adds to them, in order."""
+    """Return the sorted ports of the tasks of one or all machines, including the ports of their trainings."""
     own = [task for name, tasks in cluster["machines"].items() if machine in (None, name) for task in tasks]
     ports = {task["port"] for task in own}
     jobs = [job for job in JOBS if _tasks(cluster, job)]
@@ -73,7 +73,7 @@ def _entries(plan: dict[str, Any], job: str) -> list[tuple[str, str]]:
 
 
 def training_parts(training: dict[str, Any] | None, machine: str) -> list[dict[str, str]]:
-    """Return the tasks of a training on one machine but the chief's, each with the id of its part."""
+    """Return the tasks of a training on one machine, without the chief's, each with the id of its part."""
     training = training or {}
     return [
         {"task": task, "name": task.replace(":", "-"), "id": f"{training['id']}.{task.replace(':', '-')}"}
@@ -83,15 +83,15 @@ def training_parts(training: dict[str, Any] | None, machine: str) -> list[dict[s
 
 
 class _Ports:
-    """Ports of machines that no task of the cluster has and that were not given away."""
+    """Assigns free ports of machines."""
 
     def __init__(self, cluster: Cluster, offset: int) -> None:
         self.offset, self.highest = offset, 0
         self.taken = {machine: {task["port"] for task in tasks} for machine, tasks in cluster["machines"].items()}
 
-    def port(self, task: Task, own: int) -> int:
-        """Return a free port of the task's machine, ``offset`` above ``own`` or the next one."""
-        taken, port = self.taken[task["machine"]], own + self.offset
+    def port(self, task: Task, base: int) -> int:
+        """Return a free port of the task's machine, at least ``offset`` above ``base``."""
+        taken, port = self.taken[task["machine"]], base + self.offset
         while port in taken:
             port += 1
         taken.add(port)
@@ -101,10 +101,10 @@ class _Ports:
 
 def _job_problem(job: str, cluster: Cluster) -> str:
     if job not in JOBS:
-        more = "; parameter servers are tasks of the cluster: playbooks/run.yml -e run_task=chief:0" if job == "ps" else ""
-        return f"The variable train_jobs has '{job}': the jobs of a training are {' and '.join(JOBS)}{more}."
+        hint = " For parameter servers, use playbooks/run.yml -e run_task=chief:0." if job == "ps" else ""
+        return f"train_jobs contains '{job}'. The jobs of a training are {' and '.join(JOBS)}.{hint}"
     if not _tasks(cluster, job):
-        return f"The variable train_jobs has '{job}', but no machine is in the group '{job}'."
+        return f"train_jobs contains '{job}', but the group '{job}' has no machine."
     return ""
 
 
@@ -118,7 +118,7 @@ def _name(task: Task) -> str:
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Collect the facts of a machine that site.yml decides by. Works on a machine on which nothing is installed yet."""
+"""Collect the facts of a machine that site.yml needs. Works before anything is installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DOCUMENTATION = """
 module: machine_facts
 short_description: Collect the facts of a machine
 description:
-  - Returns all that the roles of this collection need to know of a machine as one fact, C(ansible_facts.tf_machine).
+  - Returns what the roles of this collection need to know about a machine as one fact, C(ansible_facts.tf_machine).
   - Changes nothing, and works in check mode. Needs root.
 options:
   ports:
@@ -19,7 +19,7 @@ options:
     elements: int
     default: []
   venv:
-    description: The environment that TensorFlow is installed in.
+    description: The virtual environment with TensorFlow.
     type: path
     default: /opt/tf-cluster/venv
 author: [Distributed TensorFlow by Ansible]
@@ -47,7 +47,7 @@ ansible_facts:
         addresses: {description: "The machine's own addresses, without their zones", type: list, elements: str}
         interfaces: {description: Names of its network interfaces, type: list, elements: str}
         listeners:
-          description: Who listens on the ports, each with C(port), C(name), C(pid), C(user), and C(unit) if it is a task
+          description: Processes that listen on the ports, with C(port), C(name), C(pid), C(user), and C(unit) if it is a task
           type: list
           elements: dict
         account: {description: "The entry of the account C(tensorflow) in /etc/passwd; empty if it is missing", type: list}
@@ -59,9 +59,9 @@ ansible_facts:
         compiled: {description: Whether the environment has been byte-compiled, type: bool}
         firewall: {description: "The cluster's firewall rules, see tf_cluster/firewall/state.py", type: dict}
         digests: {description: "Path -> digest, of the files that site.yml writes", type: dict}
-        tasks: {description: "Task -> the inputs that it was started with, null if its unit does not run", type: dict}
+        tasks: {description: "Task -> the inputs that it was started with, null if its unit is not running", type: dict}
         target: {description: Whether the target of all tasks is enabled and active, type: bool}
-        reload: {description: Whether systemd has to read these units anew, type: bool}
+        reload: {description: Whether systemd has to reload these units, type: bool}
 """
 
 

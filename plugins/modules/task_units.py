@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Make a machine's TensorFlow tasks run, each with the inputs that it should have."""
+"""Start, restart and stop the units of a machine's TensorFlow tasks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ module: task_units
 short_description: Start, restart and stop the units of a machine's tasks
 description:
   - Enables and starts the unit instances of O(tasks), all at once, and disables and stops the others.
-  - A task that runs is restarted only if it was started with other inputs than it should have. The server tells
-    systemd its inputs when it is ready, so this holds also after an interrupted play. A masked unit is unmasked.
+  - A running task is restarted only if it was started with other inputs. The server reports its inputs to systemd when it is
+    ready, so this also works after an interrupted play. A masked unit is unmasked.
   - Supports check mode.
 options:
   template:
@@ -27,11 +27,11 @@ options:
     type: str
     default: tf-cluster.target
   tasks:
-    description: Instance of the unit (C(worker-0)) -> a text that stands for the task's inputs; it changes when they do.
+    description: Instance of the unit (C(worker-0)) -> a digest of the task's inputs.
     type: dict
     required: true
   drop_ins:
-    description: Names of the project's own drop-ins. Where a task does not start, others that change its unit are named.
+    description: Names of the project's own drop-ins. If a task does not start, the message names all others.
     type: list
     elements: str
     default: [confined.conf, firewall.conf, gpus.conf, speed.conf, tunnel.conf]
@@ -61,9 +61,9 @@ DROP_INS = ["confined.conf", "firewall.conf", "gpus.conf", "speed.conf", "tunnel
 
 
 def plan(wanted: dict[str, str], found: dict[str, dict[str, str]]) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Decide what to do.
+    """Return (enable, start, restart, stop), lists of units.
 
-    ``wanted`` is unit -> inputs, ``found`` unit -> properties. Returns (enable, start, restart, stop), lists of units.
+    ``wanted`` is unit -> inputs, ``found`` is unit -> properties.
     """
     enable, start, restart = [], [], []
     for unit, inputs in wanted.items():
@@ -84,7 +84,7 @@ def plan(wanted: dict[str, str], found: dict[str, dict[str, str]]) -> tuple[list
 
 
 class Systemd:
-    """systemctl on this machine."""
+    """Calls systemctl on this machine."""
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
@@ -126,7 +126,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    lock_file = open(LOCK, "w", encoding="utf-8")  # noqa: SIM115 (open until the process ends, and with it the lock)
+    lock_file = open(LOCK, "w", encoding="utf-8")  # noqa: SIM115 (keeps the lock until the process exits)
     if not lock.acquire(lock_file, LOCK_SECONDS):
         module.fail_json(msg=f"Timed out after {LOCK_SECONDS} s waiting for another site.yml on this machine.")
     template, target = module.params["template"], module.params["target"]
@@ -152,7 +152,7 @@ def main() -> None:
         if enable:
             systemd.run("enable", *enable)
         if restart:
-            systemd.run("stop", *restart)  # all of them first: one may get the port that another had
+            systemd.run("stop", *restart)  # all of them first: a task may get the port of another one
         if (start or restart) and systemd.run("start", *start, *restart, check=False)[0]:
             module.fail_json(msg=complaint(module, systemd, wanted, template, module.params["drop_ins"]))
     module.exit_json(
@@ -161,7 +161,7 @@ def main() -> None:
 
 
 def complaint(module: AnsibleModule, systemd: Systemd, wanted: dict[str, str], template: str, drop_ins: list[str]) -> str:
-    """Say which tasks did not start, each with the last words of its journal, and whose files change its unit."""
+    """Return which tasks did not start, each with the last line of its journal and with foreign files that change its unit."""
     sentences = []
     for unit, properties in systemd.show(list(wanted)).items():
         if properties.get("ActiveState") != "active":
@@ -172,7 +172,7 @@ def complaint(module: AnsibleModule, systemd: Systemd, wanted: dict[str, str], t
             paths = [properties.get("FragmentPath", ""), *properties.get("DropInPaths", "").split()]
             others = [path for path in paths if path and os.path.basename(path) not in (template, *drop_ins)]
             if others:
-                sentences.append(f"It is changed by {' and '.join(others)}, not this project's: mend or remove that.")
+                sentences.append(f"It is changed by {' and '.join(others)}, not part of this project. Correct or remove that.")
     return " ".join(sentences) or "systemd could not start the tasks"
 
 

@@ -1,4 +1,4 @@
-"""The documentation of the action ``tf_program``, which runs on the controller and has no part on the machine."""
+"""The documentation of the action ``tf_program``, which runs on the controller only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ options:
   send:
     description:
       - Files and folders of the controller that are sent as a tar file to the program's standard input. If the first one is a
-        folder, its content is sent. Links in it are followed. A large tar file is sent before, in pieces, to O(send_call).
+        folder, its content is sent. Links in it are followed. A large tar file is sent first, in pieces, to O(send_call).
     type: list
     elements: path
   put: {description: A large file for a program that runs as root. Its path on the machine becomes the last argument, type: path}

@@ -8,26 +8,26 @@ import time
 from ansible import constants
 from ansible.utils.display import Display
 
-SILENT_SECONDS = 5  # after which a person wants to know whether a program still runs
+SILENT_SECONDS = 5  # without output, until the first report
 SILENCE_SECONDS, TRANSFER_SECONDS = 10, 3  # between two lines
 STEP = re.compile(r"step [0-9]+ of [0-9]+")  # as tf_cluster prints it in programs
 JSON_CALLBACKS = ("json", "jsonl")  # of ansible.posix
 
 
 def show_line(line: str) -> None:
-    """Print a line; to standard error if standard output is the JSON of a callback plugin."""
+    """Print a line. Use standard error if a callback plugin prints JSON to standard output."""
     callback = str(constants.config.get_config_value("DEFAULT_STDOUT_CALLBACK")).rpartition(".")[2]
     Display().display(line, stderr=callback in JSON_CALLBACKS)
 
 
 class Silence:
-    """Reports every ten seconds that a program that prints nothing still runs, and its last step."""
+    """Reports every ten seconds that a silent program is still running, and its last step."""
 
     def __init__(self) -> None:
         self.step, self.printed, self.due = "", time.monotonic(), 0.0
 
     def show(self, lines: list[str], seconds: float | None) -> None:
-        """Note what was printed, and report the silence if it lasts; ``seconds``: how long the program has run."""
+        """Report the silence if no ``lines`` were printed for long. ``seconds`` is how long the program has run."""
         now = time.monotonic()
         if lines:
             self.printed = now
@@ -45,7 +45,7 @@ class Progress:
         self.verb, self.size, self.due = verb, size, time.monotonic() + TRANSFER_SECONDS
 
     def show(self, done: int) -> None:
-        """Report the bytes that are ``done``, if a line is due."""
+        """Report the transferred bytes if a line is due."""
         if time.monotonic() >= self.due:
             self.due = time.monotonic() + TRANSFER_SECONDS
             show_line(f"  {self.verb} {done // 1_000_000} of {self.size // 1_000_000} MB")

@@ -98,9 +98,9 @@ def test_a_pointer_on_a_bar_is_told_what_it_is(traced, look):
 def test_a_failed_run_has_a_page_that_says_so(run, look):
     output = ["step 1", "Traceback (most recent call last):", '  File "x.py", line 1', "ZeroDivisionError: division by zero"]
     run.write("stdout.log", "\n".join(output))
-    run.report("the program ended with exit status 1")
+    run.report("the program exited with status 1")
     browser = look(run, drawn=False)
-    assert "The program ended with exit status 1." in browser.value("document.querySelector('.failure').textContent")
+    assert "The program exited with status 1." in browser.value("document.querySelector('.failure').textContent")
     assert browser.value("[...document.querySelectorAll('.error')].map(line => line.textContent)") == output[1:]
     assert browser.value("document.scripts.length") == 0
     assert browser.complaints == []

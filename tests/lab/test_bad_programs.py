@@ -38,7 +38,7 @@ def test_a_program_that_prints_a_gigabyte(bad):
     assert output.startswith(b"first words\n")
     assert output.endswith(b"last words\n")
     assert 5_000_000 < len(output) < 5_100_000
-    assert b"the output is longer than 5 MB: its end alone will follow (run_output_mb)" in output
+    assert b"the output is longer than 5 MB: only its end follows (run_output_mb)" in output
     left_out = int(re.search(rb"(\d+) bytes of output are left out here", output)[1])
     assert left_out == 1_000_000_000 + len("first words\n" + "last words\n") - 5_000_000 - 64 * 1024
 
@@ -50,7 +50,7 @@ def test_a_program_that_writes_outside_its_folder(cluster, bad, path):
     before = cluster.shell("host", "cat /etc/tf-cluster/config.json")
     done, folder, _seconds = bad(f"open({path!r}, 'a').write('mine')")
     assert done.returncode != 0
-    assert verdict(folder)["failures"] == ["The program ended with exit status 1."]
+    assert verdict(folder)["failures"] == ["The program exited with status 1."]
     assert re.search(r"Read-only file system|Permission denied", (folder / "stdout.log").read_text(encoding="utf-8"))
     assert cluster.shell("host", "cat /etc/tf-cluster/config.json") == before
 

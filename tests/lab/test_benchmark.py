@@ -112,8 +112,8 @@ def test_a_task_that_goes_away_meanwhile_is_named_and_the_others_are_measured(cl
 def test_what_cannot_be_asked_for_is_said_at_once(cluster):
     done = cluster.playbook(PLAYBOOK, "--extra-vars=benchmark_seconds=soon", "--extra-vars=benchmark_iperf=perhaps")
     assert done.returncode != 0
-    assert "The variable benchmark_seconds is 'soon': give seconds, a number from 10 to 86400." in said(done)
-    assert "The variable benchmark_iperf is 'perhaps': make it true or false." in said(done)
+    assert "benchmark_seconds is 'soon'. Set a number from 10 to 86400." in said(done)
+    assert "benchmark_iperf is 'perhaps'. Set true or false." in said(done)
     assert "the run " not in said(done)
 
 

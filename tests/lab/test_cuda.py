@@ -85,4 +85,4 @@ def test_a_server_of_this_wheel_listens(cluster, machine):
 def test_site_says_that_there_is_no_device(cluster, machine):
     done = cluster.playbook("site.yml")
     assert done.returncode != 0
-    assert "Machine cuda-a has no NVIDIA GPU, and worker-0 is to have a GPU" in said(done), said(done)
+    assert "cuda-a: worker-0 requires a GPU, but the machine has no NVIDIA GPU" in said(done), said(done)

@@ -189,7 +189,7 @@ def test_a_worker_killed_while_computing(cluster, faults, run):
     assert status == 0, text
     assert found["result"]["total"] == sum(number * number for number in range(13))
     assert steps(output) == all_until(12)
-    assert "[cluster] worker:1 on 10.89.86.11:2222 is a new server" in output
+    assert "[cluster] worker:1 on 10.89.86.11:2222 was restarted" in output
     faults.note("worker killed while computing, program retries", took, "nothing", "right result, in a new session")
 
 
@@ -202,7 +202,7 @@ def test_a_worker_killed_while_sending(cluster, faults, run):
     status, text, found, output = running.end()
     assert status != 0
     assert steps(output) == [1]
-    assert "worker:1 on machine faults-worker-1 (10.89.86.11:2222) was restarted while the run went on" in text
+    assert "worker:1 on machine faults-worker-1 (10.89.86.11:2222) was restarted during the run" in text
     assert len(found["failures"]) == 2
     faults.note("worker killed while sending 256 MB", time.monotonic() - begun, "nothing", "failed; the verdict names the task")
 
@@ -266,7 +266,7 @@ def test_a_network_cut_silently(cluster, faults, run, mended):
     status, text, found, output = running.end()
     assert took < NOTICED
     assert status != 0
-    assert "task was silent for 20 s, and the program was ended for it (run_abort_after_silence)" in text
+    assert "task did not answer for 20 s, so the program was stopped (run_abort_after_silence)" in text
     assert "worker:1 on machine faults-worker-1 (10.89.86.11:2222) did not answer for" in text
     assert len(found["failures"]) == 2
     assert steps(output) == all_until(max(steps(output)))
@@ -370,7 +370,7 @@ def test_the_disk_of_the_host_machine_full(cluster, faults, run, mended):
     done = cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={running.id}")
     found, output = collected(folder_of(done))
     assert steps(output) in (all_until(9), all_until(10))
-    assert found["failures"] == [f"The program ended with exit status 1; the disk that holds {RUNS} is full."], said(done)
+    assert found["failures"] == [f"The program exited with status 1; the disk that holds {RUNS} is full."], said(done)
     faults.note("disk of the host machine full", took, "nothing written before", "failed; collected when there was room")
 
 
@@ -403,7 +403,7 @@ def test_the_disk_of_the_controller_full(cluster, faults, mended, tmp_path):
     took = time.monotonic() - begun
     assert done.returncode != 0
     again = re.search(
-        r"could not be written \(No space left on device\).*'ansible-playbook (\S+) -e (run=\S+)' goes on", said(done)
+        r"could not be written \(No space left on device\).*'ansible-playbook (\S+) -e (run=\S+)' to continue", said(done)
     )
     assert again, said(done)
     subprocess.run([*AS_ROOT, "mount", "-o", "remount,size=100m", cluster.output], check=True)
@@ -456,14 +456,14 @@ def test_a_run_goes_on_with_the_tasks_that_answer(cluster, faults, run, mended, 
     done = cluster.playbook("run_demo.yml", *few)
     took = time.monotonic() - begun
     assert done.returncode == 0, said(done)
-    assert "GOES ON WITHOUT worker:0 (allow_missing)" in said(done)
+    assert "CONTINUES WITHOUT worker:0 (allow_missing)" in said(done)
     assert "worker:0 on faults-worker-1 computed ab, c, d, log" in said(done)
     found = verdict(folder_of(done))
     assert (found["missing"], found["names"]["worker:0"]) == (["worker:0"], "worker:1")
     assert found["result"]["matrix"][1] == pytest.approx([54.003944, 69.09987], abs=1e-4)
     for text, good, words in [
         (PLAIN, True, "1 10.0 {'worker': ['10.89.86.11:2222'], 'host': ['10.89.86.20:2223']}"),
-        (HELPED, False, "the cluster has no task worker:1; it has host:0, worker:0 (worker:0 of the cluster did not answer"),
+        (HELPED, False, "the cluster has no task worker:1; it has host:0, worker:0 (this run excludes worker:0"),
         (EAGER, True, "/job:worker/replica:0/task:0/device:CPU:0"),
     ]:
         path = tmp_path / "program.py"

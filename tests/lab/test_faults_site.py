@@ -116,7 +116,7 @@ def test_a_machine_that_is_lost_between_stages(site, faults):
     site.on(site.first, "systemctl stop tf-server@worker-0")
     begun = time.monotonic()
     with site.started() as (called, wait_for):
-        wait_for("TASK [distributed.tensorflow.tensorflow : Make the user")
+        wait_for("TASK [distributed.tensorflow.tensorflow : Validating arguments")
         with site.cut_off(site.second):
             output = called.communicate(timeout=120)[0]
     assert called.returncode != 0
@@ -194,7 +194,7 @@ def test_a_drop_in_that_breaks_a_task_is_named(site, faults):
     seconds = time.monotonic() - begun
     site.on(site.second, f"rm -r $(dirname {drop_in})")
     assert done.returncode != 0
-    assert f"It is changed by {drop_in}, not this project's: mend or remove that." in said(done), said(done)
+    assert f"It is changed by {drop_in}, not part of this project. Correct or remove that." in said(done), said(done)
     site.mend()
     faults.note("a drop-in of the user's breaks a task", seconds, "nothing", "the message names the file")
 
@@ -206,7 +206,7 @@ def test_a_stranger_on_a_tasks_port_is_named(site, faults):
     seconds = time.monotonic() - begun
     site.on(site.first, "systemctl stop stranger")
     assert done.returncode != 0
-    assert f"Port 2222 of machine {site.first} is in use by python3" in said(done), said(done)
+    assert f"{site.first}: port 2222 is in use by python3" in said(done), said(done)
     site.mend()
     faults.note("another program uses a task's port", seconds, "nothing", "the message names it; nothing was changed")
 
@@ -238,15 +238,15 @@ def test_site_interrupted_at_each_stage(site, faults):
     """Each call is killed with all its processes, one after the other, and then one goes through."""
     site.on(site.first, f"rm {VENV}/made-of /etc/tf-cluster/firewall.nft")
     begun = time.monotonic()
-    site.interrupt("TASK [distributed.tensorflow.tensorflow : Install | Send the packages")
-    site.interrupt("TASK [distributed.tensorflow.tensorflow : Install | Send the packages", after=6)
+    site.interrupt("TASK [distributed.tensorflow.tensorflow : Install | Send and install the packages")
+    site.interrupt("TASK [distributed.tensorflow.tensorflow : Install | Send and install the packages", after=6)
     site.interrupt("TASK [distributed.tensorflow.firewall : Close | Write the rules")
     site.on(site.first, "systemctl stop tf-firewall")
     site.interrupt("TASK [distributed.tensorflow.firewall : Close | Load the rules", after=0)
     site.cluster.shell("worker", "echo {} > /etc/tf-cluster/config.json; sed -i s/FILES/EDITED/ /etc/tf-cluster/tasks/*.env")
     site.interrupt("TASK [distributed.tensorflow.server : Write the cluster spec", after=1)
     site.cluster.shell("worker", "systemctl stop 'tf-server@*'")
-    site.interrupt("TASK [distributed.tensorflow.server : Start the tasks", after=0.3)
+    site.interrupt("TASK [distributed.tensorflow.server : Start new tasks", after=0.3)
     interrupted = time.monotonic() - begun
     seconds = site.mend()
     assert site.at_rest()

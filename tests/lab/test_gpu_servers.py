@@ -163,7 +163,7 @@ def test_a_program_that_needs_a_missing_gpu_does_not_start(cluster, one):
     done, result = run(cluster, device, [1024], f"--extra-vars=ready_needs={device}")
     assert done.returncode != 0
     assert result is None
-    assert "A task does not have what the program needs." in said(done)
+    assert "A task lacks a device that the program needs." in said(done)
     assert f"no device the program needs {device}; the task has " in said(done), said(done)
 
 
@@ -205,7 +205,7 @@ def test_a_server_whose_gpu_has_no_device_file_is_reported(cluster, driver, one)
     answer = gate(cluster)["worker:0"]
     cluster.inside("gpus-a", "rmdir /dev/nvidia0; mv /dev/hidden /dev/nvidia0; systemctl restart tf-server@worker-0")
     assert (answer["state"], answer["devices"]) == ("no GPU", devices(0))
-    assert "it is to have 1 GPU(s), and TensorFlow found 0" in answer["reason"]
+    assert "it should have 1 GPU(s), but TensorFlow found 0" in answer["reason"]
     assert gate(cluster)["worker:0"]["state"] == "answers"
 
 

@@ -30,7 +30,7 @@ def told(cluster):
 def test_the_gate_says_that_no_gpu_is_there(told):
     """The truth here: TensorFlow has no GPU to find."""
     for index, port in enumerate(PORTS):
-        row = f"worker:{index} gpus-a 10.89.81.10:{port} no GPU it is to have 1 GPU(s), and TensorFlow found 0"
+        row = f"worker:{index} gpus-a 10.89.81.10:{port} no GPU it should have 1 GPU(s), but TensorFlow found 0"
         assert row in told, told
     assert "worker:8 gpus-b 10.89.81.11:2222 answers" in told
 
@@ -90,14 +90,14 @@ def test_a_gpu_that_fell_off_the_bus_is_said(cluster, told):
     cluster.shell("gpus-a", line)
     done = cluster.playbook("site.yml")
     assert done.returncode != 0
-    assert "of machine gpus-a does not answer its driver (Unable to determine the device handle" in said(done), said(done)
+    assert "does not answer its driver (Unable to determine the device handle" in said(done), said(done)
 
 
 def test_a_machine_without_a_gpu_says_so(cluster, told):
     cluster.shell("gpus-a", "rm /usr/local/bin/nvidia-smi")
     done = cluster.playbook("site.yml")
     assert done.returncode != 0
-    assert "tf_tasks.worker of machine gpus-a is 'per_gpu', and the machine has no NVIDIA GPU" in said(done), said(done)
+    assert "gpus-a: tf_tasks.worker is 'per_gpu', but the machine has no NVIDIA GPU" in said(done), said(done)
 
 
 def test_teardown_leaves_nothing_of_it(cluster, told):

@@ -169,7 +169,7 @@ def detached(cluster, program):
     def start(text):
         done, _folder = cluster.run(program(text), "--extra-vars=detach=true")
         assert done.returncode == 0, said(done)
-        found = re.search(r"The run (\S+) goes on", said(done))
+        found = re.search(r"The run (\S+) continues", said(done))
         assert found, said(done)
         return found[1]
 
@@ -180,8 +180,8 @@ def test_a_run_can_be_left_alone_and_followed_later(cluster, detached):
     run = detached("import time\nfor i in range(8): print('step', i, flush=True); time.sleep(1)")
     early = cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={run}")
     assert early.returncode == 0, said(early)  # collecting is what was asked for
-    assert "The run goes on." in said(early)
-    assert (verdict(folder_of(early))["ok"], verdict(folder_of(early))["failures"]) == (False, ["The run goes on."])
+    assert "The run is still running." in said(early)
+    assert (verdict(folder_of(early))["ok"], verdict(folder_of(early))["failures"]) == (False, ["The run is still running."])
     done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={run}")
     assert done.returncode == 0, said(done)
     assert folder_of(done).name == run
@@ -199,10 +199,10 @@ def test_a_run_can_be_cancelled(cluster, detached):
     run = detached("import os, time; open(os.environ['TF_RUN_DIR'] + '/kept.txt', 'w').write('kept'); time.sleep(300)")
     done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
     assert done.returncode == 0, said(done)
-    assert "was cancelled by" in verdict(folder_of(done))["failures"][0]
+    assert "was canceled by" in verdict(folder_of(done))["failures"][0]
     again = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
     assert again.returncode == 0, said(again)
-    assert f"run {run} has ended already" in said(again)
+    assert f"run {run} has already ended" in said(again)
     assert (folder_of(done) / "kept.txt").read_text(encoding="utf-8") == "kept"
 
 
@@ -235,20 +235,20 @@ def test_a_run_that_waits_can_be_followed_and_cancelled(cluster, detached):
     waiter = cluster.begin("ansible-playbook", "run_demo.yml")
     for line in waiter.stdout:
         waiting = waiting or re.search(r"attach.yml -e run=(\S+)", line)
-        if "waits for the task" in line:
+        if "is used by" in line:
             break
     follower = cluster.begin("ansible-playbook", "playbooks/attach.yml", f"--extra-vars=run={waiting[1]}")
     shown = []
     for line in follower.stdout:
         shown.append(line)
-        if "waits for the task host:0" in line:
+        if "queued: host:0 is used by" in line:
             break
-    assert "waits for the task host:0" in shown[-1], "".join(shown)
+    assert "queued: host:0 is used by" in shown[-1], "".join(shown)
     for run in (waiting[1], first):
         done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
         assert done.returncode == 0, said(done)
     for process in (waiter, follower):
-        assert "was cancelled by" in process.communicate(timeout=60)[0]
+        assert "was canceled by" in process.communicate(timeout=60)[0]
         assert process.returncode != 0
 
 
@@ -281,8 +281,8 @@ def test_the_status_is_shown_while_the_host_machine_is_away(cluster):
     finally:
         cluster.podman("unpause", cluster.host)
     assert done.returncode != 0
-    assert "Not whole: worker:0, worker:1, host:0" in said(done), said(done)
-    assert f"the host machine could not ask: {cluster.host} is unreachable" in said(done), said(done)
+    assert "Incomplete: worker:0, worker:1, host:0" in said(done), said(done)
+    assert f"the host machine could not check it: {cluster.host} is unreachable" in said(done), said(done)
     status = json.loads((cluster.output / "status.json").read_text(encoding="utf-8"))
     assert [task["unit"] for task in status["tasks"]] == ["active", "active", "machine is away"]
 
@@ -304,10 +304,10 @@ def test_a_run_that_there_is_not(cluster, run, words):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("print('before'); raise SystemExit(7)", "exit status 7"),
+        ("print('before'); raise SystemExit(7)", "exited with status 7"),
         ("import os, signal; print('before'); os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
         ("import time; print('before'); time.sleep(600)", "still running after 4"),
-        ("print('before'); 1 / 0", "exit status 1"),
+        ("print('before'); 1 / 0", "exited with status 1"),
     ],
 )
 def test_a_program_that_fails_keeps_what_it_left(cluster, program, text, reason):
@@ -337,7 +337,7 @@ def test_two_runs_at_once_both_come_home(cluster):
     folders = {folder_of(done) for done in runs}
     assert [done.returncode for done in runs] == [0, 0], said(runs[0]) + said(runs[1])
     assert len(folders) == 2
-    assert "waits for the task host:0: run 2" in said(runs[0]) + said(runs[1])
+    assert "queued: host:0 is used by run 2" in said(runs[0]) + said(runs[1])
 
 
 def test_a_run_that_cannot_wait_is_told_whom_it_waits_for(cluster, program):
@@ -347,7 +347,7 @@ def test_a_run_that_cannot_wait_is_told_whom_it_waits_for(cluster, program):
         done, _folder = cluster.run(program("pass"), "--extra-vars=run_queue_timeout=1")
         assert done.returncode != 0
         assert "-long-" in said(done)
-        assert "still has the task host:0" in said(done), said(done)
+        assert "host:0 is still used by" in said(done), said(done)
         assert long.result()[0].returncode == 0
 
 
@@ -394,7 +394,7 @@ def test_a_task_that_is_stopped_turns_the_status_red(cluster, broken):
     broken("systemctl stop tf-server@worker-1", "systemctl start tf-server@worker-1")
     done = cluster.playbook("playbooks/status.yml")
     assert done.returncode != 0
-    assert "waits for worker:1 (refused)" in said(done)
+    assert "waiting for worker:1 (refused)" in said(done)
     status = json.loads((cluster.output / "status.json").read_text(encoding="utf-8"))
     states = {task["task"]: (task["unit"], task["state"]) for task in status["tasks"]}
     assert (status["ok"], states["worker:1"]) == (False, ("inactive", "refused"))

@@ -98,8 +98,8 @@ def test_a_killed_task_comes_back_by_itself(cluster):
 @pytest.mark.parametrize(
     ("machine", "variables", "sentence"),
     [
-        ("test-worker-0", {"tf_address": "10.89.78.99"}, "10.89.78.99 is not one of machine test-worker-0"),
-        ("test-worker-0", {"tf_adress": "10.89.78.10"}, "tf_adress of machine test-worker-0 is not known: is tf_address meant?"),
+        ("test-worker-0", {"tf_address": "10.89.78.99"}, "test-worker-0: 10.89.78.99 is not an address of this machine"),
+        ("test-worker-0", {"tf_adress": "10.89.78.10"}, "test-worker-0: unknown variable tf_adress. Did you mean tf_address?"),
         ("test-worker-0", {"tensorflow_source": "whels"}, "must be one of: wheels, index, got: whels"),
     ],
 )
@@ -122,7 +122,7 @@ def test_ssh_on_a_port_that_the_firewall_would_close_is_refused(cluster, changed
         cluster.shell(machine, f"systemctl stop tf-firewall tf-server@worker-{index}")
         done = changed_inventory("site.yml", variables)
         assert done.returncode != 0
-        assert f"Port {port} of machine {machine} is in use by sshd" in said(done), said(done)
+        assert f"{machine}: port {port} is in use by sshd" in said(done), said(done)
         assert "changed=1" not in done.stdout
         reached = changed_inventory("playbooks/logs.yml", variables, "--extra-vars=seconds=1")
         assert reached.returncode == 0, said(reached)
@@ -137,5 +137,5 @@ def test_a_port_that_a_stranger_has_is_refused(cluster, changed_inventory):
     finally:
         cluster.shell("test-worker-0", "systemctl stop stranger")
     assert done.returncode != 0
-    assert "Port 2300 of machine test-worker-0 is in use by python3" in said(done), said(done)
+    assert "test-worker-0: port 2300 is in use by python3" in said(done), said(done)
     assert "changed=1" not in done.stdout

@@ -45,7 +45,7 @@ def test_a_program_may_need_devices(cluster):
     for needs, words in [
         ("/job:worker/task:0/device:CPU:0", ""),
         ("/job:worker/task:0/device:GPU:0", "the program needs /job:worker/task:0/device:GPU:0; the task has"),
-        ("/job:worker/task:99/device:CPU:0", "needs /job:worker/task:99/device:CPU:0, and the cluster has no such task"),
+        ("/job:worker/task:99/device:CPU:0", "needs /job:worker/task:99/device:CPU:0, but the cluster has no such task"),
     ]:
         done = cluster.playbook("playbooks/status.yml", f"--extra-vars=ready_needs={needs}")
         assert (done.returncode == 0) is (words == ""), said(done)

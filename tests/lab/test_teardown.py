@@ -26,7 +26,7 @@ def test_teardown_leaves_the_runs_and_says_so(cluster):
 def test_a_disk_that_is_too_small_is_refused(cluster):
     done = cluster.playbook("site.yml", "--extra-vars=preflight_disk_mb=99999999")
     assert done.returncode != 0
-    assert "MB of free disk under /opt, and TensorFlow takes 99999999 MB" in said(done), said(done)
+    assert "MB of free disk under /opt, but TensorFlow needs 99999999 MB" in said(done), said(done)
     assert "changed=1" not in done.stdout
 
 

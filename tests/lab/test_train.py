@@ -118,7 +118,7 @@ def test_parameter_servers_train_a_model_that_knows_digits(cluster, data):
 def test_a_restart_goes_on_from_the_last_checkpoint(train, data):
     done, folder = train(BY_WORKERS, program_data=str(data), program_args="--die-at 50 --steps 100", train_restarts=1)
     assert done.returncode == 0, said(done)
-    assert "was killed by SIGKILL; all start again (attempt 2 of 2)" in said(done)
+    assert "was killed by SIGKILL; all tasks restart (attempt 2 of 2)" in said(done)
     assert "worker:0 goes on from step 40" in said(done)
     found = verdict(folder)
     assert found["result"]["began_at"] == 40
@@ -132,11 +132,11 @@ def test_one_that_fails_ends_all_and_is_named(cluster, train, program):
     assert done.returncode != 0
     assert time.monotonic() - begun < 30
     found = verdict(folder)
-    assert found["failures"] == [f"The program of worker:1 on machine {workers(cluster)[1]} ended with exit status 3."]
+    assert found["failures"] == [f"The program of worker:1 on machine {workers(cluster)[1]} exited with status 3."]
     assert found["seconds"] < 10
     assert [task["outcome"] for task in found["training"]["tasks"].values()] == [
-        "was ended with the others",
-        "ended with exit status 3",
+        "was stopped with the others",
+        "exited with status 3",
     ]
     assert "begun" in (folder / "tasks/worker-1/stdout.log").read_text(encoding="utf-8")
     assert running(cluster) == []
@@ -148,7 +148,7 @@ def test_restarts_come_to_an_end(train, program):
     assert verdict(folder)["training"]["attempts"] == 3
 
 
-@pytest.mark.parametrize(("machine", "port", "words"), [(1, 3222, "its port 3222"), (0, 4222, "Port 4222, over which")])
+@pytest.mark.parametrize(("machine", "port", "words"), [(1, 3222, "its port 3222"), (0, 4222, "Port 4222, which coordinates")])
 def test_a_port_in_use_is_said(cluster, train, program, machine, port, words):
     name = workers(cluster)[machine]
     cluster.shell(name, f"systemd-run --quiet --unit=stranger python3 -m http.server {port}; sleep 1; echo done")
@@ -160,7 +160,7 @@ def test_a_port_in_use_is_said(cluster, train, program, machine, port, words):
         cluster.shell(name, "systemctl stop stranger; echo done")
     assert done.returncode != 0
     [failure] = verdict(folder)["failures"]
-    assert re.search(rf"{words} .*is taken by", failure), failure
+    assert re.search(rf"{words} .*is in use by", failure), failure
     assert "train_port_offset" in failure
     assert running(cluster) == []
 
@@ -173,7 +173,7 @@ def test_a_run_in_the_way_is_said(cluster, train, program):
     finally:
         cluster.shell(name, "systemctl stop tf-run-worker-1; echo done")
     assert done.returncode != 0
-    assert "run other still has the task worker:1" in verdict(folder)["failures"][0]
+    assert "worker:1 is still used by run other" in verdict(folder)["failures"][0]
 
 
 def test_two_trainings_at_once_go_one_after_the_other(train, program):
@@ -181,7 +181,7 @@ def test_two_trainings_at_once_go_one_after_the_other(train, program):
     with ThreadPoolExecutor() as pool:
         done = list(pool.map(lambda _each: train(long)[0], range(2)))
     assert [each.returncode for each in done] == [0, 0], said(done[0]) + said(done[1])
-    assert "waits for the task worker:0: run 2" in said(done[0]) + said(done[1])
+    assert "queued: worker:0 is used by run 2" in said(done[0]) + said(done[1])
 
 
 def test_the_time_limit_ends_all(cluster, train, program):
@@ -194,14 +194,14 @@ def test_the_time_limit_ends_all(cluster, train, program):
 def test_a_training_can_be_left_alone_and_cancelled(cluster, train, program):
     done, _folder = train(program("print('here', flush=True); time.sleep(600)"), detach=True)
     assert done.returncode == 0, said(done)
-    run = re.search(r"The run (\S+) goes on", said(done))[1]
+    run = re.search(r"The run (\S+) continues", said(done))[1]
     done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
     assert done.returncode == 0, said(done)
     found = verdict(folder_of(done))
-    assert "was cancelled by" in found["failures"][0]
+    assert "was canceled by" in found["failures"][0]
     assert [task["outcome"] for task in found["training"]["tasks"].values()] == [
-        "was ended from outside",
-        "was ended with the others",
+        "was stopped from outside",
+        "was stopped with the others",
     ]
     assert "here" in (folder_of(done) / "tasks/worker-1/stdout.log").read_text(encoding="utf-8")
     assert running(cluster) == []
@@ -211,7 +211,7 @@ def test_a_training_is_collected_while_the_host_machine_is_away(cluster, train, 
     """Its own machines have all of it."""
     done, _folder = train(program("print('here', flush=True)"), detach=True)
     assert done.returncode == 0, said(done)
-    run = re.search(r"The run (\S+) goes on", said(done))[1]
+    run = re.search(r"The run (\S+) continues", said(done))[1]
     cluster.podman("pause", cluster.host)
     try:
         done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={run}")
@@ -220,7 +220,7 @@ def test_a_training_is_collected_while_the_host_machine_is_away(cluster, train, 
     assert "here" in (folder_of(done) / "tasks/worker-1/stdout.log").read_text(encoding="utf-8"), said(done)
     # The journal of a server there, and nothing else.
     found = verdict(folder_of(done))["failures"]
-    assert found == [f"The log of ps:0 could not be collected: is machine {cluster.host} still there?"]
+    assert found == [f"The log of ps:0 could not be collected: is machine {cluster.host} reachable?"]
 
 
 def test_a_chief_of_its_own_takes_part(cluster, train, program):
@@ -244,8 +244,8 @@ def test_a_run_of_the_host_does_not_wait_for_a_chief_that_is_not_there(cluster):
     [
         ("train.yml", {"train_jobs": ["ps"]}, "run_task=chief:0"),
         ("train.yml", {"train_port_offset": 64000}, "train_port_offset is 64000"),
-        ("run.yml", {"run_task": "worker:0"}, "which is a server of its own"),
-        ("run.yml", {"run_task": "chief:7"}, "which is no task of the cluster"),
+        ("run.yml", {"run_task": "worker:0"}, "which has a standing server"),
+        ("run.yml", {"run_task": "chief:7"}, "which is not a task of the cluster"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_runs(cluster, program, playbook, values, words):

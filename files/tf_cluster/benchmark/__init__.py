@@ -1,1 +1,1 @@
-"""How fast the links and tasks of a cluster are."""
+"""Measure the links and tasks of a cluster."""

@@ -1,14 +1,13 @@
-"""Measure the cluster through TensorFlow: each link between two tasks, and what each task computes. playbooks/benchmark.yml.
+"""Measure the cluster through TensorFlow: links between tasks and the speed of each task. playbooks/benchmark.yml runs it.
 
     benchmark.py '{"seconds": 30, "tasks": {"10.0.0.5:2222": ["worker:0", "machine-a", 0]}, "network": [], "notes": []}'
 
-``tasks``: what the cluster calls the tasks at the addresses that config.json lists, their machines, and how many GPUs they have.
-``network``: what iperf3 measured before, a list of ``from``, ``to`` (machines) and ``gigabytes_per_second``; ``notes``: sentences
-on it. Prints tables, and leaves ``benchmark.json`` and, with the same in it, ``result.json``. Exit status 1 if a task or a link
-could not be measured.
+``tasks``: address -> name in the cluster, machine and number of GPUs. ``network``: results of iperf3, a list of ``from``, ``to``
+(machines) and ``gigabytes_per_second``; ``notes``: sentences on it. Prints tables and writes ``benchmark.json`` and
+``result.json`` with the same content. Exit status 1 if a task or a link could not be measured.
 
-A link's rate is that of a step that moves a variable from the memory of one task's processor to that of the other's: bytes by
-seconds of the whole step. Its latency is that of a step that moves four bytes. All are medians; GB are 1e9 bytes.
+A link's rate is the bytes per second of a whole step that moves a variable between the main memories of two tasks. Its latency is
+the time of a step that moves four bytes. All values are medians; GB are 1e9 bytes.
 """
 
 from __future__ import annotations
@@ -31,26 +30,26 @@ from tf_cluster.table import table
 if TYPE_CHECKING:
     import tensorflow as tf
 
-Item = TypeVar("Item")  # what is measured
-Result = TypeVar("Result")  # what comes of it
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 FORMAT = "tf-cluster-benchmark-1"
-SMALL, LARGE = 1_000_000, 64_000_000  # bytes that a link is measured with
-LARGE_STEP = 0.25  # seconds that a step with the large size may take: on a slow link it is made smaller
+SMALL, LARGE = 1_000_000, 64_000_000  # bytes per step
+LARGE_STEP_SECONDS = 0.25  # for a large step: slow links get a smaller size
 EMPTY_STEPS = 21
-STEP_LIMIT = 8.0  # seconds that a step may take
-LINK_LIMIT, DEVICE_LIMIT = 12.0, 24.0  # seconds that a link and a device may take until they count as failed
+STEP_LIMIT_SECONDS = 8.0
+LINK_LIMIT_SECONDS, DEVICE_LIMIT_SECONDS = 12.0, 24.0  # then a link or a device counts as failed
 CPU_SIZE, GPU_SIZE = 2048, 8192  # of the square matrices
-LONGEST_CHAIN = 32  # products in one step, where one takes too little to be told from the step itself
-# Seconds that a link and a device take on an ordinary network; where that is too long, several are measured at once.
+MAX_CHAIN = 32  # products per step, if one is too short compared with the step's overhead
+# Typical seconds per link and device; if the total is too long, several are measured in parallel.
 LINK_SECONDS, DEVICE_SECONDS = 0.6, 0.8
-TASKS_SHARE = 0.25  # of the time, for what the tasks compute
-MOST_ROWS = 60  # of links that are shown
-FAR_BELOW = 0.5  # of the median: worth a look
+COMPUTE_SHARE = 0.25  # of the time, for the devices
+MAX_ROWS = 60  # of the table of links
+FAR_BELOW = 0.5  # of the median
 
 
 class Task(NamedTuple):
-    """A standing task: the cluster's name for it, its device in this run, its address, its machine and how many GPUs it has."""
+    """A task: name in the cluster, device name in this run, address, machine and number of GPUs."""
 
     name: str
     device: str
@@ -60,7 +59,7 @@ class Task(NamedTuple):
 
 
 def standing(spec: dict[str, list[str]], known: dict[str, list[Any]], run_jobs: tuple[str, ...]) -> list[Task]:
-    """Return the tasks of a cluster spec that are servers of their own."""
+    """Return the tasks of a cluster spec, without the jobs ``run_jobs``."""
     found = []
     for job in spec:
         for index, entry in enumerate(spec[job] if job not in run_jobs else []):
@@ -72,7 +71,7 @@ def standing(spec: dict[str, list[str]], known: dict[str, list[Any]], run_jobs: 
 def rounds(tasks: list[Task]) -> list[list[tuple[Task, Task]]]:
     """Return all ordered pairs of tasks in rounds: in each, every task sends once and receives once.
 
-    First come the rounds with the most links between different machines: those are what a cluster's health hangs on.
+    Rounds with the most links between different machines come first, because they matter most.
     """
     count = len(tasks)
     found = [[(task, tasks[(place + shift) % count]) for place, task in enumerate(tasks)] for shift in range(1, count)]
@@ -80,7 +79,7 @@ def rounds(tasks: list[Task]) -> list[list[tuple[Task, Task]]]:
 
 
 def batches(items: list[Item], machines_of: Callable[[Item], Iterable[str]], most: int) -> list[list[Item]]:
-    """Return the items in groups of at most so many that are measured at once, no machine twice in a group."""
+    """Return the items in groups of at most ``most`` to measure in parallel, no machine twice in a group."""
     found: list[tuple[set[str], list[Item]]] = []
     for item in items:
         machines = set(machines_of(item))
@@ -93,28 +92,28 @@ def batches(items: list[Item], machines_of: Callable[[Item], Iterable[str]], mos
     return [group for _machines, group in found]
 
 
-def at_once(count: int, each: float, seconds: float) -> int:
-    """Return how many of ``count`` have to be measured at once to fit into the time: one, if it can be."""
+def concurrency(count: int, each: float, seconds: float) -> int:
+    """Return how many of ``count`` items must be measured in parallel to fit into ``seconds``, at least one."""
     return max(1, math.ceil(count * each / seconds))
 
 
 def large_size(small: float, empty: float) -> int:
-    """Return how many bytes a link is measured with besides, by the seconds that the small size and an empty step took."""
+    """Return the large size of a link in bytes, from the seconds of a small and an empty step."""
     each = max(small - empty, 1e-9) / SMALL
-    return int(min(LARGE, max(SMALL, LARGE_STEP / each))) // 4 * 4
+    return int(min(LARGE, max(SMALL, LARGE_STEP_SECONDS / each))) // 4 * 4
 
 
 def attempt(work: Callable[[Item], Result], items: list[Item], seconds: float) -> list[Result | Exception]:
-    """Do the work for all items at once, and return for each what came of it: a value, or the exception.
+    """Do the work for all items in parallel; return a value or an exception for each.
 
-    What is not done after ``seconds`` is left alone, for a session on a frozen task cannot be ended.
+    After ``seconds``, unfinished work is abandoned, because a session on a frozen task cannot be closed.
     """
     done: dict[int, Result | Exception] = {}
 
     def one(place: int, item: Item) -> None:
         try:
             done[place] = work(item)
-        except Exception as error:  # TensorFlow's have no common class but this
+        except Exception as error:  # TensorFlow's errors have no other common class
             done[place] = error
 
     threads = [threading.Thread(target=one, args=pair, daemon=True) for pair in enumerate(items)]
@@ -123,17 +122,17 @@ def attempt(work: Callable[[Item], Result], items: list[Item], seconds: float) -
     until = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
-    return [done.get(place, TimeoutError(f"no end within {seconds:.0f} s")) for place in range(len(items))]
+    return [done.get(place, TimeoutError(f"timed out after {seconds:.0f} s")) for place in range(len(items))]
 
 
 def reason_of(error: Exception) -> str:
-    """Return the first line of an error that says something."""
+    """Return the type and the first non-empty line of an error."""
     lines = [line.strip() for line in str(getattr(error, "message", error)).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 
 def timed(call: Callable[[], object], spent: float, least: int, most: int) -> list[float]:
-    """Call it again and again, until so many seconds are spent, and return the seconds of each call."""
+    """Repeat a call until ``spent`` seconds have passed; return the seconds of each call."""
     taken: list[float] = []
     while len(taken) < least or (len(taken) < most and sum(taken) < spent):
         begun = time.monotonic()
@@ -143,7 +142,7 @@ def timed(call: Callable[[], object], spent: float, least: int, most: int) -> li
 
 
 class Benchmark:
-    """The measurements, through sessions on this run's own server."""
+    """The measurements, through sessions on this run's server."""
 
     def __init__(self, target: str, own: str, tasks: list[Task], seconds: float) -> None:
         import tensorflow as tf
@@ -151,33 +150,33 @@ class Benchmark:
         self.tf, self.v1, self.target, self.own = tf, tf.compat.v1, target, own
         self.tasks, self.seconds = tasks, seconds
         self.begun = time.monotonic()
-        self.failed: dict[str, str] = {}  # task -> why it is measured no more
+        self.failed: dict[str, str] = {}  # task -> why it is no longer measured
         self.computed: list[dict[str, Any]] = []
         self.links: list[dict[str, Any]] = []
-        self.told = -math.inf
-        # Sessions that are not closed: with a task that is gone, their end would not come.
+        self.printed_at = -math.inf
+        # Unclosed sessions: closing a session with a lost task would hang.
         self.kept: list[tf.compat.v1.Session] = []
 
     def left(self) -> float:
-        """Return the seconds that are left."""
+        """Return the remaining seconds."""
         return self.begun + self.seconds - time.monotonic()
 
     def progress(self, text: str) -> None:
-        """Print where it is, at most once a second."""
-        if time.monotonic() - self.told >= 1:
-            self.told = time.monotonic()
-            print(f"{text}  ({self.told - self.begun:.0f} s of at most {self.seconds:.0f})", flush=True)
+        """Print the progress, at most once a second."""
+        if time.monotonic() - self.printed_at >= 1:
+            self.printed_at = time.monotonic()
+            print(f"{text}  ({self.printed_at - self.begun:.0f} s of at most {self.seconds:.0f})", flush=True)
 
     @contextlib.contextmanager
     def session(self, *tasks: Task) -> Iterator[tf.compat.v1.Session]:
-        """Open a session on these tasks alone; what it holds there is freed with it. It is closed only if all went well."""
+        """Open a session on these tasks only, with its own state. It is closed only after success."""
         config = self.v1.ConfigProto(
-            # Its own device too: where a run goes on without some tasks, its server does not go without saying.
+            # Include this task: a run without some tasks does not include it implicitly.
             device_filters=[self.own, *(task.device for task in tasks)],
-            operation_timeout_in_ms=int(STEP_LIMIT * 1000),
+            operation_timeout_in_ms=int(STEP_LIMIT_SECONDS * 1000),
             isolate_session_state=True,
         )
-        # The operations run as they stand: an optimiser would move and fold them.
+        # No optimisation: it would move and fold the operations.
         config.graph_options.optimizer_options.opt_level = self.v1.OptimizerOptions.L0
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         with self.tf.Graph().as_default():
@@ -188,12 +187,12 @@ class Benchmark:
             self.kept.remove(session)
 
     def variable(self, name: str, device: str, value: Callable[[], tf.Tensor]) -> tf.Variable:
-        """Return a variable with the value that the function ``value`` makes, there where it lies."""
+        """Return a variable on a device, initialised there by the function ``value``."""
         with self.tf.device(device):
             return self.v1.get_variable(name, initializer=value())
 
     def link(self, sender: Task, receiver: Task, spent: float) -> dict[str, Any]:
-        """Measure a link; ``spent``: seconds for the steps with the large size."""
+        """Measure a link; ``spent``: seconds for the large steps."""
         tf, source, goal = self.tf, f"{sender.device}/device:CPU:0", f"{receiver.device}/device:CPU:0"
 
         def moving(count: int) -> Callable[[], object]:
@@ -201,7 +200,7 @@ class Benchmark:
             with tf.device(goal):
                 moved = tf.identity(held).op
             session.run(held.initializer)
-            call: Callable[[], object] = session.make_callable(moved)  # fetches nothing: what was moved stays where it is
+            call: Callable[[], object] = session.make_callable(moved)  # fetches nothing, so the result stays on the receiver
             call()
             return call
 
@@ -219,7 +218,7 @@ class Benchmark:
         }
 
     def products(self, task: Task, device: str, spent: float) -> dict[str, Any]:
-        """Measure what a device multiplies, for so many seconds. GPUs use TF32 where they have it."""
+        """Measure a device's matrix products for ``spent`` seconds. GPUs use TF32 if available."""
         tf, size, place = self.tf, GPU_SIZE if device.startswith("GPU") else CPU_SIZE, f"{task.device}/device:{device}"
 
         def chain(count: int) -> Callable[[], object]:
@@ -228,33 +227,33 @@ class Benchmark:
                 for _each in range(count):
                     made = tf.matmul(factor, made)
             with tf.device(f"{task.device}/device:CPU:0"):
-                call: Callable[[], object] = session.make_callable(tf.identity(made[0, 0]))  # waits for a GPU, too
+                call: Callable[[], object] = session.make_callable(tf.identity(made[0, 0]))  # also waits for the GPU
             return call
 
         with self.session(task) as session:
-            width = math.sqrt(3 / size)  # so that products grow neither large nor small
+            width = math.sqrt(3 / size)  # keeps the magnitude of the products
             factor = self.variable("factor", place, lambda: tf.random.uniform([size, size], -width, width))
             session.run(factor.initializer)
             call, count = chain(1), 1
             taken = timed(call, 0, 1, 1)
-            if taken[0] < spent / 2:  # else the first, which warms it up, has to do
+            if taken[0] < spent / 2:  # otherwise the warm-up step must suffice
                 taken = timed(call, 0, 1, 1)
             if taken[0] < spent / 20:
-                count = min(LONGEST_CHAIN, int(spent / 10 / taken[0]))
+                count = min(MAX_CHAIN, int(spent / 10 / taken[0]))
                 call, taken = chain(count), []
                 call()
             taken += timed(call, spent / 2 - sum(taken), 0 if taken else 1, 9)
         return {"size": size, "gigaflops": 2 * size**3 * count / 1e9 / statistics.median(taken)}
 
     def compute(self) -> None:
-        """Measure what all devices compute, one after the other, several at once where they are many."""
+        """Measure all devices, in parallel if there are many."""
         devices = [(task, name) for task in self.tasks for name in ("CPU:0", *(f"GPU:{place}" for place in range(task.gpus)))]
-        seconds = self.seconds * TASKS_SHARE
-        most = at_once(len(devices), DEVICE_SECONDS, seconds)
+        seconds = self.seconds * COMPUTE_SHARE
+        most = concurrency(len(devices), DEVICE_SECONDS, seconds)
         spent = min(1.0, most * seconds / len(devices))
         for group in batches(devices, lambda item: [item[0].machine], most):
             group = [(task, device) for task, device in group if task.name not in self.failed]
-            answers = attempt(lambda item: self.products(*item, spent), group, DEVICE_LIMIT)
+            answers = attempt(lambda item: self.products(*item, spent), group, DEVICE_LIMIT_SECONDS)
             self.find_failed([task for (task, _device), answer in zip(group, answers) if isinstance(answer, Exception)])
             for (task, device), answer in zip(group, answers):
                 answer = {"failure": reason_of(answer)} if isinstance(answer, Exception) else answer
@@ -262,10 +261,10 @@ class Benchmark:
             self.progress(f"computed: {len(self.computed)} of {len(devices)} devices")
 
     def move(self) -> int:
-        """Measure the links, round by round while another one fits into the time; return how many at once."""
+        """Measure the links, round by round within the time; return the number of parallel links."""
         planned = rounds(self.tasks)
         count = sum(map(len, planned))
-        most = at_once(len(self.tasks), LINK_SECONDS, max(1.0, self.left()))
+        most = concurrency(len(self.tasks), LINK_SECONDS, max(1.0, self.left()))
         spent = min(0.4, max(0.1, most * self.left() / max(1, count) / 2))
         begun = time.monotonic()
         for number, pairs in enumerate(planned):
@@ -278,10 +277,10 @@ class Benchmark:
         return most
 
     def move_group(self, group: list[tuple[Task, Task]], spent: float) -> None:
-        """Measure some links at once."""
+        """Measure some links in parallel."""
         alive = [pair for pair in group if not {task.name for task in pair} & self.failed.keys()]
-        late = self.left() < -self.seconds  # links that fail take long: twice the time is the end
-        answers = [] if late else attempt(lambda pair: self.link(*pair, spent), alive, LINK_LIMIT)
+        late = self.left() < -self.seconds  # failing links take long: stop at twice the time
+        answers = [] if late else attempt(lambda pair: self.link(*pair, spent), alive, LINK_LIMIT_SECONDS)
         answer_of = dict(zip(alive, answers))
         self.find_failed(list({task for pair in alive if isinstance(answer_of.get(pair), Exception) for task in pair}))
         for pair in group:
@@ -294,7 +293,7 @@ class Benchmark:
             self.links.append({**about, **answer})
 
     def find_failed(self, tasks: list[Task]) -> None:
-        """Note which of the tasks do not answer at all."""
+        """Mark the tasks that do not answer as failed."""
         from tf_cluster import api
 
         asked = attempt(lambda task: api.answers(("", 0), task.entry), tasks, 5)
@@ -303,7 +302,7 @@ class Benchmark:
 
 
 def with_network(links: list[dict[str, Any]], network: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the links, each with the network's own rate between its machines, where that was measured."""
+    """Return the links, each with the measured network rate between its machines, if any."""
     rates = {(row["from"], row["to"]): row["gigabytes_per_second"] for row in network}
     return [{**row, "network_gigabytes_per_second": rates.get((row["from_machine"], row["to_machine"]))} for row in links]
 
@@ -339,7 +338,7 @@ def findings(result: dict[str, Any]) -> list[str]:
     lines.append(f"Measured {len(rated)} of {pairs} links between {len(result['tasks'])} tasks{several}.")
     if made < pairs:
         lines[-1] += (
-            " NOT ALL: more do not fit into the time (benchmark_seconds). In these every task sends "
+            " NOT ALL: more do not fit into the time (benchmark_seconds). Each task sends "
             f"{made // len(result['tasks'])} times and receives as often."
         )
     return [*lines, *result["notes"]]
@@ -351,21 +350,21 @@ def extreme(rows: list[dict[str, Any]], what: str) -> tuple[dict[str, Any], floa
 
 
 def compared(value: float, usual: float, unit: str) -> str:
-    """Return a value and how it stands to the median."""
+    """Return a value and its ratio to the median, as text."""
     share = value / usual
     return f"{number(value)} {unit}, {share:.0%} of the median{': FAR BELOW the others' if share < FAR_BELOW else ''}"
 
 
 def tables(result: dict[str, Any]) -> list[str]:
-    """Return what tasks compute and how fast links are, as lines of two tables."""
-    shown = sorted(result["links"], key=lambda row: row.get("gigabytes_per_second", -1))[:MOST_ROWS]
+    """Return the lines of two tables: devices and links."""
+    shown = sorted(result["links"], key=lambda row: row.get("gigabytes_per_second", -1))[:MAX_ROWS]
     computed = [
         [row["task"], row["machine"], row["device"], number(row.get("gigaflops")), row.get("failure", "")]
         for row in result["computed"]
     ]
     lines = table([["task", "machine", "device", "GFLOP/s"], *computed])
     if len(shown) < len(result["links"]):
-        lines += ["", f"The slowest {MOST_ROWS} of {len(result['links'])} links; benchmark.json has all:"]
+        lines += ["", f"The slowest {MAX_ROWS} of {len(result['links'])} links; benchmark.json has all:"]
     else:
         shown = result["links"]
     rows = [
@@ -381,12 +380,12 @@ def tables(result: dict[str, Any]) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """Return a number with the three digits that matter, or a dash."""
+    """Return a number with three significant digits, or a dash."""
     return "-" if value is None else f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
 def measured(benchmark: Benchmark, about: dict[str, Any], most: int) -> dict[str, Any]:
-    """Return all that was measured, as benchmark.json has it."""
+    """Return the content of benchmark.json."""
     result = {
         "format": FORMAT,
         "seconds": round(time.monotonic() - benchmark.begun, 2),
@@ -400,14 +399,14 @@ def measured(benchmark: Benchmark, about: dict[str, Any], most: int) -> dict[str
         "notes": about["notes"],
     }
     if os.environ.get("TF_CLUSTER_MISSING"):
-        result["notes"] = [f"Left out, for they did not answer: {os.environ['TF_CLUSTER_MISSING']}.", *about["notes"]]
+        result["notes"] = [f"Not measured, because they did not answer: {os.environ['TF_CLUSTER_MISSING']}.", *about["notes"]]
     return {**result, "findings": findings(result)}
 
 
 def main() -> None:
     """Measure, print, and write the files."""
     about = json.loads(sys.argv[1])
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # a processor has nothing to say of the GPUs that it has not
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # hides warnings about missing GPUs
     import tensorflow as tf
 
     import tf_cluster
@@ -426,7 +425,7 @@ def main() -> None:
     tf_cluster.save_result({"benchmark": result})
     sys.stdout.flush()
     wrong = any("failure" in row for row in (*result["links"], *result["computed"]))
-    os._exit(1 if wrong or result["failed"] else 0)  # sessions that were left alone would hang
+    os._exit(1 if wrong or result["failed"] else 0)  # abandoned sessions would hang
 
 
 if __name__ == "__main__":

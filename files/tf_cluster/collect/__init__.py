@@ -1,1 +1,1 @@
-"""What a machine has of a run, on its way to the controller."""
+"""Collect the files of a run from a machine."""

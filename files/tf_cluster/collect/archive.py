@@ -1,8 +1,8 @@
-"""Put what a run left into one tar file, while its program may still write there.
+"""Pack a run's files into one tar file, while its program may still write to them.
 
-The program's files are opened with the rights of its user, never through a link, and without waiting: since they were listed a
-name may have become a link to a file of root's, or a pipe. What vanished meanwhile is not missed; a file that grows or shrinks
-is packed with the size that it had when it was opened.
+The program's files are opened with the rights of its user, without following links and without blocking, because a listed name
+may have become a link to a file of root, or a pipe. Deleted files are ignored; a file that changes is packed with the size that
+it had when it was opened.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 USER = "tensorflow"
-MARGIN = 32 * 1024 * 1024  # bytes of the disk that stay free
-HEADER = 1536  # bytes that a member takes beside its content, at most but for very long names
+MARGIN_BYTES = 32 * 1024 * 1024  # stay free on the disk
+OVERHEAD_BYTES = 1536  # of a member, without very long names
 KINDS = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 class NoRoomError(Exception):
-    """The tar file would not fit on the disk; the message is a sentence."""
+    """The tar file does not fit on the disk. The message is a sentence."""
 
 
 class Found(NamedTuple):
-    """A file or folder of the program's: its name in the tar file, where it is, and its size (None: a folder)."""
+    """A file or folder of the program: name in the tar file, path, and size in bytes (None: a folder)."""
 
     name: str
     path: Path
@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
 @contextlib.contextmanager
 def as_user() -> Iterator[None]:
-    """Do something with the rights of the program's user; as we are where we are not root or there is no such user."""
+    """Use the rights of the program's user; no change if this process is not root or the user does not exist."""
     try:
         owner = pwd.getpwnam(USER)
     except KeyError:
@@ -59,8 +59,8 @@ def as_user() -> Iterator[None]:
 
 
 def find(folder: Path, name: str, left: list[str], unwanted: frozenset[str] = frozenset()) -> list[Found]:
-    """List what is below a folder, each folder before its content; add to ``left`` what cannot be packed, and why."""
-    found, waiting = [], [(folder.resolve(), name)]  # resolved: the packer compares it with what it has opened
+    """Return the content of a folder, each folder before its content; add unpackable files with the reason to ``left``."""
+    found, waiting = [], [(folder.resolve(), name)]  # the packer compares the resolved path with the opened file
     while waiting:
         folder, name = waiting.pop()
         try:
@@ -84,18 +84,18 @@ def find(folder: Path, name: str, left: list[str], unwanted: frozenset[str] = fr
 
 
 def shown(name: str) -> str:
-    """Return a file's name as it can be printed."""
+    """Return a file's name in printable form."""
     return name if name.isprintable() else ascii(name)
 
 
 class Packer:
-    """Puts files into a tar file, at most ``room`` bytes; adds to ``left`` what it leaves out, and why."""
+    """Adds files to a tar file, at most ``room`` bytes; adds skipped files with the reason to ``left``."""
 
     def __init__(self, tar: tarfile.TarFile, room: int, left: list[str]) -> None:
         self.tar, self.room, self.left = tar, room, left
 
     def add(self, found: Found) -> None:
-        """Add a file or folder of the program's; where it is something else by now, note that it was left behind."""
+        """Add a file or folder of the program; skip it if it has become something else."""
         if found.size is None:
             member = tarfile.TarInfo(found.name)
             member.type = tarfile.DIRTYPE
@@ -110,24 +110,24 @@ class Packer:
             self.left.append(f"{shown(found.name)} ({'a link' if error.errno == errno.ELOOP else error.strerror})")
             return
         with os.fdopen(descriptor, "rb") as file:
-            # A folder above it may have become a link to another by now.
+            # A parent folder may have become a link.
             if os.readlink(f"/proc/self/fd/{descriptor}") != str(found.path):
                 self.left.append(f"{shown(found.name)} (moved)")
                 return
             self.add_open(found.name, file)
 
     def add_open(self, name: str, file: io.BufferedReader) -> None:
-        """Add an open file, if it is one and there is room for it."""
+        """Add an open file if it is regular. Raises NoRoomError if there is no room for it."""
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             self.left.append(f"{shown(name)} ({KINDS.get(stat.S_IFMT(status.st_mode), 'a device')})")
             return
         self.room -= taken(status.st_size)
         if self.room < 0:
-            raise NoRoomError(f"{shown(name)} has grown to {status.st_size} bytes while it was packed")
+            raise NoRoomError(f"{shown(name)} grew to {status.st_size} bytes while it was packed")
         member = tarfile.TarInfo(name)
         member.size, member.mtime = status.st_size, status.st_mtime
-        self.tar.addfile(member, Padded(file))  # type: ignore[arg-type]  # tarfile always says how many bytes it reads
+        self.tar.addfile(member, Padded(file))  # type: ignore[arg-type]  # tarfile always passes a byte count
 
     def add_text(self, name: str, text: str) -> None:
         """Add a file with this text."""
@@ -137,23 +137,23 @@ class Packer:
 
 
 class Padded:
-    """A file that goes on with zeros where it has become shorter."""
+    """A file that is padded with zeros if it has become shorter."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self.file = file
 
     def read(self, count: int) -> bytes:
-        """Return exactly so many bytes."""
+        """Return exactly ``count`` bytes."""
         data = self.file.read(count)
         return data + bytes(count - len(data))
 
 
 def taken(size: int | None) -> int:
-    """Return how many bytes of the tar file a file of this size takes."""
-    return HEADER + -(-(size or 0) // 512) * 512
+    """Return the bytes that a file of this size takes in the tar file."""
+    return OVERHEAD_BYTES + -(-(size or 0) // 512) * 512
 
 
 def free(folder: Path) -> int:
-    """Return how many bytes may be written there."""
+    """Return how many bytes can be written to the folder's disk."""
     disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize - MARGIN
+    return disk.f_bavail * disk.f_frsize - MARGIN_BYTES

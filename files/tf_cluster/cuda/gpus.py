@@ -1,16 +1,16 @@
-"""Find the machine's NVIDIA GPUs, with or without a driver, and what bears on whether TensorFlow can use them.
+"""Find the machine's NVIDIA GPUs, with or without a driver, and what TensorFlow needs to use them.
 
-Prints one JSON object and exits 0. Also a custom fact of Ansible's (``ansible MACHINE -m setup -a filter=ansible_local``).
-Standard library only, no arguments: it is sent to machines that have nothing yet.
+Prints one JSON object and exits 0. Also a custom Ansible fact (``ansible MACHINE -m setup -a filter=ansible_local``).
+Standard library only, no arguments: it also runs on machines where nothing is installed yet.
 
     pci          NVIDIA's display controllers, from the kernel's list of PCI devices: [{"bus", "device", "driver"}]
-    gpus         what the driver knows of each: index, model, uuid, bus, memory_mb, memory_used_mb, temperature,
-                 compute_capability, driver, minor (of /dev/nvidia<minor>), mig, parts (of a GPU that MIG splits)
-    processes    who uses them: [{"gpu": uuid, "pid", "name", "user", "unit"}]
-    kernel       version of the kernel's driver, or null; error: nvidia-smi's own words, where it failed
-    processor    as in x86_64
-    nvswitch, fabric_manager    whether NVSwitch joins the GPUs, and whether the service runs without which CUDA fails then
-    nouveau, secure_boot, signed, reboot_required    true, false, or null where it cannot be told
+    gpus         facts from the driver: index, model, uuid, bus, memory_mb, memory_used_mb, temperature,
+                 compute_capability, driver, minor (of /dev/nvidia<minor>), mig, parts (of a MIG GPU)
+    processes    processes that use GPUs: [{"gpu": uuid, "pid", "name", "user", "unit"}]
+    kernel       version of the kernel module, or null; error: message of nvidia-smi, if it failed
+    processor    such as x86_64
+    nvswitch, fabric_manager    whether NVSwitch connects the GPUs, and whether the service runs that CUDA then needs
+    nouveau, secure_boot, signed, reboot_required    true, false, or null if unknown
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e09
 
 
 def find(root: Path = Path("/")) -> dict[str, Any]:
-    """Return what is found; ``root`` is where the kernel's files are."""
+    """Return the facts listed above; ``root`` is the root of the kernel's files."""
     status, listed = call("nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits")
     minors = read_minors(root / "proc/driver/nvidia/gpus")
     gpus = parse_gpus(listed, minors)
@@ -55,7 +55,7 @@ def find(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def call(*words: str) -> tuple[int, str]:
-    """Run a command; return its exit status and all that it said, or 127 and nothing where it is not there."""
+    """Run a command; return its exit status and its output, or 127 and "" if it is missing."""
     environment = {**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/bin:/bin"}
     try:
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=60, check=False, env=environment)
@@ -67,7 +67,7 @@ def call(*words: str) -> tuple[int, str]:
 
 
 def read(path: Path) -> str:
-    """Return the text of a file, nothing where it is not there."""
+    """Return the text of a file, empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -75,7 +75,7 @@ def read(path: Path) -> str:
 
 
 def read_pci(folder: Path) -> list[dict[str, Any]]:
-    """Return NVIDIA's display controllers (vendor 10de, class 03); their sound and USB parts are other devices."""
+    """Return NVIDIA's display controllers (vendor 10de, class 03), without their sound and USB devices."""
     found = []
     for device in sorted(folder.glob("*")):
         vendor, kind = read(device / "vendor").strip(), read(device / "class").strip()
@@ -87,18 +87,18 @@ def read_pci(folder: Path) -> list[dict[str, Any]]:
 
 
 def has_nvswitch(folder: Path) -> bool:
-    """Tell whether NVSwitch joins the GPUs (vendor 10de, class 0680, a bridge)."""
+    """Return whether there is an NVSwitch (vendor 10de, class 0680, a bridge)."""
     devices = ((read(device / "vendor").strip(), read(device / "class").strip()) for device in folder.glob("*"))
     return any(vendor == "0x10de" and kind.startswith("0x0680") for vendor, kind in devices)
 
 
 def lacks_modules(folder: Path) -> bool:
-    """Tell whether the running kernel's modules are gone: an upgrade removed them."""
+    """Return whether an upgrade has removed the running kernel's modules."""
     return folder.exists() and not (folder / os.uname().release).exists()
 
 
 def read_minors(folder: Path) -> dict[str, int]:
-    """Return bus -> minor number of the device node, from the driver's own list."""
+    """Return bus -> minor number of the device node, from the driver."""
     found = {}
     for path in folder.glob("*/information"):
         minor = re.search(r"(?m)^Device Minor:\s*(\d+)", read(path))
@@ -108,12 +108,12 @@ def read_minors(folder: Path) -> dict[str, int]:
 
 
 def short_bus(bus: str) -> str:
-    """Return a PCI address as the kernel writes it: nvidia-smi gives the domain eight digits."""
+    """Return a PCI address in the kernel's format: nvidia-smi writes the domain with eight digits."""
     return re.sub(r"^0000(?=[0-9a-f]{4}:)", "", bus.strip().lower())
 
 
 def parse_gpus(text: str, minors: dict[str, int]) -> list[dict[str, Any]]:
-    """Return the GPUs that ``nvidia-smi --query-gpu`` lists; its complaints are between the rows."""
+    """Return the GPUs in the output of ``nvidia-smi --query-gpu``, which can have error messages between the rows."""
     gpus: list[dict[str, Any]] = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
@@ -136,7 +136,7 @@ def parse_gpus(text: str, minors: dict[str, int]) -> list[dict[str, Any]]:
 
 
 def add_parts(gpus: list[dict[str, Any]], text: str) -> None:
-    """Note the parts of split GPUs, as ``nvidia-smi --list-gpus`` gives them below each."""
+    """Add the parts of MIG GPUs, from the output of ``nvidia-smi --list-gpus``."""
     current = None
     for line in text.splitlines():
         whole = re.search(r"^GPU \d+: .*\(UUID: (GPU-[^)]+)\)", line)
@@ -148,7 +148,7 @@ def add_parts(gpus: list[dict[str, Any]], text: str) -> None:
 
 
 def parse_processes(text: str) -> list[dict[str, Any]]:
-    """Return who uses the GPUs, as ``nvidia-smi --query-compute-apps`` gives it."""
+    """Return the processes in the output of ``nvidia-smi --query-compute-apps``."""
     rows = re.findall(r"(?m)^(GPU-\S+), (\d+), (.+)$", text)
     return [{"gpu": uuid, "pid": int(pid), "name": name.strip()} for uuid, pid, name in rows]
 
@@ -167,13 +167,13 @@ def owner(folder: Path) -> dict[str, str]:
 
 
 def parse_version(text: str) -> str | None:
-    """Return the version in /proc/driver/nvidia/version, of the proprietary and of the open module."""
+    """Return the version in /proc/driver/nvidia/version, of the proprietary or the open module."""
     found = re.search(r"NVRM version:.*?\s(\d{3,}(?:\.\d+)+)\s", text)
     return found[1] if found else None
 
 
 def parse_error(status: int, text: str) -> str:
-    """Return nvidia-smi's own words if it failed, or complained about a GPU."""
+    """Return nvidia-smi's message if it failed or reported an error of a GPU."""
     said = [line.strip() for line in text.splitlines() if line.strip() and "," not in line]
     if status == 127:
         return "nvidia-smi is not installed"

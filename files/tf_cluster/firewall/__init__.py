@@ -1,1 +1,1 @@
-"""Who may reach the tasks of a machine."""
+"""The firewall that protects the tasks of a machine."""

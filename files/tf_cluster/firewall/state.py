@@ -1,12 +1,11 @@
-"""Say whether the cluster's firewall stands on this machine, and who else filters here.
+"""Report the state of the cluster's firewall on this machine, and other firewalls.
 
     firewall/state.py
 
-Prints a JSON object: ``version`` (the name of the rules at work, null where there are none or nft is missing), ``whole`` (whether
-they are, rule by rule, what tf-firewall.service loaded last, and for the number that the user tensorflow has now), ``wanted``
-(the name of the rules in /etc/tf-cluster/firewall.nft, null where there are none), ``enabled`` (whether they are loaded at
-boot), ``nft`` (whether it is installed) and ``others`` (other firewalls at work: firewalld, ufw). Needs root; standard library
-only.
+Prints a JSON object: ``version`` (version of the active rules, null if there are none or nft is missing), ``whole`` (whether they
+are the rules that tf-firewall.service loaded last, with tensorflow's current user ID), ``wanted`` (version of the rules
+in /etc/tf-cluster/firewall.nft, null if there are none), ``enabled`` (whether they are loaded at boot), ``nft`` (whether it is
+installed) and ``others`` (other active firewalls: firewalld, ufw). Needs root; standard library only.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 RULES = Path("/etc/tf-cluster/firewall.nft")
-LOADED = Path("/run/tf-firewall/loaded")  # what sha256sum said of the rules when tf-firewall.service had loaded them
+LOADED = Path("/run/tf-firewall/loaded")  # sha256sum of the rules that tf-firewall.service loaded
 UFW = Path("/etc/ufw/ufw.conf")
 VERSION = re.compile(r"chain (version_[0-9a-f]+)")
 
 
 def output(*command: str) -> str:
-    """Return what a command prints; nothing where it is not there or fails."""
+    """Return the output of a command; empty if it is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
@@ -35,16 +34,15 @@ def output(*command: str) -> str:
 
 
 def named(text: str) -> str | None:
-    """Return the version that rules name."""
+    """Return the version in the rules; None if there is none."""
     found = VERSION.search(text)
     return found[1] if found else None
 
 
 def is_loaded(text: str) -> bool:
-    """Tell whether rules are those that were loaded, and for the right user.
+    """Return whether the active rules are unchanged since loading and for the current user ID.
 
-    A table that somebody emptied or added to keeps the name of its version. Of users the kernel knows the number alone, and an
-    account that was made again may have another.
+    A modified table keeps the name of its version. The kernel knows only user IDs, and a recreated account may have another.
     """
     try:
         number = pwd.getpwnam("tensorflow").pw_uid
@@ -55,7 +53,7 @@ def is_loaded(text: str) -> bool:
 
 
 def state() -> dict[str, Any]:
-    """Return what there is."""
+    """Return the state of the firewall (see above)."""
     path = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
     nft = shutil.which("nft", path=path)
     others = ["firewalld"] if output("systemctl", "is-active", "firewalld").strip() == "active" else []

@@ -1,1 +1,1 @@
-"""What a machine is like before anything is changed."""
+"""Facts of a machine before it is changed."""

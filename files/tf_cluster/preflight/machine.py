@@ -1,4 +1,4 @@
-"""Collect all that site.yml needs to know of a machine before it changes it. Needs root; standard library only."""
+"""Collect the facts of a machine that site.yml needs before it changes it. Needs root; standard library only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..server.ports import listeners as port_listeners
 from ..status.systemd import parse_show
 from ..tensorflow import environment
 
-OWN = (
+MANAGED_FILES = (
     "/etc/tf-cluster/*",
     "/etc/tf-cluster/tasks/*",
     "/etc/systemd/system/tf-*.*",
@@ -40,7 +40,7 @@ PROPERTIES = "Id,ActiveState,UnitFileState,StatusText,NeedDaemonReload,MainPID"
 def collect(ports: list[int], venv: str) -> dict[str, Any]:
     """Return the machine's facts; the module machine_facts documents them.
 
-    ``ports`` are those whose listeners are reported, ``venv`` is the environment that TensorFlow is installed in.
+    ``ports``: ports whose listeners are reported; ``venv``: the path of TensorFlow's environment.
     """
     units = show_units()
     return {
@@ -55,13 +55,15 @@ def collect(ports: list[int], venv: str) -> dict[str, Any]:
         "environment": environment.look(venv),
         "compiled": os.path.exists(f"{venv}/byte-compiled"),
         "firewall": firewall.state(),
-        "digests": {path: digest(path) for pattern in OWN for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)},
+        "digests": {
+            path: digest(path) for pattern in MANAGED_FILES for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)
+        },
         **tasks(units),
     }
 
 
 def printed(*command: str) -> str:
-    """Return what a command prints; nothing where it is not there."""
+    """Return the output of a command; empty if it is missing."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
@@ -69,7 +71,7 @@ def printed(*command: str) -> str:
 
 
 def systemctl(*words: str) -> str:
-    """Return what systemctl prints."""
+    """Return the output of systemctl."""
     return printed("systemctl", *words)
 
 
@@ -81,7 +83,7 @@ def network() -> dict[str, list[str]]:
 
 
 def show_units() -> dict[str, dict[str, str]]:
-    """Return unit -> its properties, of the target and all tasks that are loaded or enabled."""
+    """Return unit -> properties, for the target and all tasks that are loaded or enabled."""
     enabled = systemctl("list-unit-files", "--plain", "--no-legend", "--state=enabled", f"{UNIT}*").split("\n")
     names = [line.split()[0] for line in enabled if line.strip()]
     shown = systemctl("show", f"--property={PROPERTIES}", TARGET, f"{UNIT}*", *(name for name in names if "@." not in name))
@@ -102,14 +104,14 @@ def tasks(units: dict[str, dict[str, str]]) -> dict[str, Any]:
 
 
 def listeners(ports: list[int], units: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
-    """Return who listens on the ports."""
+    """Return the listeners of the ports, with their systemd unit."""
     of_unit = {unit.get("MainPID"): name for name, unit in units.items() if name.startswith(UNIT)}
     found = port_listeners(ports)
     return [{**listener, "unit": of_unit.get(str(listener["pid"]), "")} for listener in found]
 
 
 def account(name: str) -> list[Any]:
-    """Return the entry of an account; nothing where there is none."""
+    """Return the passwd entry of an account; empty if there is none."""
     try:
         return list(pwd.getpwnam(name))
     except KeyError:
@@ -117,13 +119,13 @@ def account(name: str) -> list[Any]:
 
 
 def free_megabytes(path: str) -> int:
-    """Return the free disk of the file system that a folder is on, or would be."""
+    """Return the free disk space in MB for a folder, which need not exist yet."""
     place = next(folder for folder in (Path(path), *Path(path).parents) if folder.exists())
     return shutil.disk_usage(place).free // 1_000_000
 
 
 def digest(path: str) -> str:
-    """Return a digest of a file's text, permissions and owner, as the filter files_differ makes it of what it should be."""
+    """Return a digest of a file's content, permissions and owner; the filter files_differ makes the expected one."""
     found = os.stat(path)
     owned = "" if found.st_uid == found.st_gid == 0 or os.geteuid() else f" {found.st_uid}:{found.st_gid}"
     return f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()} {found.st_mode & 0o7777:04o}{owned}"

@@ -1,1 +1,1 @@
-"""Whether every task of the cluster answers."""
+"""Check that every task of the cluster answers."""

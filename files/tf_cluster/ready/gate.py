@@ -1,22 +1,22 @@
-"""The gate: ask every standing task of the cluster, all at once, whether it answers as TensorFlow.
+"""The gate: check all tasks of the cluster in parallel, except those of the jobs host and chief.
 
     gate.py --config /etc/tf-cluster/config.json --timeout 10
 
 Prints a table, with ``--json`` an object ``{"ok": bool, "cluster": config.json's, "tasks": [...]}``; each task has
-``task``, ``address``, ``state``, ``reason``, ``version``, ``devices``, ``gpus`` (their UUIDs), ``incarnation`` (another
-one each time that its server starts) and ``seconds``. Exit status: 0 if all answer, 1 if one does not, 2 if the
-configuration is wrong. Takes 0.3 s for a healthy cluster and never longer than the timeout and two seconds. The states:
+``task``, ``address``, ``state``, ``reason``, ``version``, ``devices``, ``gpus`` (their UUIDs), ``incarnation`` (a new
+value each time its server starts) and ``seconds``. Exit status: 0 if all tasks answer, 1 if one does not, 2 if the
+configuration is invalid. Takes 0.3 s for a healthy cluster and at most the timeout plus two seconds. The states:
 
-    answers      TensorFlow, of the right name, version and cluster spec
+    answers      TensorFlow with the right name, version and cluster spec
     refused      nothing listens on the port
     unreachable  no connection: the machine is down, or a firewall drops the packets
-    hangs        the connection stands, but nothing comes back
-    not_tensorflow  something else than a TensorFlow server listens there
-    other task   a TensorFlow server of another name
-    other spec   a task of another cluster, or one that was started with another config.json
-    other version  its TensorFlow is not the one of this machine
-    no GPU       TensorFlow found fewer GPUs than the task is to have, or one that computes wrongly (--prove)
-    no device    it has no device of a name that a program needs (--needs)
+    hangs        the port accepts connections but does not answer
+    not_tensorflow  the process on the port is not a TensorFlow server
+    other task   a TensorFlow server of another task
+    other spec   a task of another cluster, or started with another config.json
+    other version  its TensorFlow version differs from this machine's
+    no GPU       TensorFlow found fewer GPUs than the task should have, or a GPU computes incorrectly (--prove)
+    no device    the task lacks a device that a program needs (--needs)
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from ..tensorflow import capi
 from . import gpu_check
 
 DEADLINE_EXCEEDED, UNIMPLEMENTED = 4, 12
-ATTEMPT = 3.0  # seconds for one connection
+CONNECT_TIMEOUT_SECONDS = 3.0
 
 
 def main() -> None:
-    """Ask, print, exit."""
-    parser = argparse.ArgumentParser(description="Ask every task of the cluster whether it answers.")
+    """Check the tasks, print the report and exit."""
+    parser = argparse.ArgumentParser(description="Check that every task of the cluster answers.")
     parser.add_argument("--config", default=os.environ.get("TF_CLUSTER_CONFIG", "config.json"))
-    parser.add_argument("--timeout", type=float, default=10, help="seconds a task has to answer")
-    parser.add_argument("--prove", type=float, default=0, help="seconds that a task's GPUs have to compute something; 0: nothing")
-    parser.add_argument("--needs", nargs="*", default=[], help="devices, as in /job:worker/task:1/device:GPU:0")
+    parser.add_argument("--timeout", type=float, default=10, help="seconds that a task has to answer")
+    parser.add_argument("--prove", type=float, default=0, help="seconds that the check of a task's GPUs may take; 0: no check")
+    parser.add_argument("--needs", nargs="*", default=[], help="required devices, such as /job:worker/task:1/device:GPU:0")
     parser.add_argument(
-        "--first", type=float, default=0, help="seconds after which to say who is waited for; 0: at the end alone"
+        "--first", type=float, default=0, help="seconds after which to report tasks that do not answer yet; 0: only at the end"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
@@ -61,11 +61,11 @@ def main() -> None:
     except capi.TensorFlowError as error:
         cli.fail(str(error), 1)
     print(json.dumps(report) if options.json else report_table(report), flush=True)
-    os._exit(0 if report["ok"] else 1)  # a thread that waits in a dead connection must not hold us
+    os._exit(0 if report["ok"] else 1)  # a thread may still wait on a dead connection
 
 
 def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict[str, Any]:
-    """Ask all standing tasks of ``spec`` at once; each has ``options.timeout`` seconds. Returns the report."""
+    """Check all tasks of ``spec`` in parallel, ``options.timeout`` seconds each; return the report."""
     library = capi.Library()
     tasks = [
         Task(job, index, entry, library, cluster_config.digest(spec), options)
@@ -77,7 +77,7 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict[str
     known = [f"/job:{task.job}/task:{task.index}/" for task in tasks] + [f"/job:{job}/" for job in cluster_config.RUN_JOBS]
     for device in options.needs:
         if not device.startswith(tuple(known)):
-            raise cluster_config.ConfigError(f"the program needs {device}, and the cluster has no such task")
+            raise cluster_config.ConfigError(f"the program needs {device}, but the cluster has no such task")
     deadline = time.monotonic() + (min(options.first, options.timeout) or options.timeout)
     for task in tasks:
         task.thread = threading.Thread(target=task.ask, args=(deadline,), daemon=True)
@@ -89,15 +89,15 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict[str
         f"{task['task']}: {task['reason']} ({', '.join(task['gpus'])})" for task in reports if task["gpus"] and options.prove
     ]
     good = all(task["state"] == "answers" for task in reports)
-    if not good and 0 < options.first < options.timeout:  # whoever calls is to go on with what is left of the time
+    if not good and 0 < options.first < options.timeout:  # the caller continues with the remaining time
         late = ", ".join(f"{task['task']} ({task['state']})" for task in reports if task["state"] != "answers")
         left = [f"--timeout={options.timeout - options.first:g}", "--first=0"]
-        return {"ok": False, "lines": [f"waits for {late[:200]}"], "next": [*sys.argv[1:], *left]}
+        return {"ok": False, "lines": [f"waiting for {late[:200]}"], "next": [*sys.argv[1:], *left]}
     return {"ok": good, "version": library.version, "cluster": spec, "tasks": reports, "lines": lines}
 
 
 class Task:
-    """One question to one task."""
+    """The check of one task."""
 
     def __init__(self, job: str, index: int, entry: str, library: capi.Library, digest: str, options: argparse.Namespace) -> None:
         self.job, self.index, self.library, self.spec_digest, self.options = job, index, library, digest, options
@@ -109,7 +109,7 @@ class Task:
         self.thread: threading.Thread
 
     def answer(self, state: str, reason: str = "", **more: object) -> None:
-        """Note what was found."""
+        """Set the state and the reason in the report."""
         self.report.update(state=state, reason=reason, **more)
 
     def ask(self, deadline: float) -> None:
@@ -118,18 +118,18 @@ class Task:
         try:
             if self.connects(deadline):
                 self.ask_tensorflow(deadline)
-        except Exception as error:  # whatever it is, it is this task's answer and must not end the gate
+        except Exception as error:  # an error of one task must not stop the gate
             self.answer("hangs", f"{type(error).__name__}: {error}")
         self.report["seconds"] = round(time.monotonic() - begun, 3)
 
     def connects(self, deadline: float) -> bool:
-        """Tell whether something listens; one that is being restarted is given until the deadline."""
+        """Return whether the port accepts connections. Retries until the deadline, because the task may be restarting."""
         while True:
             try:
-                # Of an attempt that a machine does not answer the kernel tries ever more rarely: a new one finds it sooner.
+                # The kernel retries one attempt ever more rarely: a new attempt connects sooner.
                 left = max(0.1, deadline - time.monotonic())
-                socket.create_connection(self.address, timeout=min(ATTEMPT, left)).close()
-                self.answer("hangs", "connected, but no answer came; 'systemctl status' of its unit says more")
+                socket.create_connection(self.address, timeout=min(CONNECT_TIMEOUT_SECONDS, left)).close()
+                self.answer("hangs", "connected, but no answer; see 'systemctl status' of its unit")
                 return True
             except ConnectionRefusedError:
                 self.answer("refused", "nothing listens on the port; is its unit running?")
@@ -145,29 +145,29 @@ class Task:
             time.sleep(0.2)
 
     def ask_tensorflow(self, deadline: float) -> None:
-        """Ask for the devices and for the card that the server leaves, by operations that it runs itself."""
+        """Fetch the devices and the published identity from the server."""
         try:
             session = self.session(max(0.2, deadline - time.monotonic()))
         except capi.TensorFlowError as error:
             self.explain(error, deadline)
             return
         try:
-            self.ask_in(session, deadline)
+            self.ask_session(session, deadline)
         finally:
             session.close()
 
     def session(self, seconds: float) -> capi.Session:
-        """Open a session on the task, each step of which may take ``seconds``, over the graph of its card."""
-        # A filter that no task matches leaves the server's own devices: it waits for no other task, and a
-        # server of another name gives that name away.
+        """Open a session on the task with the identity graph; each step may take ``seconds``."""
+        # A filter that matches no task leaves the server's own devices: the session waits for no other
+        # task, and the devices show the server's real name.
         config = capi.message("config_pb2", "ConfigProto")(
             device_filters=["/job:nobody"], operation_timeout_in_ms=int(seconds * 1000)
         )
-        graph = self.card_graph(f"/job:{self.job}/replica:0/task:{self.index}/device:CPU:0")
+        graph = self.identity_graph(f"/job:{self.job}/replica:0/task:{self.index}/device:CPU:0")
         return self.library.session(f"grpc://{self.report['address']}", config.SerializeToString(), graph)
 
-    def ask_in(self, session: capi.Session, deadline: float) -> None:
-        """Fill in what a session on the task tells."""
+    def ask_session(self, session: capi.Session, deadline: float) -> None:
+        """Fill in the report from a session on the task."""
         try:
             found = session.devices()
         except capi.TensorFlowError as error:
@@ -176,13 +176,13 @@ class Task:
         devices = [name for name in found if "XLA" not in name]
         own = [name for name in devices if name.startswith(f"/job:{self.job}/replica:0/task:{self.index}/")]
         if not own:
-            self.answer("other task", f"a TensorFlow server that calls itself {', '.join(devices) or 'nothing'}")
+            self.answer("other task", f"a TensorFlow server of another task, with the devices {', '.join(devices) or '(none)'}")
             return
         self.answer("answers", devices=devices, incarnation=found[own[0]])
         try:
             card = json.loads(session.fetch_bytes("card"))
         except capi.TensorFlowError:
-            self.answer("other spec", "a TensorFlow server that this project's unit did not start")
+            self.answer("other spec", "a TensorFlow server that is not started by this project's unit")
             return
         self.report.update(version=card["version"], gpus=card["gpus"])
         if card["spec"] != self.spec_digest:
@@ -190,29 +190,29 @@ class Task:
         elif card["version"] != self.library.version:
             self.answer("other version", f"it runs TensorFlow {card['version']}, this machine has {self.library.version}")
         else:
-            self.ask_for_devices(devices, max(card["wanted"], len(card["gpus"])))
+            self.check_devices(devices, max(card["wanted"], len(card["gpus"])))
 
-    def ask_for_devices(self, devices: list[str], wanted: int) -> None:
-        """Hold the devices of the task against those that it should have and those that a program needs."""
+    def check_devices(self, devices: list[str], wanted: int) -> None:
+        """Compare the task's devices with those that it should have and those that a program needs."""
         found = [name for name in devices if "/device:GPU:" in name]
         short = {name.replace("/replica:0", "") for name in devices}
         own_name = f"/job:{self.job}/task:{self.index}/"
         missing = [name for name in self.options.needs if name.startswith(own_name) and name not in short]
         if len(found) < wanted:
-            self.answer("no GPU", f"it is to have {wanted} GPU(s), and TensorFlow found {len(found)}; its journal says why")
+            self.answer("no GPU", f"it should have {wanted} GPU(s), but TensorFlow found {len(found)}; see its journal")
         elif missing:
             self.answer("no device", f"the program needs {', '.join(missing)}; the task has {', '.join(sorted(short))}")
         elif self.options.prove and found:
-            self.answer("no GPU", f"its GPUs did not compute anything within {self.options.prove:.0f} s")
+            self.answer("no GPU", f"its GPUs computed nothing within {self.options.prove:.0f} s")
             deadline = time.monotonic() + self.options.prove
             problem = gpu_check.problem(self.library, f"grpc://{self.report['address']}", found, deadline)
             if problem:
                 self.answer("no GPU", problem)
             elif time.monotonic() < deadline:
-                self.answer("answers", f"{len(found)} GPU(s) computed what the processor did")
+                self.answer("answers", f"{len(found)} GPU(s) computed the same as the processor")
 
-    def card_graph(self, device: str) -> bytes:
-        """Return a graph whose operation "card" gives the bytes of the task's card."""
+    def identity_graph(self, device: str) -> bytes:
+        """Return a graph whose operation "card" returns the bytes of the task's identity."""
         graph = capi.message("graph_pb2", "GraphDef")()
         graph.versions.producer = 1087
         types = capi.message("types_pb2", "DataType")
@@ -228,21 +228,21 @@ class Task:
         return serialised
 
     def explain(self, error: capi.TensorFlowError, deadline: float) -> None:
-        """TensorFlow got no answer: find out from the first bytes on the wire who is there."""
+        """Set the state from the first bytes that the port sends, after TensorFlow got no answer."""
         first = self.first_bytes(max(0.5, min(1.5, deadline + 1 - time.monotonic())))
         # An HTTP/2 server's first frame is SETTINGS (RFC 9113 3.4): length 3 bytes, type 4.
         if first[3:4] == b"\x04" and error.code == UNIMPLEMENTED:
-            self.answer("not_tensorflow", "a gRPC server that is not TensorFlow's listens on the port")
+            self.answer("not_tensorflow", "the gRPC server on the port is not TensorFlow")
         elif first[3:4] == b"\x04":
             state = "hangs" if error.code == DEADLINE_EXCEEDED else "other task"
             self.answer(state, str(error).splitlines()[0][:200])
         elif first:
-            self.answer("not_tensorflow", f"not a TensorFlow server: it says {first[:24]!r}")
+            self.answer("not_tensorflow", f"not a TensorFlow server: it sent {first[:24]!r}")
         else:
-            self.answer("hangs", "the port takes connections, but nothing comes back: stopped, overloaded or not TensorFlow")
+            self.answer("hangs", "the port accepts connections but does not answer: stopped, overloaded or not TensorFlow")
 
     def first_bytes(self, seconds: float) -> bytes:
-        """Return what the peer sends to an HTTP/2 client's first words, within ``seconds``."""
+        """Return the peer's answer to the HTTP/2 preface, b"" if there is none within ``seconds``."""
         try:
             with socket.create_connection(self.address, timeout=seconds) as wire:
                 wire.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
@@ -252,7 +252,7 @@ class Task:
 
 
 def report_table(report: dict[str, Any]) -> str:
-    """Return the report as lines for people."""
+    """Return the report as a table."""
     rows = [("task", "address", "state", "seconds", "reason")]
     rows += [(t["task"], t["address"], t["state"], str(t["seconds"] or ""), t["reason"]) for t in report["tasks"]]
     return "\n".join(table(rows))

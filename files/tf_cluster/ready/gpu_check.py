@@ -1,4 +1,4 @@
-"""Let each GPU of a task compute, and hold the result against the processor's, through the task's own server."""
+"""Check each GPU of a task: compare its result with the processor's, through the task's server."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import time
 from ..tensorflow import capi
 
 SIZE = 256  # of the square matrices
-TOLERANCE = 1e-2  # TF32, in which recent GPUs multiply, keeps 10 bits: sums of 256 products of up to 1 differ by less
+TOLERANCE = 1e-2  # recent GPUs multiply in TF32 with 10 bits: sums of 256 products of up to 1 differ by less
 
 
 def problem(library: capi.Library, target: str, devices: list[str], deadline: float) -> str:
-    """Return a sentence if a device computes otherwise than the processor of its task, or nothing.
+    """Return a sentence if a device's result differs from the processor's, else an empty string.
 
-    ``devices`` are full names of one task's devices; all have until ``deadline`` (of the monotonic clock). The product
-    of two random matrices of shape (256, 256), float32, may differ by 1 % of its largest element.
+    ``devices`` are full names of one task's devices; ``deadline`` is for all of them, by the monotonic clock. The product
+    of two random 256x256 float32 matrices may differ by 1 % of its largest element.
     """
     processor = devices[0].rpartition("/")[0] + "/device:CPU:0"
     left = max(1.0, deadline - time.monotonic())
     config = capi.message("config_pb2", "ConfigProto")(device_filters=["/job:nobody"], operation_timeout_in_ms=int(left * 1000))
-    config.graph_options.optimizer_options.opt_level = -1  # no folding of constants: it would compute elsewhere
+    config.graph_options.optimizer_options.opt_level = -1  # constant folding would compute on another device
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     try:
         session = library.session(target, config.SerializeToString(), graph([processor, *devices]))
@@ -30,20 +30,19 @@ def problem(library: capi.Library, target: str, devices: list[str], deadline: fl
         for place, device in enumerate(devices, start=1):
             found = numbers(session.fetch_bytes(f"product{place}"))
             limit = TOLERANCE * max(map(abs, expected))
-            wrong = [b for a, b in zip(expected, found) if not abs(a - b) <= limit]  # so that a NaN is wrong too
+            wrong = [b for a, b in zip(expected, found) if not abs(a - b) <= limit]  # `not <=`: a NaN is wrong too
             if wrong:
-                return f"{device} computes wrongly: {len(wrong)} of {len(found)} numbers differ, the first is {wrong[0]:.3g}"
+                return f"{device} computes incorrectly: {len(wrong)} of {len(found)} numbers differ, the first is {wrong[0]:.3g}"
     except capi.TensorFlowError as error:
         return f"a GPU does not compute: {reason(error)}"
     return ""
 
 
 def reason(error: Exception) -> str:
-    """Return TensorFlow's reason on one line of at most 300 characters.
+    """Return TensorFlow's error message on one line of at most 300 characters.
 
-    An error of a remote task begins with lines that only say where it comes from ("From /job:worker/replica:0/task:0:").
-    If several operations failed, the reason of the first is numbered "(0)". Names of operations in brackets and the
-    server's log follow.
+    An error of a remote task begins with its origin ("From /job:worker/replica:0/task:0:"). If several operations failed,
+    the first reason is numbered "(0)". Operation names in brackets and the server's log follow.
     """
     text = re.split(r"\n\s*\(1\) |\nRecent warning and error logs:", str(error))[0]
     lines = [re.sub(r"^\(0\) ", "", line.strip()) for line in text.splitlines()]
@@ -54,7 +53,7 @@ def reason(error: Exception) -> str:
 
 
 def graph(devices: list[str]) -> bytes:
-    """Return a serialised graph in which "product0", "product1", ... are the same product, each on its device."""
+    """Return a serialised graph that computes the same product on each device, as "product0", "product1", ..."""
     result = capi.message("graph_pb2", "GraphDef")()
     result.versions.producer = 1087
     types = capi.message("types_pb2", "DataType")
@@ -76,5 +75,5 @@ def graph(devices: list[str]) -> bytes:
 
 
 def numbers(data: bytes) -> tuple[float, ...]:
-    """Return raw bytes of a float32 tensor as numbers."""
+    """Return the numbers in the raw bytes of a float32 tensor."""
     return struct.unpack(f"<{len(data) // 4}f", data)

@@ -1,1 +1,1 @@
-"""A verdict for programs and a page for people, made of what was collected. Runs on the controller."""
+"""Make the verdict (JSON) and the page (HTML) of a collected run. Runs on the controller."""

@@ -1,4 +1,4 @@
-"""Draw what a benchmark measured (benchmark/benchmark.py): the links between tasks as heat maps, from whom to whom."""
+"""Draw the links of a benchmark (benchmark/benchmark.py) as heat maps from sender to receiver."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import html
 from typing import Any
 
 FORMAT = "tf-cluster-benchmark-1"
-MOST_NUMBERS = 12  # tasks; with more, the numbers do not fit into the cells
+MAX_LABELED_TASKS = 12  # with more, the numbers do not fit into the cells
 FAINT, GREY = "rgba(128,128,128,.13)", "#a0a7b0"
-# What is drawn: title, name in a link's row, unit, and the colours. Bright is good: much of a rate, little of a time.
+# Title, key of a link's row, unit and colour scale. Bright is good: a high rate, a low latency.
 MAPS = (
     ("Rate, GB/s", "gigabytes_per_second", "GB/s", "Viridis"),
     ("Latency, ms a step", "step_milliseconds", "ms", "Viridis_r"),
@@ -16,19 +16,19 @@ MAPS = (
 
 
 def read(result: object) -> dict[str, Any] | None:
-    """Return the benchmark that a run's result holds, None where it holds none."""
+    """Return the benchmark in a run's result, None if there is none."""
     found = result.get("benchmark") if isinstance(result, dict) else None
     return found if isinstance(found, dict) and found.get("format") == FORMAT else None
 
 
 def grid(benchmark: dict[str, Any], what: str) -> list[list[float | None]]:
-    """Return a row for each sender with a value for each receiver, None where nothing was measured."""
+    """Return a row per sender with a value per receiver, None if not measured."""
     values = {(row["from"], row["to"]): row.get(what) for row in benchmark["links"]}
     return [[values.get((sender, receiver)) for receiver in benchmark["tasks"]] for sender in benchmark["tasks"]]
 
 
 def figure(benchmark: dict[str, Any]) -> str:
-    """Return the figure as JSON for plotly.js; raises KeyError or the like where a program has changed what was measured."""
+    """Return the figure as JSON for plotly.js; raises KeyError or a similar error if a program has changed the data."""
     from plotly.subplots import make_subplots
 
     names = [html.escape(str(task)) for task in benchmark["tasks"]]
@@ -37,7 +37,7 @@ def figure(benchmark: dict[str, Any]) -> str:
         drawn.add_heatmap(
             z=grid(benchmark, what), zmin=0, x=names, y=names, colorscale=colours, col=column, row=1, xgap=2, ygap=2,
             hovertemplate=f"%{{y}} → %{{x}}: %{{z:.3g}} {unit}<extra></extra>", hoverongaps=False,
-            texttemplate="%{z:.3g}" if len(names) <= MOST_NUMBERS else None,
+            texttemplate="%{z:.3g}" if len(names) <= MAX_LABELED_TASKS else None,
             colorbar={"x": (0.44, 1.02)[column - 1], "thickness": 10, "outlinewidth": 0},
         )  # fmt: skip
     clear = "rgba(0,0,0,0)"

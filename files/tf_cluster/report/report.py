@@ -1,12 +1,12 @@
-"""Turn a collected run into a verdict for programs and a page for people.
+"""Make the verdict and the page of a collected run.
 
     report.py output/<run id> < facts.json
 
-Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...], "required": true, "skipped": [...]}``, what the run
-and the gate answered, whether it is a failure of the command if the run failed (one that was cancelled, or is running, need
-not be good), and the machines that --limit leaves out, of which nothing is collected. Writes ``verdict.json``, ``report.html``
-and ``summary.txt`` into the folder, points ``latest`` beside it to it unless it points to a newer run, and answers with one JSON
-object: ``lines`` (the summary), ``verdict``, ``failure`` (a sentence if the command failed).
+Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...], "required": true, "skipped": [...]}``: the answers of
+the run and of the gate, whether a failed run fails the command (false for canceled and running runs), and the machines that
+--limit leaves out. Writes ``verdict.json``, ``report.html`` and ``summary.txt`` to the folder, and updates the link
+``latest`` beside it unless that points to a newer run. Prints one JSON object: ``lines`` (the summary), ``verdict`` and
+``failure`` (a sentence if the command failed).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from ..run.text import plain_lines
 from . import benchmark_figure, trace_figure
 
 TEMPLATES = Path(__file__).parent / "templates"
-RUN_TIME = re.compile(r"\d{8}-\d{6}(?=-)")  # what a run's ID begins with
-LOST = "could not be collected"  # what is said of what did not come home
-# What a line of a log begins or says that a person looks for when something failed.
+RUN_TIME = re.compile(r"\d{8}-\d{6}(?=-)")  # the beginning of a run's ID
+NOT_COLLECTED = "could not be collected"
+# Lines of a log that may show an error.
 ERROR = re.compile(r"^[EF]\d{4} |\b[A-Z]\w*(Error|Exception)\b|\b(error|fatal|failed|killed|traceback)\b", re.IGNORECASE)
-MOST_JSON = 4_000_000  # bytes of JSON of the program's that are read; its objects take ten times as many
-MOST_TRACE = 200_000_000  # of trace.json; the tracer stops at some 40 MB, but finishes the step that it is at
-FEW = 5  # names of what was left behind that are shown
-MOST_LEVELS = 100  # of lists and objects within each other that a result may have
+MAX_JSON_BYTES = 4_000_000  # of the program's JSON files; the objects need ten times as much memory
+MAX_TRACE_BYTES = 200_000_000  # of trace.json; tracing stops after the step that exceeds about 40 MB
+MAX_NAMES = 5  # of files that were not collected
+MAX_DEPTH = 100  # of nested lists and objects in a result
 
 
 def main() -> None:
-    """Write the files and answer."""
+    """Write the files and print the result as JSON."""
     folder = Path(sys.argv[1])
     facts = json.load(sys.stdin)
     verdict = make_verdict(folder, facts)
@@ -51,13 +51,13 @@ def main() -> None:
     (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     write_page(folder, facts["outcome"], verdict, drawn)
     point_latest(folder)
-    failures = [sentence for sentence in verdict["failures"] if facts["required"] or LOST in sentence]
-    failure = f"{' '.join(failures)} Everything that it left is in {folder}." if failures else ""
+    failures = [sentence for sentence in verdict["failures"] if facts["required"] or NOT_COLLECTED in sentence]
+    failure = f"{' '.join(failures)} The collected files are in {folder}." if failures else ""
     print(json.dumps({"lines": lines, "verdict": verdict, "failure": failure}))
 
 
 def point_latest(folder: Path) -> None:
-    """Let ``latest`` point to a run, unless it points to a newer one: an older run may be collected again."""
+    """Let ``latest`` point to the run, unless it points to a newer one: an older run may be collected again."""
     latest = folder.parent / "latest"
     if latest.is_dir() and latest.is_symlink():
         current = RUN_TIME.match(latest.readlink().name)
@@ -97,17 +97,17 @@ def make_verdict(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 class Collected:
-    """A collected run: what of it failed, and what is missing."""
+    """A collected run: its failures and its missing parts."""
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         self.folder, self.tasks, self.outcome = folder, facts["tasks"], facts["outcome"]
-        # What was not collected of each machine that --limit leaves out.
+        # machine that --limit leaves out -> its uncollected parts
         self.skipped: dict[str, list[str]] = {machine: [] for machine in facts.get("skipped", [])}
         parts = {f"{task}: ": collected_note(place) for task, place in parts_of(folder, self.outcome).items()}
-        self.notes = {"": collected_note(folder), **parts}  # by the words that stand before a sentence on a task
+        self.notes = {"": collected_note(folder), **parts}  # prefix of a sentence on a task -> notes
 
     def program_failure(self) -> list[str]:
-        """Return how the run failed."""
+        """Return a sentence on the run's failure, if it failed."""
         failure = self.outcome["failure"]
         return [failure[0].upper() + failure[1:] + "."] if failure else []
 
@@ -116,7 +116,7 @@ class Collected:
         return [f"{task}{noted['uncollected']}." for task, noted in self.notes.items() if noted.get("uncollected")]
 
     def failed_tasks(self) -> list[str]:
-        """Return the tasks that did not work when the run failed."""
+        """Return a sentence for each task that did not work when the run failed."""
         failed = self.outcome.get("failed_tasks") or {}
         return [
             f"{task['task']} on machine {task['machine']} ({task['address']}) {failed[task['address']]}."
@@ -125,7 +125,7 @@ class Collected:
         ]
 
     def result(self) -> tuple[object, list[str]]:
-        """Return the program's result, None if there is none, and why it cannot be read."""
+        """Return the program's result (None if there is none), and sentences on why it cannot be read."""
         path = self.folder / "result.json"
         try:
             return (None if too_large(path) else read_result(path)), []
@@ -135,36 +135,36 @@ class Collected:
             return None, [f"The program's result.json is not JSON: {error}."]
 
     def missing_logs(self) -> list[str]:
-        """Return the tasks whose logs are missing."""
+        """Return a sentence for each task whose log is missing."""
         failures = []
         for task in self.tasks:
             if task["machine"] in self.skipped:
                 self.skipped[task["machine"]].append(f"the log of {task['task']}")
             elif task["address"] not in self.outcome.get("missing", []) and not log_of(self.folder, task["task"]).exists():
-                failures.append(f"The log of {task['task']} could not be collected: is machine {task['machine']} still there?")
+                failures.append(f"The log of {task['task']} could not be collected: is machine {task['machine']} reachable?")
         return failures
 
     def training(self) -> dict[str, Any]:
-        """Return how each task's part of a training ended; nothing if the run is none."""
+        """Return the outcome of each task of a training; empty if the run is no training."""
         return training_outcome(self.folder, self.outcome) if self.outcome.get("training") else {}
 
     def lost_parts(self, training: dict[str, Any]) -> list[str]:
-        """Return the tasks of a training whose part is missing; note in ``training`` those that --limit leaves out."""
+        """Return a sentence for each task of a training without results; mark those that --limit leaves out in ``training``."""
         failures = []
         for task, part in training.get("tasks", {}).items():
-            if part["outcome"] == LOST and part["machine"] in self.skipped:
+            if part["outcome"] == NOT_COLLECTED and part["machine"] in self.skipped:
                 part["outcome"] = "was not collected (--limit)"
-                self.skipped[part["machine"]].append(f"what {task} left")
-            elif part["outcome"] == LOST:
-                failures.append(f"What {task} left could not be collected: is machine {part['machine']} still there?")
+                self.skipped[part["machine"]].append(f"the results of {task}")
+            elif part["outcome"] == NOT_COLLECTED:
+                failures.append(f"The results of {task} could not be collected: is machine {part['machine']} reachable?")
         return failures
 
     def too_large(self) -> list[str]:
-        """Return the files of JSON that are too large to be read."""
+        """Return a sentence for each JSON file that is too large to read."""
         return [sentence for name in ("result.json", "placement.json") if (sentence := too_large(self.folder / name))]
 
     def not_collected(self) -> list[str]:
-        """Return what --limit leaves out."""
+        """Return a sentence for each machine that --limit leaves out."""
         return [
             f"Not collected, because --limit leaves out machine {machine}: {', '.join(what)}."
             for machine, what in self.skipped.items()
@@ -182,24 +182,24 @@ def log_of(folder: Path, task: str) -> Path:
 
 
 def training_outcome(folder: Path, outcome: dict[str, Any]) -> dict[str, Any]:
-    """Return how each task's part of a training ended; the chief's own is the run's."""
+    """Return the outcome of each task of a training; the chief's outcome is the run's."""
     parts, plan, places = {}, outcome["training"], parts_of(folder, outcome)
     for task, machine in plan["machines"].items():
-        noted = (collected_note(places[task]) or {"part": {"outcome": LOST}}) if task in places else outcome
+        noted = (collected_note(places[task]) or {"part": {"outcome": NOT_COLLECTED}}) if task in places else outcome
         job, index = task.split(":")
-        own = noted.get("part", {}).get("outcome") or noted.get("failure") or "goes on"
+        own = noted.get("part", {}).get("outcome") or noted.get("failure") or "still running"
         parts[task] = {"machine": machine, "address": plan["cluster"][job][int(index)], "outcome": own}
     return {"chief": plan["chief"], "attempts": outcome.get("part", {}).get("attempts", 1), "tasks": parts}
 
 
 def parts_of(folder: Path, outcome: dict[str, Any]) -> dict[str, Path]:
-    """Return task -> folder of its part, for the tasks of a training but its chief."""
+    """Return task -> folder of its results, for the tasks of a training except the chief."""
     plan = outcome.get("training") or {"machines": {}, "chief": ""}
     return {task: folder / "tasks" / task.replace(":", "-") for task in plan["machines"] if task != plan["chief"]}
 
 
 def collected_note(folder: Path) -> dict[str, Any]:
-    """Return what the machine noted of a run when it was collected, nothing where it was not."""
+    """Return a collected run's notes, empty if they were not collected."""
     try:
         noted: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         return noted
@@ -208,20 +208,20 @@ def collected_note(folder: Path) -> dict[str, Any]:
 
 
 def too_large(path: Path) -> str:
-    """Return a sentence on a JSON file that is too large to be read, nothing for others."""
+    """Return a sentence if a JSON file is too large to read, else an empty string."""
     try:
         size = path.stat().st_size
     except OSError:
         return ""
-    limit = f"more than the {MOST_JSON // 1_000_000} MB that are read of it"
-    return f"{path.name} has {size / 1e6:.0f} MB, {limit}: it is a file of the run alone." if size > MOST_JSON else ""
+    limit = f"more than the limit of {MAX_JSON_BYTES // 1_000_000} MB"
+    return f"{path.name} has {size / 1e6:.0f} MB, {limit}, and was not read." if size > MAX_JSON_BYTES else ""
 
 
 def add_trace(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any] | None:
-    """Put into the verdict what the run's trace holds, or why there is none; return what the page needs to draw it."""
+    """Add a summary of the trace, or why there is none, to the verdict; return the data for the page."""
     path = folder / "trace.json"
-    if path.exists() and path.stat().st_size > MOST_TRACE:
-        verdict["trace"] = {"missing": f"The trace is too large to be shown: trace.json has {path.stat().st_size / 1e6:.0f} MB."}
+    if path.exists() and path.stat().st_size > MAX_TRACE_BYTES:
+        verdict["trace"] = {"missing": f"The trace is too large to show: trace.json has {path.stat().st_size / 1e6:.0f} MB."}
         return None
     try:
         trace = trace_figure.read(path)
@@ -229,21 +229,21 @@ def add_trace(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) ->
             drawn = drawing(trace, machines_of(outcome, verdict), verdict.get("names", {}))
             verdict["trace"] = trace_figure.totals(trace)
             return drawn
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # a program may have written into it
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # a program may have changed the file
         verdict["trace"] = {"missing": f"The trace cannot be shown: {error}."}
         return None
     if outcome.get("trace"):
         reason = "it did not import TensorFlow"
         if trace:
-            reason = "it ran no step of a session, and TensorFlow keeps no step statistics of what runs eagerly"
+            reason = "it ran no session step, and TensorFlow has no step statistics of eager execution"
         elif path.exists():
-            reason = "the trace.json that it left is its own"
+            reason = "the program wrote its own trace.json"
         verdict["trace"] = {"missing": f"The program left no trace: {reason}."}
     return None
 
 
 def machines_of(outcome: dict[str, Any], verdict: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return machine -> task -> what is known of it, the program's own task among them."""
+    """Return machine -> task -> facts, including the program's task."""
     machines: dict[str, dict[str, Any]] = {}
     for name, task in verdict["tasks"].items():
         machines.setdefault(task["machine"] or "", {})[name] = task
@@ -253,13 +253,13 @@ def machines_of(outcome: dict[str, Any], verdict: dict[str, Any]) -> dict[str, d
 
 
 def known_as(verdict: dict[str, Any], task: str) -> str:
-    """Return what the cluster calls a task of the run, which numbers anew where it goes on without some."""
+    """Return a task's name in the cluster; a run without some tasks renumbers the others."""
     names: dict[str, str] = verdict.get("names", {})
     return names.get(task, task)
 
 
 def read_result(path: Path) -> object:
-    """Return a program's result; NaN, infinite numbers and half surrogate pairs, which other readers refuse, are replaced."""
+    """Return a program's result; replace NaN, infinite numbers and lone surrogates, which other JSON readers reject."""
 
     def finite(text: str) -> float | None:
         number = float(text)
@@ -270,13 +270,13 @@ def read_result(path: Path) -> object:
         return 1 + max(map(levels, inner), default=0)
 
     result = json.loads(path.read_text(encoding="utf-8"), parse_float=finite, parse_constant=lambda _name: None)
-    if levels(result) > MOST_LEVELS:
-        raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
+    if levels(result) > MAX_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
     return json.loads(json.dumps(result, ensure_ascii=False).encode(errors="replace"))
 
 
 def placement(folder: Path) -> dict[str, Any]:
-    """Return operation -> device, where the program left TensorFlow's own record."""
+    """Return operation -> device from placement.json, empty if there is none."""
     try:
         path = folder / "placement.json"
         found = {} if too_large(path) else json.loads(path.read_text(encoding="utf-8"))
@@ -286,7 +286,7 @@ def placement(folder: Path) -> dict[str, Any]:
 
 
 def summary(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) -> list[str]:
-    """Return the lines that a run ends with."""
+    """Return the summary of a run as lines."""
     lines = []
     result = verdict.get("result")
     if isinstance(result, dict) and isinstance(result.get("matrix"), list):
@@ -302,23 +302,23 @@ def summary(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) -> l
         lines.append(verdict["trace"].get("missing") or traced(verdict["trace"]))
     left = verdict.get("left_behind", [])
     if left:
-        more = f" and {len(left) - FEW} more" if len(left) > FEW else ""
-        lines.append(f"Left behind, for they are no files or could not be read: {', '.join(left[:FEW])}{more}")
+        more = f" and {len(left) - MAX_NAMES} more" if len(left) > MAX_NAMES else ""
+        lines.append(f"Not collected: special or unreadable files: {', '.join(left[:MAX_NAMES])}{more}")
     lines += verdict.get("notes", [])
     lines += verdict["failures"]
     if verdict["failures"]:
-        lines += ["The last lines of its output:", *(f"    {line}" for line in tail(folder / "stdout.log", 15))]
+        lines += ["The last lines of the output:", *(f"    {line}" for line in tail(folder / "stdout.log", 15))]
     for task, part in verdict.get("training", {"tasks": {}})["tasks"].items():
         log = folder / "tasks" / task.replace(":", "-") / "stdout.log"
-        if verdict["failures"] and log.exists() and part["outcome"].startswith(("ended with", "was killed")):
+        if verdict["failures"] and log.exists() and part["outcome"].startswith(("exited with", "was killed")):
             lines += [f"The last lines of the output of {task}:", *(f"    {line}" for line in tail(log, 15))]
-    ended = "Done" if verdict["ok"] else "Cancelled" if outcome.get("cancelled") else "Failed"
-    lines.append(f"{ended if 'ended' in outcome else 'Not done'} after {verdict['seconds']} s; everything is in {folder}")
+    ended = "Done" if verdict["ok"] else "Canceled" if outcome.get("cancelled") else "Failed"
+    lines.append(f"{ended if 'ended' in outcome else 'Not finished'} after {verdict['seconds']} s; everything is in {folder}")
     return plain_lines("\n".join(lines))
 
 
 def traced(found: dict[str, Any]) -> str:
-    """Return a sentence on what was traced."""
+    """Return a sentence on the content of the trace."""
     counts = ", ".join(
         f"{found[what]} {what if found[what] != 1 else what[:-1]}" for what in ("steps", "operations", "transfers")
     )
@@ -326,14 +326,14 @@ def traced(found: dict[str, Any]) -> str:
 
 
 def as_text(row: object) -> str:
-    """Return a row of numbers as a person reads it, with the digits that a 32-bit number has."""
+    """Return a row of numbers as text, with the precision of 32-bit numbers."""
     if not isinstance(row, list):
         return str(row)
     return "  ".join(f"{value:10.7g}" if isinstance(value, float) else f"{value!s:>10}" for value in row)
 
 
 def as_json(result: object) -> str:
-    """Return a result as JSON that a person reads: a row of numbers is one line."""
+    """Return a result as indented JSON, with each row of numbers on one line."""
     text = json.dumps(result, indent=2)
     return re.sub(r'\[\n\s+[^"\[\]{}]*?\n\s+\]', lambda row: " ".join(row[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
 
@@ -349,17 +349,17 @@ def tail(path: Path, count: int) -> list[str]:
 
 
 def marked(lines: list[str]) -> list[tuple[str, str]]:
-    """Return each line with "error" where it tells of one, a traceback as a whole."""
+    """Return each line with "error" or ""; a traceback is marked as a whole."""
     shown, within = [], False
     for line in lines:
-        told = bool(ERROR.search(line))
-        shown.append((line, "error" if told or (within and line.startswith(" ")) else ""))
+        matches = bool(ERROR.search(line))
+        shown.append((line, "error" if matches or (within and line.startswith(" ")) else ""))
         within = line.startswith("Traceback") or (within and line.startswith(" "))
     return shown
 
 
 def write_page(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any], drawn: dict[str, Any] | None) -> None:
-    """Write ``report.html``: one file, no server, no network."""
+    """Write ``report.html``, one file that needs no server and no network."""
     logs = {path.stem: marked(tail(path, 400)) for path in sorted((folder / "logs").glob("*.log"))}
     files = [
         (name.encode(errors="replace").decode(), urllib.parse.quote(os.fsencode(name)), path.stat().st_size)
@@ -381,7 +381,7 @@ def write_page(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any], d
 
 
 def links_of(verdict: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what the page needs to draw the links of a benchmark, None where there is none."""
+    """Return the data to draw the links of a benchmark, None if there is none."""
     found = benchmark_figure.read(verdict.get("result"))
     try:
         return found and {
@@ -389,12 +389,12 @@ def links_of(verdict: dict[str, Any]) -> dict[str, Any] | None:
             "findings": [str(sentence) for sentence in found["findings"]],
             "computed": [{**row} for row in found["computed"]],
         }
-    except (ValueError, KeyError, TypeError, AttributeError):  # a program's own, that only looks like one
+    except (ValueError, KeyError, TypeError, AttributeError):  # another program's result in a similar format
         return None
 
 
 def scripts(*names: str) -> list[dict[str, str]]:
-    """Return the scripts that draw, after plotly.js, each with its hash, for no others may run; none where there is none."""
+    """Return plotly.js and the named scripts, each with its hash for the page's policy; empty without names."""
     from plotly.offline import get_plotlyjs
 
     texts = [get_plotlyjs(), *((TEMPLATES / name).read_text(encoding="utf-8") for name in names)] if names else []
@@ -402,12 +402,12 @@ def scripts(*names: str) -> list[dict[str, str]]:
 
 
 def data(text: str) -> str:
-    """Return JSON as it may stand in the page: nothing in it can end the script that it stands in."""
+    """Return JSON that can be embedded in a script element."""
     return text.replace("<", "\\u003c")
 
 
 def drawing(trace: trace_figure.Trace, machines: dict[str, dict[str, Any]], names: dict[str, str]) -> dict[str, Any]:
-    """Return what the page needs to draw the trace. ``names``: what the run calls a task -> what the cluster does, if another."""
+    """Return the data to draw the trace. ``names``: task name in the run -> name in the cluster, if different."""
     machine_of = {task: machine for machine, tasks in machines.items() for task in tasks}
     machine_of |= {task: machine_of.get(known, "") for task, known in names.items()}
     views = trace_figure.views(trace)
@@ -417,6 +417,6 @@ def drawing(trace: trace_figure.Trace, machines: dict[str, dict[str, Any]], name
         "spans": data(json.dumps([view["range"] for view in views])),
         "by_task": trace_figure.by_task(trace),
         "routes": trace_figure.by_route(trace),
-        "left_out": max(0, len(trace.bars) - trace_figure.MOST_BARS),
+        "left_out": max(0, len(trace.bars) - trace_figure.MAX_BARS),
         "about": trace.about,
     }

@@ -1,6 +1,6 @@
-"""Read a run's trace.json (run/trace.py says what is in it), count it, and draw it.
+"""Read, summarise and draw a run's trace.json (see run/trace.py).
 
-Times are seconds here, but for the figure's axis, which shows milliseconds.
+Times are in seconds, except on the figure's axis, which is in milliseconds.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FORMAT = "tf-cluster-1"
-MOST_BARS = 4000  # a browser draws them within a second or two
-ROW = 24  # pixels that a lane is high
+MAX_BARS = 4000  # a browser draws them in one to two seconds
+ROW_PIXELS = 24
 OTHER = "other operations"
-# Told apart by people who see few colours as well, on a light page and on a dark one.
+# Distinguishable with colour blindness, on light and dark pages.
 COLOURS = ("#4c78a8", "#f2a541", "#54a24b", "#b279a2", "#9c755f", "#72b7b2", "#d67195", "#8c9a3f", "#7f7fd5")
 TRANSFER, STEP, REST, FAINT = "#e4572e", "#8b95a1", "#a0a7b0", "rgba(128,128,128,.13)"
 KERNEL = "#1f7a6d"
 
 
 class Bar(NamedTuple):
-    """Something that took time: an operation, a kernel on a GPU, a transfer, or a step of the program."""
+    """A period of time: an operation, a GPU kernel, a transfer, or a step of the program."""
 
     name: str
     category: str
@@ -34,12 +34,12 @@ class Bar(NamedTuple):
 
     @property
     def ended(self) -> float:
-        """Return when it ended."""
+        """Return its end in seconds."""
         return self.begun + self.took
 
 
 class Trace(NamedTuple):
-    """What a trace holds: its bars, and the arrows from an operation to the transfer of what it made."""
+    """The content of a trace: its bars, and arrows from operations to the transfers of their results."""
 
     about: dict[str, Any]
     bars: list[Bar]
@@ -51,7 +51,7 @@ class Trace(NamedTuple):
 
 
 def read(path: Path) -> Trace | None:
-    """Return the trace, or None where there is none, or one that the program wrote itself; raise ValueError if it is broken."""
+    """Return the trace; None if there is none or the program wrote its own. Raise ValueError if it is invalid."""
     try:
         with path.open("rb") as file:
             if f'"format": "{FORMAT}"'.encode() not in file.read(1000):
@@ -65,7 +65,7 @@ def read(path: Path) -> Trace | None:
 
 
 def gather(about: dict[str, Any], events: list[dict[str, Any]]) -> Trace:
-    """Put events together to bars and arrows."""
+    """Return the events as bars and arrows."""
     tasks = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
     lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
     bars: list[Bar] = []
@@ -79,12 +79,12 @@ def gather(about: dict[str, Any], events: list[dict[str, Any]]) -> Trace:
         else:
             ends.setdefault(event["id"], {})[event["ph"]] = (task, lane, begun)
     if not all(math.isfinite(bar.ended) for bar in bars):
-        raise ValueError("a time is no number")
+        raise ValueError("a time is not a finite number")
     return Trace(about, bars, [(end["s"], end["f"]) for end in ends.values()])
 
 
 def totals(trace: Trace) -> dict[str, int]:
-    """Return how much a trace holds, for the verdict."""
+    """Return the numbers of steps, operations and transfers, and the transferred bytes."""
     transfers = trace.of("transfer")
     return {
         "steps": len(trace.of("step")),
@@ -95,7 +95,7 @@ def totals(trace: Trace) -> dict[str, int]:
 
 
 def busy(bars: list[Bar]) -> float:
-    """Return for how many seconds at least one of the bars was going on."""
+    """Return the seconds in which at least one of the bars was active."""
     total, until = 0.0, -math.inf
     for bar in sorted(bars, key=lambda bar: bar.begun):
         total += max(0.0, bar.ended - max(bar.begun, until))
@@ -104,7 +104,7 @@ def busy(bars: list[Bar]) -> float:
 
 
 def by_task(trace: Trace) -> dict[str, dict[str, Any]]:
-    """Return for each task what it computed, how long, and what share of the steps' time that was."""
+    """Return for each task its operations, computing time in seconds and share of the steps' time."""
     whole = busy(trace.of("step")) or 1.0
     gathered: dict[str, list[Bar]] = {}
     for bar in trace.of("operation") + trace.of("kernel"):
@@ -121,9 +121,9 @@ def by_task(trace: Trace) -> dict[str, dict[str, Any]]:
 
 
 def by_route(trace: Trace) -> list[dict[str, Any]]:
-    """Return for each pair of tasks what went from one to the other, the most bytes first.
+    """Return the transfers of each pair of tasks, the most bytes first.
 
-    The rate is bytes by the time in which at least one tensor was on its way.
+    The rate is bytes per second of the time in which at least one transfer was active.
     """
     routes: dict[tuple[str, str], list[Bar]] = {}
     for bar in trace.of("transfer"):
@@ -162,13 +162,13 @@ def views(trace: Trace) -> list[dict[str, Any]]:
 
 
 def widened(begin: float, end: float) -> list[float]:
-    """Return a span in milliseconds, with some room at both ends."""
+    """Return a span in milliseconds, with a margin at both ends."""
     room = (end - begin or 1e-6) * 0.02
     return [(begin - room) * 1e3, (end + room) * 1e3]
 
 
 def seconds(value: float) -> str:
-    """Return a time as a person reads it."""
+    """Return a time as text with a unit."""
     for factor, unit in ((1, "s"), (1e3, "ms")):
         if value * factor >= 1:
             return f"{digits(value * factor)} {unit}"
@@ -176,7 +176,7 @@ def seconds(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Return a number of bytes as a person reads it."""
+    """Return a number of bytes as text with a unit."""
     for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= factor:
             return f"{digits(value / factor)} {unit}"
@@ -184,12 +184,12 @@ def size(value: float) -> str:
 
 
 def digits(value: float) -> str:
-    """Return a number with the three digits that matter, or all of those before the point."""
+    """Return a number with three significant digits, or all digits before the decimal point."""
     return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def described(bar: Bar) -> str:
-    """Return what is shown of a bar under the pointer. What comes from the program is escaped: labels are a kind of HTML."""
+    """Return the hover text of a bar. It is HTML, so texts from the program are escaped."""
     more = bar.more
     if bar.category == "transfer":
         rate = f" at {size(more['bytes_per_second'])}/s" if "bytes_per_second" in more else ""
@@ -202,13 +202,13 @@ def described(bar: Bar) -> str:
     elif bar.category == "kernel":
         lines = [f"{seconds(bar.took)} on the GPU", shortened(more.get("kernel", ""))]
     else:
-        lines = [f"{seconds(bar.took)} as the program saw it"]
+        lines = [f"{seconds(bar.took)} measured by the program"]
     lines.append(f"step {more['step']}, {bar.task}, began at {bar.begun * 1e3:.3f} ms")
     return "<br>".join([f"<b>{html.escape(bar.name)}</b>", *map(html.escape, lines)])
 
 
 def shortened(text: str) -> str:
-    """Return a text with its middle left out where it is long."""
+    """Return a text without its middle if it is long."""
     return text if len(text) < 90 else f"{text[:44]} … {text[-44:]}"
 
 
@@ -235,7 +235,7 @@ def figure(trace: Trace, machines: dict[str, str]) -> str:
     bands: list[dict[str, float]] = []
     titles: list[dict[str, Any]] = []
     for task, lanes in rows(trace).items():
-        top = len(heights) + len(bands)  # above each task there is a row for its name
+        top = len(heights) + len(bands)  # a row for the task's name precedes its lanes
         for lane in lanes:
             row = len(heights) + len(bands)
             heights[task, lane], names[row] = row, "" if lane.endswith(")") else html.escape(lane)
@@ -251,7 +251,7 @@ def figure(trace: Trace, machines: dict[str, str]) -> str:
             y=[heights[bar.task, bar.lane] for bar in bars],
             text=[html.escape(bar.name.rsplit("/", 1)[-1]) for bar in bars],
             hovertext=[described(bar) for bar in bars],
-            marker={"color": colour, "line": {"color": colour, "width": 1}},  # a line: the shortest is seen as well
+            marker={"color": colour, "line": {"color": colour, "width": 1}},  # the line makes the shortest bars visible
         )
     look = {"orientation": "h", "width": 0.82, "hoverinfo": "text", "textposition": "inside", "textangle": 0}
     figure.update_traces(**look, insidetextanchor="middle", insidetextfont={"color": "#fff"})
@@ -264,10 +264,10 @@ def figure(trace: Trace, machines: dict[str, str]) -> str:
     clear = "rgba(0,0,0,0)"
     figure.update_layout(
         template="none", barmode="overlay", hovermode="closest", dragmode="zoom", hoverlabel={"align": "left"},
-        height=total * ROW + 130, margin={"l": 120, "r": 10, "t": 10, "b": 40}, paper_bgcolor=clear, plot_bgcolor=clear,
+        height=total * ROW_PIXELS + 130, margin={"l": 120, "r": 10, "t": 10, "b": 40}, paper_bgcolor=clear, plot_bgcolor=clear,
         font={"family": "system-ui, sans-serif", "size": 12}, uniformtext={"minsize": 9, "mode": "hide"},
         modebar={"bgcolor": clear, "color": REST, "activecolor": TRANSFER},
-        legend={"orientation": "h", "y": -34 / (total * ROW), "yanchor": "top"},
+        legend={"orientation": "h", "y": -34 / (total * ROW_PIXELS), "yanchor": "top"},
         xaxis={"ticksuffix": " ms", "gridcolor": FAINT, "zeroline": False, "exponentformat": "none"},
         yaxis={
             "range": [total - 0.5, -1.6], "tickvals": list(names), "ticktext": list(names.values()),
@@ -282,15 +282,15 @@ def figure(trace: Trace, machines: dict[str, str]) -> str:
 
 
 def chosen(trace: Trace) -> list[Bar]:
-    """Return the bars that are drawn: all, or the longest where they are too many."""
+    """Return the bars to draw: all, or the longest if there are too many."""
     bars = trace.bars
-    if len(bars) > MOST_BARS:
-        bars = sorted(bars, key=lambda bar: (bar.category != "step", -bar.took))[:MOST_BARS]
+    if len(bars) > MAX_BARS:
+        bars = sorted(bars, key=lambda bar: (bar.category != "step", -bar.took))[:MAX_BARS]
     return bars
 
 
 def coloured(bars: list[Bar]) -> list[tuple[str, str, list[Bar]]]:
-    """Return name, colour and bars of each entry of the legend; the kinds of operation that took longest have their own."""
+    """Return name, colour and bars of each legend entry; operation types with the longest total time have separate entries."""
     kinds: dict[str, list[Bar]] = {}
     for bar in bars:
         if bar.category == "operation":

@@ -1,1 +1,1 @@
-"""Executing a program on the cluster."""
+"""Run programs on the cluster."""

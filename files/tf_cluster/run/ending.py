@@ -1,4 +1,4 @@
-"""How a run ended: one sentence, by what systemd, the program and the cluster's tasks say."""
+"""Determine how a run ended, as one sentence, from systemd, the program and the cluster's tasks."""
 
 from __future__ import annotations
 
@@ -12,72 +12,72 @@ from typing import Any, NamedTuple
 
 from . import runs
 from .runs import USER, Run
-from .unit import CONFIG, INSTALL, MODULE, layer_of
+from .unit import CONFIG, INSTALL_TIMEOUT_SECONDS, PYTHON_MODULE, layer_of
 
-CRASHES = ("SEGV", "ABRT", "BUS", "FPE", "ILL", "TRAP", "SYS")  # signals that mean it, as output.py passes them on
-ALMOST_NOTHING = 1024 * 1024  # bytes of a disk that is full
-OUTPUT_LOST = "74"  # how output.py ends where a program ended well, and output is lost of which it could not even say so
-ASKED = 4.0  # seconds that the tasks have to answer after a failure; systemd gives the last note ten
-MOST_READ = 64 * 1024  # bytes of part.json that are read
+CRASH_SIGNALS = ("SEGV", "ABRT", "BUS", "FPE", "ILL", "TRAP", "SYS")  # output.py exits by the program's signal
+FULL_DISK_BYTES = 1024 * 1024  # a disk with less free space counts as full
+OUTPUT_LOST = "74"  # exit status of output.py: the program succeeded, but output is lost
+GATE_TIMEOUT_SECONDS = 4.0  # systemd allows ten seconds for ExecStopPost
+MAX_PART_BYTES = 64 * 1024
 
 
 class Ending(NamedTuple):
-    """What is known of the end of a run."""
+    """The facts about the end of a run."""
 
     noted: dict[str, Any]  # the run's notes
     result: str  # systemd's: "success", "exit-code", "signal", "core-dump", "timeout", "oom-kill", ...
     status: str  # exit status, or the name of a signal without SIG
-    part: dict[str, Any]  # of a training: what its process left
-    task_lost: bool  # whether the run was ended because a task was silent
-    promised: bool  # whether a result.json that the run has to leave is missing
+    part: dict[str, Any]  # of a training: the content of part.json
+    task_lost: bool  # whether the run was stopped because a task did not answer
+    result_missing: bool  # whether the required result.json is missing
     not_started: bool  # whether the program's packages could not be installed
     disk_full: bool
 
 
-# The first that holds says how the run ended. An empty sentence: well.
+# The first condition that is true selects the sentence. An empty sentence means success.
 ENDINGS: tuple[tuple[Callable[[Ending], object], Callable[[Ending], str]], ...] = (
     (lambda end: end.noted.get("cancelled"), lambda end: end.noted["cancelled"]),
     (
         lambda end: end.not_started and end.result == "timeout",
-        lambda _end: f"the program was not started: installing its packages was not done after {INSTALL} s",
+        lambda _end: f"the program was not started: installing its packages took longer than {INSTALL_TIMEOUT_SECONDS} s",
     ),
     (
         lambda end: end.not_started,
-        lambda _end: "the program was not started: installing its packages failed, as the run's output says",
+        lambda _end: "the program was not started: installing its packages failed; see the run's output",
     ),
     (
         lambda end: end.task_lost,
         lambda end: (
-            f"a task was silent for {end.noted.get('lost', 0):g} s, and the program was ended for it (run_abort_after_silence)"
+            f"a task did not answer for {end.noted.get('lost', 0):g} s, so the program was stopped (run_abort_after_silence)"
         ),
     ),
     (
-        lambda end: end.result == "success" and end.promised,
-        lambda _end: "the program ended well but left no result.json, which it has to (run_needs_result)",
+        lambda end: end.result == "success" and end.result_missing,
+        lambda _end: "the program succeeded but left no result.json (run_needs_result)",
     ),
     (lambda end: end.result == "success", lambda _end: ""),
     (
         lambda end: end.result == "exit-code" and end.disk_full and end.status == OUTPUT_LOST,
-        lambda _end: "the program ended well, but output of it is lost",
+        lambda _end: "the program succeeded, but part of its output is lost",
     ),
     (
         lambda end: end.result == "exit-code",
-        lambda end: end.part.get("failure") or f"the program ended with exit status {end.status}",
+        lambda end: end.part.get("failure") or f"the program exited with status {end.status}",
     ),
     (lambda end: end.result == "signal", lambda end: f"the program was killed by SIG{end.status}"),
     (lambda end: end.result == "core-dump", lambda end: f"the program crashed with SIG{end.status}"),
     (
         lambda end: end.result == "timeout",
-        lambda end: f"the program was still running after {end.noted.get('limit')} s and was ended (run_timeout)",
+        lambda end: f"the program was still running after {end.noted.get('limit')} s and was stopped (run_timeout)",
     ),
-    (lambda end: end.result == "oom-kill", lambda _end: "the machine ran out of memory and ended the program"),
-    (lambda _end: True, lambda end: f"the program ended as systemd calls {end.result!r}"),
+    (lambda end: end.result == "oom-kill", lambda _end: "the program was killed because the machine ran out of memory"),
+    (lambda _end: True, lambda end: f"the program failed with systemd's result {end.result!r}"),
 )
 
 
 def note_ending(run: Run, environment: Mapping[str, str]) -> None:
-    """Note how a run ended; ``environment`` is what systemd gives to ExecStopPost (SERVICE_RESULT, EXIT_CODE, EXIT_STATUS)."""
-    noted, ended, seen = run.read(), time.time(), seen_of(run)
+    """Write how a run ended to run.json; ``environment`` has systemd's SERVICE_RESULT, EXIT_CODE and EXIT_STATUS."""
+    noted, ended, seen = run.read(), time.time(), watch_report(run)
     end = ending_of(run, noted, environment, seen)
     failure = sentence(end)
     if failure and end.disk_full:
@@ -89,7 +89,7 @@ def note_ending(run: Run, environment: Mapping[str, str]) -> None:
 
 
 def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], seen: dict[str, Any]) -> Ending:
-    """Return what is known of a run's end."""
+    """Return the facts about the end of a run."""
     status = environment.get("EXIT_STATUS", "")
     chief = (noted.get("training") or {}).get("chief", noted.get("task"))
     return Ending(
@@ -98,95 +98,95 @@ def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], s
         status=status,
         part=part_of(run),
         task_lost=seen["lost"],
-        promised=bool(noted.get("needs_result")) and noted.get("task") == chief and not has_result(run),
-        not_started=layer_of(run).exists() and not main_began(noted["unit"]),
+        result_missing=bool(noted.get("needs_result")) and noted.get("task") == chief and not has_result(run),
+        not_started=layer_of(run).exists() and not main_started(noted["unit"]),
         disk_full=disk_is_full(run),
     )
 
 
 def result_of(noted: dict[str, Any], result: str, code: str, status: str) -> str:
-    """Return systemd's result, corrected where it takes a killed program for a good one, or a good one for a late one."""
+    """Return systemd's result, corrected for killed programs that it counts as success and vice versa."""
     if result == "success" and code == "killed":
-        result = "signal"  # systemd takes SIGTERM and some others for a clean end, but the program has not done its work
+        result = "signal"  # systemd counts SIGTERM and some other signals as success
     if result == "timeout" and (code, status) == ("exited", "0") and main_seconds(noted["unit"]) < noted["limit"]:
-        result = "success"  # the program had ended well; what it left behind would not end at SIGTERM
-    return "core-dump" if result == "signal" and status in CRASHES else result
+        result = "success"  # the program succeeded; only its leftover processes ignored SIGTERM
+    return "core-dump" if result == "signal" and status in CRASH_SIGNALS else result
 
 
 def sentence(end: Ending) -> str:
-    """Return how a run ended, as a sentence without its full stop; nothing if it ended well."""
+    """Return how a run failed, as a sentence without full stop; empty if it succeeded."""
     return next(say(end) for holds, say in ENDINGS if holds(end))
 
 
-def left_in_part(run: Run) -> Any:
-    """Return what stands in part.json, which belongs to the program's user: it may be anything, or not be JSON."""
-    with (run.folder / "part.json").open(encoding="utf-8") as file:  # the folder is root's: it cannot be a link
-        return json.loads(file.read(MOST_READ))
+def read_part(run: Run) -> Any:
+    """Return the content of part.json. The program's user owns it, so it can be invalid."""
+    with (run.folder / "part.json").open(encoding="utf-8") as file:  # the folder belongs to root, so the file is not a link
+        return json.loads(file.read(MAX_PART_BYTES))
 
 
 def part_of(run: Run) -> dict[str, Any]:
-    """Return what training.py left on this task's part of a training: outcome, attempts, failure."""
+    """Return outcome, attempts and failure of this task's part of a training, from part.json."""
     try:
-        part = left_in_part(run)
+        part = read_part(run)
         return {"failure": str(part["failure"]), "outcome": str(part["outcome"]), "attempts": int(part["attempts"])}
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}
 
 
 def has_result(run: Run) -> bool:
-    """Tell whether the run has a result.json that will be collected: a link will not."""
+    """Return whether the run has a result.json that can be collected; links are not."""
     path = run.folder / "results/result.json"
     return path.is_file() and not path.is_symlink()
 
 
 def disk_is_full(run: Run) -> bool:
-    """Tell whether the program could write next to nothing any more."""
+    """Return whether the disk of the run is full."""
     disk = os.statvfs(run.folder)
-    return disk.f_bavail * disk.f_frsize < ALMOST_NOTHING
+    return disk.f_bavail * disk.f_frsize < FULL_DISK_BYTES
 
 
-def main_began(unit: str) -> bool:
-    """Tell whether the main process of a unit was ever there; where systemd does not say, that it was."""
+def main_started(unit: str) -> bool:
+    """Return whether the main process of a unit was started; True if systemd does not answer."""
     try:
         return int(runs.property_of(unit, "ExecMainStartTimestampMonotonic", 1.0) or 0) > 0
     except OSError:
         return True
 
 
-def seen_of(run: Run) -> dict[str, Any]:
-    """Return what watch.py left: address -> seconds that its task was silent, and whether the run was ended for it."""
+def watch_report(run: Run) -> dict[str, Any]:
+    """Return the report of watch.py: address -> seconds without an answer, and whether the run was stopped for it."""
     try:
-        left = left_in_part(run)
+        left = read_part(run)
         return {"silent": {str(entry): float(seconds) for entry, seconds in left["silent"].items()}, "lost": left["lost"] is True}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return {"silent": {}, "lost": False}
 
 
 def failed_tasks(servers: dict[str, str], silent: dict[str, float]) -> dict[str, str]:
-    """Ask the tasks how they are after a failure; return address -> what is wrong, as it follows the task's name.
+    """Check the tasks after a failure; return address -> problem, a phrase that follows the task's name.
 
-    ``servers`` is address -> what the gate knew its server by before the run (gate.py's incarnation).
+    ``servers`` is address -> incarnation of the server before the run (see gate.py).
     """
-    command = [*MODULE, "tf_cluster.ready", "--json", f"--config={CONFIG}", f"--timeout={ASKED}"]
+    command = [*PYTHON_MODULE, "tf_cluster.ready", "--json", f"--config={CONFIG}", f"--timeout={GATE_TIMEOUT_SECONDS}"]
     try:
-        # As the servers' own user: what it reads is what others say over the network.
+        # Not as root, because it reads data from the network.
         own: dict[str, Any] = {"user": USER, "group": USER, "extra_groups": ()}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * ASKED, **own)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * GATE_TIMEOUT_SECONDS, **own)
         tasks = json.loads(done.stdout)["tasks"]
     except (OSError, ValueError, KeyError, subprocess.TimeoutExpired):
         return {}
-    found = {entry: f"did not answer for {seconds:.0f} s while the run went on" for entry, seconds in silent.items()}
+    found = {entry: f"did not answer for {seconds:.0f} s during the run" for entry, seconds in silent.items()}
     for task in tasks:
         entry = task["address"]
         if task["state"] != "answers" and entry in servers:
             found[entry] = f"does not answer: {task['state']}, {task['reason']}"
         elif task["incarnation"] != servers.get(entry, task["incarnation"]):
-            found[entry] = "was restarted while the run went on: sessions from before fail for good, a new one works"
+            found[entry] = "was restarted during the run: sessions opened before fail permanently, new sessions work"
     return found
 
 
 def main_seconds(unit: str) -> float:
-    """Return for how many seconds the main process of a unit was there, once it has ended; as far as systemd says it."""
+    """Return the seconds that the main process of a unit ran; infinite if systemd does not answer."""
     try:
         begin, end = (int(runs.property_of(unit, f"ExecMain{name}TimestampMonotonic", 1.0) or 0) for name in ("Start", "Exit"))
     except OSError:

@@ -1,11 +1,11 @@
-"""Let a program use the tasks that answer although others of the cluster do not, and no server restarts.
+"""Let a program use the tasks that answer if others do not, without a restart of servers.
 
-sitecustomize.py loads this after TensorFlow in a run that goes on without some tasks (``TF_CLUSTER_MISSING``). The run's
-config.json then lists the others alone, numbered without gaps, but their servers know themselves by the names that they were
-started with. So each session carries the run's cluster spec (``ConfigProto.cluster_def``), by which TensorFlow's servers take
-other names for that session. It refuses a spec that gives a server the name that it was started with where the session begins
-(``ClusterSpec names the job and task index to be the same names``): the program's own server is therefore started as a task of
-a job that nobody uses. What runs eagerly (``experimental_connect_to_cluster``) carries its spec anyway.
+sitecustomize.py loads this after TensorFlow in a run without some tasks (``TF_CLUSTER_MISSING``). The run's config.json lists
+only the other tasks, numbered without gaps, but their servers still have the names that they were started with. So each session
+carries the run's cluster spec (``ConfigProto.cluster_def``), which gives the servers other names for that session. TensorFlow
+rejects a spec in which the session's own server keeps its name (``ClusterSpec names the job and task index to be the same
+names``), so the program's server is started as a task of an unused job. Eager execution (``experimental_connect_to_cluster``)
+sends its spec anyway.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tensorflow.python.training.server_lib import Server
 
 ALONE = "alone"  # the job that the program's own server is started as
-# Target of a server -> (the same by the address that the cluster spec has, cluster spec).
+# Target of a server -> (target with the address in the cluster spec, cluster spec).
 _carried: dict[str, tuple[str, ClusterDef]] = {}
 
 
@@ -64,14 +64,14 @@ def install() -> None:
 
 
 def address_of(server_def: ServerDef) -> str:
-    """Return the address that a cluster spec has for the server that is to be started."""
+    """Return the address of a server in its cluster spec."""
     job = next(job for job in server_def.cluster.job if job.name == server_def.job_name)
     address: str = job.tasks[server_def.task_index]
     return address
 
 
 def alone(server_def: ServerDef, address: str) -> ServerDef:
-    """Return what to start a server with that knows of no other task."""
+    """Return a ``ServerDef`` for a server without other tasks."""
     changed = type(server_def)()
     changed.CopyFrom(server_def)
     changed.ClearField("cluster")

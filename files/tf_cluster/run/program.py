@@ -1,19 +1,19 @@
-"""Run a program of the user's on the host machine, under systemd.
+"""Run a user's program on a machine, under systemd.
 
-    tf_cluster.run receive RUN --offset 0 < piece              a piece of a tar file that is too large for one call
-    tf_cluster.run stage RUN --program demo.py < plan-and-tar  puts it in place and starts it; --hold: does not
-    tf_cluster.run start RUN                                   starts it, when its task is free
-    tf_cluster.run follow RUN --offset 0                       its output since then, and how it ended
-    tf_cluster.run cancel RUN --by NAME                        ends it
+    tf_cluster.run receive RUN --offset 0 < piece              part of a tar file that is too large for one call
+    tf_cluster.run stage RUN --program demo.py < plan-and-tar  prepares a run and starts it; --hold: only prepares it
+    tf_cluster.run start RUN                                   starts it when its task is free
+    tf_cluster.run follow RUN --offset 0                       returns new output, and how the run ended
+    tf_cluster.run cancel RUN --by NAME                        stops it
 
-Standard input of stage: a line of JSON and the tar file. A large cluster's JSON is too long for a command line. It has
-``arguments`` (the program's), ``training`` (what the run is a part of, plugins/filter/training.py), ``servers`` (address ->
-incarnation, as the gate found the tasks) and ``missing`` (addresses of the tasks that the run leaves out).
+Standard input of stage: a line of JSON, which can be too long for a command line, and the tar file. The JSON object has
+``arguments`` (of the program), ``training`` (see plugins/filter/training.py), ``servers`` (address -> incarnation, from the
+gate) and ``missing`` (addresses of tasks that the run excludes).
 
-A run may be one task's part of a training; then training.py runs the program together with the others.
+A run can be one task of a training; then training.py runs the program together with the others.
 
-Called by the action plugin tf_program, as root; each call answers with one JSON object on standard output, within a few
-seconds (cancel: while the program has to end), and names in ``next`` what is to be called to go on. What a run is, runs.py says.
+The action plugin tf_program calls this as root. Each call prints one JSON object within a few seconds (cancel: when the program
+has stopped); ``next`` has the arguments of the next call. runs.py describes a run.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from .runs import USER, Run
 from .text import plain_lines
 from .unit import CONFIG, WRITABLE, layer_of, start_unit, task_of
 
-# What a run may do, and what systemd calls when it has ended: see the role server.
+# Confines runs and calls `finish` at their end: see the role server.
 CONFINED = Path("/etc/systemd/system/tf-run-.service.d/confined.conf")
-FORGOTTEN = 3 * 24 * 3600  # seconds after which nobody comes back for what was half sent or not fetched
-LAYER = "packages-of-the-run.tar"  # what a program needs beside the locked packages
-WAIT = 2.0  # seconds that one call waits for news
-TELL = 10.0  # seconds between two lines that say whom a run waits for
-MOST_SHOWN = 64 * 1024  # bytes of output that one call passes on
+STALE_SECONDS = 3 * 24 * 3600  # age at which partly sent and unfetched files are removed
+PACKAGES_TAR = "packages-of-the-run.tar"  # the program's additional packages
+WAIT_SECONDS = 2.0  # that one call waits for output or a free task
+REPORT_SECONDS = 10.0  # between two lines that report a queued run
+MAX_OUTPUT_BYTES = 64 * 1024  # of output in one call
 
 
 def stage(options: argparse.Namespace) -> dict[str, Any]:
-    """Put the program in place, from a tar file on standard input, and start it, unless it is held."""
+    """Prepare a run from a tar file on standard input, and start it unless ``hold`` is set."""
     run = Run(options.run)
     if not CONFINED.exists():
-        cli.fail(f"{CONFINED} is missing, and a run has to be confined: 'ansible-playbook site.yml' writes it", 1)
+        cli.fail(f"{CONFINED} is missing, so the run would not be confined. Run 'ansible-playbook site.yml'.", 1)
     plan = json.loads(sys.stdin.buffer.readline())
     training = plan["training"]
     task_of(options.task, training["cluster"] if training else cluster_config.load(CONFIG))
@@ -70,7 +70,7 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def start(options: argparse.Namespace) -> dict[str, Any]:
-    """Start a run that was put in place, when its task is free."""
+    """Start a prepared run when its task is free."""
     run = Run(options.run)
     answer = attempt(run, options.told)
     noted = run.read()
@@ -84,39 +84,39 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def attempt(run: Run, told: float) -> dict[str, Any]:
-    """Start a run that waits, if its task is free by now; otherwise return ``waited``, when it was last said that it waits.
+    """Start a queued run if its task is free; else return ``waited``, the waiting time at the last report.
 
-    Each call that follows a queued run may do this, as well as the call that asked for it: it is started once.
+    The original call and all calls that follow a queued run may do this; the run starts once.
     """
     with run.locked("launch"):
         noted = run.read()
         if not noted.get("waiting") or "ended" in noted:
             return {}
-        if noted.get("queued", math.inf) > runs.clock():  # or the machine was started again
+        if noted.get("queued", math.inf) > runs.clock():  # or the machine was rebooted
             noted = run.note(queued=runs.clock())
         tried, other = start_unit(run), "another run"
         if tried.returncode:
             other = runs.property_of(noted["unit"], "Description") or other
         if tried.returncode == 0 or other == f"run {run.id}":
             run.note(waiting=False)
-            return {"lines": ["installs the packages of the run"]} if layer_of(run).exists() else {}
+            return {"lines": ["installing the packages of the run"]} if layer_of(run).exists() else {}
     if "already" not in tried.stderr:
         return give_up(run, f"systemd could not start the run: {tried.stderr.strip()}")
     waited = runs.clock() - noted["queued"]
     if waited > noted["wait"]:
         return give_up(
             run,
-            f"{other} still has the task {noted['task']} after {waited:.0f} s; try again later, or raise run_queue_timeout",
+            f"{noted['task']} is still used by {other} after {waited:.0f} s; try again later, or raise run_queue_timeout",
             forget=True,
         )
-    time.sleep(min(WAIT, max(0.1, noted["wait"] - waited)))
-    if told >= 0 and waited - told < TELL:
+    time.sleep(min(WAIT_SECONDS, max(0.1, noted["wait"] - waited)))
+    if told >= 0 and waited - told < REPORT_SECONDS:
         return {"waited": told}
-    return {"lines": [f"waits for the task {noted['task']}: {other} has it ({waited:.0f} s)"], "waited": waited}
+    return {"lines": [f"queued: {noted['task']} is used by {other} ({waited:.0f} s)"], "waited": waited}
 
 
 def give_up(run: Run, sentence: str, forget: bool = False) -> dict[str, Any]:
-    """Fail with a sentence; where others wait for this task of their training, note it and tell them instead."""
+    """Exit with a sentence. In a training, note it and tell the coordinator instead, because other tasks wait."""
     noted = run.read()
     training, task = noted["training"], noted["task"]
     if not training or task == training["chief"]:
@@ -132,12 +132,12 @@ def give_up(run: Run, sentence: str, forget: bool = False) -> dict[str, Any]:
 
 
 def inbox(run: Run) -> Path:
-    """Return the path of the file that pieces are put together in."""
+    """Return the path of the file that receives the pieces."""
     return runs.RUNS / f".{run.id}.sent"
 
 
 def receive(options: argparse.Namespace) -> dict[str, Any]:
-    """Put a piece of a tar file at its place."""
+    """Write a piece of a tar file at its offset."""
     path = inbox(Run(options.run))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("r+b" if options.offset else "wb") as file:
@@ -148,7 +148,7 @@ def receive(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def unpack(run: Run) -> None:
-    """Make the run's folders, all or nothing; only what the program writes to belongs to its user."""
+    """Create the run's folder, all or nothing; the program's user owns only the WRITABLE parts."""
     runs.RUNS.mkdir(parents=True, exist_ok=True)
     sweep()
     run.folder.mkdir(mode=0o700)
@@ -165,18 +165,18 @@ def unpack(run: Run) -> None:
 
 
 def sweep() -> None:
-    """Remove what interrupted calls left long ago: files half sent, and packed ones that nobody fetched."""
+    """Remove old files of interrupted calls: partly sent files and unfetched tar files."""
     for path in runs.RUNS.glob(".*"):
         with contextlib.suppress(FileNotFoundError):
-            if path.is_file() and time.time() - path.stat().st_mtime > FORGOTTEN:
+            if path.is_file() and time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()
 
 
 def create_run_layout(run: Run) -> None:
-    """Put beside a program what belongs to its run."""
+    """Create the other files and folders of a run beside its program."""
     owner = pwd.getpwnam(USER)
     run.restrict()
-    layer = run.folder / "program" / LAYER
+    layer = run.folder / "program" / PACKAGES_TAR
     if layer.exists():
         with tarfile.open(layer) as tar:
             tar.extractall(run.folder / "layer", members=[member for member in tar if runs.plain(member)])
@@ -187,7 +187,7 @@ def create_run_layout(run: Run) -> None:
         (run.folder / name).mkdir(exist_ok=True)
     config = run.folder / "program/config.json"
     if not config.exists():
-        config.symlink_to(run.folder / "config.json")  # the seed's programs read it from where they are
+        config.symlink_to(run.folder / "config.json")  # the seed's programs read it from the working directory
     for name in ("part.json", "stdout.log"):
         (run.folder / name).touch()
     run.share(run.folder / "stdout.log")
@@ -198,21 +198,21 @@ def create_run_layout(run: Run) -> None:
 
 
 def finish(options: argparse.Namespace) -> None:
-    """Note how the run ended; systemd calls this when the last process is gone."""
+    """Note how the run ended; systemd calls this after the last process exits."""
     note_ending(Run(options.run), os.environ)
-    sys.exit()  # no answer: its output would go into the run's
+    sys.exit()  # prints nothing: it would become part of the run's output
 
 
 def follow(options: argparse.Namespace) -> dict[str, Any]:
-    """Return new output, waiting a little for some; and how the run ended, once it did. Start it, where it still waits."""
+    """Return new output, after a short wait for it, and how the run ended. Start the run if it is queued."""
     run = Run(options.run)
     if run.read().get("waiting"):
         waits = attempt(run, options.told)
         if "waited" in waits:
             return {**waits, "next": ["follow", run.id, "--told", str(waits.pop("waited"))]}
-    deadline = time.monotonic() + WAIT
+    deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        noted = run.read()  # before the log, so that the last words are not missed
+        noted = run.read()  # before the log, so that no output is missed
         text, offset = read_from(run.folder / "stdout.log", options.offset, whole="ended" in noted)
         if text or "ended" in noted or time.monotonic() > deadline:
             break
@@ -232,43 +232,43 @@ def follow(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_from(path: Path, offset: int, whole: bool) -> tuple[str, int]:
-    """Return output from ``offset`` in whole lines, at most MOST_SHOWN bytes, and where it ends."""
+    """Return output from ``offset`` in whole lines, at most MAX_OUTPUT_BYTES, and the next offset."""
     with path.open("rb") as log:
         size = log.seek(0, os.SEEK_END)
-        skipped = max(0, size - offset - MOST_SHOWN)
+        skipped = max(0, size - offset - MAX_OUTPUT_BYTES)
         log.seek(offset + skipped)
         data = log.read()
     if not whole or skipped:
-        cut = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1  # a progress bar ends its lines with a return
-        data = data[:cut] if cut or len(data) < MOST_SHOWN else data
+        cut = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1  # progress bars end lines with a carriage return
+        data = data[:cut] if cut or len(data) < MAX_OUTPUT_BYTES else data
     end = offset + skipped + len(data)
     text = data.decode(errors="replace")
-    return (f"... {skipped} bytes are in stdout.log alone ...\n{text}" if skipped else text), end
+    return (f"... {skipped} bytes are only in stdout.log ...\n{text}" if skipped else text), end
 
 
 def cancel(options: argparse.Namespace) -> dict[str, Any]:
-    """End a run that goes on; what it left stays and can be collected."""
+    """Stop a queued or running run; its results can still be collected."""
     run = Run(options.run)
-    sentence = f"the run was cancelled by {options.by}"
-    with run.locked("launch"):  # it is not started between our look and our note
+    sentence = f"the run was canceled by {options.by}"
+    with run.locked("launch"):  # prevents a start between reading and writing the notes
         noted = run.read()
         if noted.get("waiting") and "ended" not in noted and not runs.is_alive(noted["unit"], run):
             run.note(cancelled=sentence, ended=time.time(), failure=sentence)
-            return {"lines": [f"run {run.id}, which waited for its task, was cancelled"]}
+            return {"lines": [f"queued run {run.id} was canceled"]}
     deadline = time.monotonic() + options.after
     while "ended" not in noted and runs.is_alive(noted["unit"], run) and time.monotonic() < deadline:
         time.sleep(0.1)
         noted = run.read()
     if "ended" in noted or not runs.is_alive(noted["unit"], run):
-        return {} if options.after else {"lines": [f"run {run.id} has ended already"]}
+        return {} if options.after else {"lines": [f"run {run.id} has already ended"]}
     run.note(cancelled=sentence)
-    # "stop" waits until systemd has noted the end, ten seconds and a moment at most: then the program is killed.
+    # "stop" waits for ExecStopPost; systemd kills the program after ten seconds.
     subprocess.run(["systemctl", "stop", noted["unit"]], capture_output=True, check=False)
-    return {"lines": [f"run {run.id} was cancelled"]}
+    return {"lines": [f"run {run.id} was canceled"]}
 
 
 def number(text: str) -> float:
-    """Return the number that a text is; raise ValueError where it is none that can be counted to."""
+    """Return a text as a number; raise ValueError if it is not finite."""
     if not math.isfinite(float(text)):
         raise ValueError
     return float(text)
@@ -276,29 +276,31 @@ def number(text: str) -> float:
 
 def main() -> None:
     """Answer one call."""
-    os.umask(0o022)  # the program's user has to get there, whatever the caller's own files are like
-    parser = argparse.ArgumentParser(description="Run a program on the host machine.")
+    os.umask(0o022)  # the program's user needs access, whatever the caller's umask is
+    parser = argparse.ArgumentParser(description="Run a program on this machine.")
     calls = parser.add_subparsers(required=True)
     for call in (receive, stage, start, follow, finish, cancel):
         sub = calls.add_parser(call.__name__)
         sub.add_argument("run")
         sub.set_defaults(call=call)
         if call is stage:
-            sub.add_argument("--program", required=True, help="the file to run, within the tar file")
+            sub.add_argument("--program", required=True, help="the file to run, in the tar file")
             sub.add_argument("--task", default="host:0")
             sub.add_argument("--timeout", type=number, default=600, help="seconds that the program may take")
             sub.add_argument("--wait", type=number, default=600, help="seconds to wait for another run")
-            sub.add_argument("--lost", type=number, default=0, help="seconds of a task's silence that end the run; 0: never")
-            sub.add_argument("--output-mb", type=number, default=100, help="megabytes of its output that are kept, and its end")
+            sub.add_argument(
+                "--lost", type=number, default=0, help="seconds without an answer of a task that stop the run; 0: never"
+            )
+            sub.add_argument("--output-mb", type=number, default=100, help="megabytes of output to keep, plus its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")
-            sub.add_argument("--detach", action="store_true", help="do not name in next what follows the run")
-            sub.add_argument("--hold", action="store_true", help="do not go on to start it")
+            sub.add_argument("--detach", action="store_true", help="do not follow the run")
+            sub.add_argument("--hold", action="store_true", help="do not start it")
             sub.add_argument("--trace", action="store_true", help="record TensorFlow's step statistics of all tasks")
         if call in (receive, follow):
             sub.add_argument("--offset", type=int, default=0)
         if call in (start, follow):
-            sub.add_argument("--told", type=float, default=-1, help="seconds of waiting when it was last said")
+            sub.add_argument("--told", type=float, default=-1, help="seconds of waiting at the last report")
         if call is cancel:
             sub.add_argument("--by", default="somebody")
-            sub.add_argument("--after", type=float, default=0, help="seconds that it has to end by itself")
+            sub.add_argument("--after", type=float, default=0, help="seconds that it has to finish by itself")
     runs.answer(parser)

@@ -1,13 +1,13 @@
-"""What is known of runs on the host machine: their folders, their notes, their units.
+"""The folder, the notes and the unit of a run on a machine.
 
-A run is a folder: ``run.json`` (what was asked and how it ended), ``stdout.log``, ``config.json`` (the cluster as it sees it),
-``program/`` (its working directory), ``results/`` (``TF_RUN_DIR``) and ``checkpoints/`` (``TF_CHECKPOINT_DIR``, which is not
-collected). Of a training each task's part is a run, with an id of its own but for the chief's.
+A run is a folder: ``run.json`` (the notes: its options and how it ended), ``stdout.log``, ``config.json`` (its cluster spec),
+``program/`` (working directory), ``results/`` (``TF_RUN_DIR``) and ``checkpoints/`` (``TF_CHECKPOINT_DIR``, not collected). In a
+training, each task is a run with a separate ID; the chief's ID is the training's.
 
-A run that waits for its task, because another run has it, is noted as ``waiting``.
+``waiting`` in the notes marks a queued run: another run uses its task.
 
-A run is executed in a transient unit that is named after the task that it takes, so systemd allows one at a time, limits its
-time and notes how it ended, whoever still watches.
+A run executes in a transient unit that is named after its task. So systemd allows one run per task, enforces the time limit and
+records the end, also if the controller is disconnected.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ if TYPE_CHECKING:
     import argparse
 
 RUNS = Path("/var/lib/tf-cluster/runs")
-USER = "tensorflow"  # of the programs
-RESERVE = 64 * 1024  # bytes that are kept for a run's last note: its program may fill the disk
-FULL = (errno.ENOSPC, errno.EDQUOT)
-BUSY = 30.0  # seconds that another call may lock a run, but for packing it
-RETRY_SECONDS = 4.0  # seconds that systemd may need until it answers again, while it starts itself anew after an upgrade, say
+USER = "tensorflow"  # runs the programs
+RESERVED_BYTES = 64 * 1024  # reserved for the last note, because a program may fill the disk
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+LOCK_TIMEOUT_SECONDS = 30.0  # for all locks except packing
+RETRY_SECONDS = 4.0  # systemd does not answer while it restarts itself, for example after an upgrade
 
 
 class Run:
-    """One run's folder and unit."""
+    """The folder and the unit of one run."""
 
     def __init__(self, run_id: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", run_id):
-            cli.fail(f"{run_id!r} cannot name a run: letters, digits, '.', '_' and '-' can", 2)
+            cli.fail(f"{run_id!r} is not a valid run ID: use letters, digits, '.', '_' and '-'", 2)
         self.id, self.folder = run_id, RUNS / run_id
 
     def read(self) -> dict[str, Any]:
-        """Return what is noted of the run."""
+        """Return the run's notes; exit with a message if there is no such run. Raises ConfigError if they are damaged."""
         try:
             noted: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
             return noted
@@ -58,47 +58,49 @@ class Run:
             raise
         except ValueError:
             raise cluster_config.ConfigError(
-                f"what was noted of the run {self.id} is damaged ({self.folder}/run.json), as when a machine loses its power; "
-                f"'ansible-playbook playbooks/collect.yml -e run={self.id}' brings what the run left"
+                f"{self.folder}/run.json is damaged, for example by a power failure. "
+                f"Run 'ansible-playbook playbooks/collect.yml -e run={self.id}' to collect the results."
             ) from None
 
     def restrict(self) -> None:
-        """Let only root and the programs' user into the run's folder, by the number that the user has now."""
+        """Let only root and the programs' user access the run's folder; uses the user's current ID."""
         with contextlib.suppress(KeyError):
             if os.geteuid() == 0:
                 os.chown(self.folder, -1, pwd.getpwnam(USER).pw_gid)
         self.folder.chmod(0o750)
 
     def share(self, path: Path) -> None:
-        """Let the programs' user read a file of the run, and nobody else."""
+        """Let only root and the programs' user read a file of the run."""
         os.chown(path, -1, self.folder.stat().st_gid)
         path.chmod(0o640)
 
     @contextlib.contextmanager
-    def locked(self, what: str, patience: float = BUSY) -> Iterator[None]:
-        """Keep out whoever locks the same of the run; by a file that is root's alone, or a program could hold the lock.
+    def locked(self, what: str, timeout_seconds: float = LOCK_TIMEOUT_SECONDS) -> Iterator[None]:
+        """Hold a lock of the run. Its file belongs to root, so that a program cannot hold it.
 
-        Raises BlockingIOError where another call holds it for so many seconds: one that was stopped would hold it for ever.
+        Raises BlockingIOError after ``timeout_seconds``, because a suspended process would hold it forever.
         """
         path = self.folder / f"{what}.lock"
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
-            if not lock.acquire(file, patience):
-                raise BlockingIOError(f"{path} has been locked for {patience:g} s: 'lslocks' on its machine names the process")
+            if not lock.acquire(file, timeout_seconds):
+                raise BlockingIOError(
+                    f"{path} has been locked for {timeout_seconds:g} s. 'lslocks' on its machine shows the process"
+                )
             yield
 
     def reserve(self) -> None:
-        """Take the space that a last note needs, while there is some."""
-        (self.folder / "reserve").write_bytes(os.urandom(RESERVE))  # nothing that a file system could make smaller
+        """Reserve disk space for the last note."""
+        (self.folder / "reserve").write_bytes(os.urandom(RESERVED_BYTES))  # random, so that no file system compresses it
 
     def note(self, **facts: object) -> dict[str, Any]:
-        """Add to what is noted of the run, the file replaced as a whole; beside the time of day a clock that does not step."""
+        """Add facts to the run's notes atomically and return them. Adds the boot clock to ``started`` and ``ended``."""
         facts = {**{f"{name}_clock": clock() for name in ("started", "ended") if name in facts}, **facts}
         with self.locked("note"):
             noted = {**(self.read() if (self.folder / "run.json").exists() else {}), **facts}
             try:
                 self._write(noted)
             except OSError as error:
-                if error.errno not in FULL:
+                if error.errno not in DISK_FULL_ERRORS:
                     raise
                 (self.folder / "reserve").unlink(missing_ok=True)
                 self._write(noted)
@@ -109,50 +111,50 @@ class Run:
         fresh.write_text(json.dumps(noted, indent=1), encoding="utf-8")
         self.share(fresh)  # training.py reads it
         with fresh.open("rb") as file:
-            os.fsync(file.fileno())  # a machine that loses its power would keep the new name and no content
+            os.fsync(file.fileno())  # a power failure would otherwise keep the new name without content
         fresh.replace(self.folder / "run.json")
 
 
 def clock() -> float:
-    """Return seconds by a clock that nobody sets, since the machine was started."""
+    """Return seconds since the machine's boot; this clock is never adjusted."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def timed(noted: dict[str, Any]) -> dict[str, Any]:
-    """Return what is noted of a run with ``started`` (when it was asked for, where it never started) and ``seconds``."""
+    """Return the notes with ``started`` (time of the request if it never started) and ``seconds``."""
     begun = noted.get("started") or noted["asked"]
     seconds = noted.get("ended", time.time()) - begun
     if "started_clock" in noted:
         lasted = (noted.get("ended_clock") or clock()) - noted["started_clock"]
-        seconds = seconds if lasted < 0 else lasted  # the machine was started again
+        seconds = seconds if lasted < 0 else lasted  # the machine was rebooted
     return {**noted, "started": begun, "seconds": round(max(0.0, seconds), 2)}
 
 
 def is_alive(unit: str, run: Run) -> bool:
-    """Tell whether the unit still belongs to the run and has not ended, its last note included."""
+    """Return whether the unit still belongs to the run and is active, including ExecStopPost."""
     state = property_of(unit, "ActiveState")
     return state not in ("", "inactive", "failed") and property_of(unit, "Description") == f"run {run.id}"
 
 
-def property_of(unit: str, name: str, patience: float = RETRY_SECONDS) -> str:
-    """Return one property of a unit. Raises OSError where systemd does not answer, which says nothing of the unit."""
-    command, deadline = ["systemctl", "show", f"--property={name}", "--value", unit], time.monotonic() + patience
+def property_of(unit: str, name: str, timeout_seconds: float = RETRY_SECONDS) -> str:
+    """Return one property of a unit. Raises OSError if systemd does not answer."""
+    command, deadline = ["systemctl", "show", f"--property={name}", "--value", unit], time.monotonic() + timeout_seconds
     while True:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return done.stdout.strip()
         if time.monotonic() > deadline:
-            raise OSError(f"systemd does not say how {unit} is: {' '.join(done.stderr.split())}; try again when it does")
+            raise OSError(f"systemd did not report the state of {unit}: {' '.join(done.stderr.split())}; try again later")
         time.sleep(0.5)
 
 
 def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Leave out what is neither a file nor a folder: links could point anywhere on the controller."""
+    """Return regular files and folders, else None: links could point anywhere on the controller."""
     return member if (member.isfile() or member.isdir()) and not member.name.endswith(".pyc") else None
 
 
 def answer(parser: argparse.ArgumentParser) -> None:
-    """Answer one call: print the JSON object that the chosen function returns, or one sentence on standard error."""
+    """Call the chosen function and print its result as JSON, or exit with a sentence on standard error."""
     options = parser.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:

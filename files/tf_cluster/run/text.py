@@ -1,4 +1,4 @@
-"""Make what a program printed fit for a log, a terminal and a page. The machines and the controller use it."""
+"""Clean a program's output for logs, terminals and pages. Machines and controller use it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ CODES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\
 
 
 def plain_lines(text: str) -> list[str]:
-    """Return text as lines: without terminal control codes, of a progress bar only how far it came, and all of it UTF-8."""
-    text = text.encode(errors="backslashreplace").decode()  # half of a surrogate pair can be written nowhere
+    """Return text as lines of valid UTF-8, without terminal control codes and with only the last state of progress bars."""
+    text = text.encode(errors="backslashreplace").decode()  # lone surrogates cannot be encoded
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.removesuffix("\n").split("\n")] if text else []
     return [CODES.sub("", line) for line in lines]

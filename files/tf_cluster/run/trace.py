@@ -1,13 +1,11 @@
-"""Record what ran where: TensorFlow's step statistics of all tasks, in Chrome's trace-event format.
+"""Record TensorFlow's step statistics of all tasks in Chrome's trace-event format.
 
-sitecustomize.py loads this after TensorFlow, in a run that was asked for a trace (``TF_CLUSTER_TRACE``). It wraps the ``run`` of
-TensorFlow's sessions, so that some steps are run with a full trace, and adds what every task reports of them to ``trace.json``
-in ``TF_RUN_DIR``: the first 20 steps, then each 50th, 100 in all, and no more once there are 100,000 operations. The program
-need not know of it: what it passes to ``run`` and what it gets back are as ever.
+sitecustomize.py loads this after TensorFlow in a run with a trace (``TF_CLUSTER_TRACE``). It wraps ``Session.run``, runs some
+steps with a full trace, and adds the statistics of all tasks to ``trace.json`` in ``TF_RUN_DIR``: of the first 20 steps, then of
+every 50th, at most 100 steps, and none after 100,000 operations. Arguments and results of ``run`` do not change.
 
-The file is whole after each traced step. A process is a task of the cluster. A thread is a lane of a device, of a stream of a GPU
-or of what arrives from other tasks. Times are microseconds since the trace began, each by the clock of the machine that it was
-taken on.
+The file is complete after each traced step. A process is a task of the cluster. A thread is a lane of a device, of a GPU stream
+or of transfers from other tasks. Times are microseconds since the trace began, by the clock of each machine.
 """
 
 from __future__ import annotations
@@ -28,15 +26,15 @@ if TYPE_CHECKING:
     from tensorflow.core.protobuf.config_pb2 import RunMetadata, RunOptions
     from tensorflow.python.client.session import BaseSession
 
-Event = dict[str, Any]  # as Chrome's trace-event format has it: name, ph, pid, tid, ts, args, ...
+Event = dict[str, Any]  # of Chrome's trace-event format: name, ph, pid, tid, ts, args, ...
 
-FIRST, THEN_EACH, MOST_STEPS = 20, 50, 100
-MOST_OPERATIONS = 100_000  # some 40 MB of trace.json
-MOST_LABEL = 300  # characters of an operation's inputs that are kept
-FORMAT = "tf-cluster-1"  # what tells this file from a trace that the program wrote itself
+FIRST_STEPS, STEP_INTERVAL, MAX_STEPS = 20, 50, 100
+MAX_OPERATIONS = 100_000  # some 40 MB of trace.json
+MAX_LABEL_LENGTH = 300  # characters of an operation's inputs
+FORMAT = "tf-cluster-1"  # distinguishes this file from a program's own trace.json
 END = b"\n]}\n"
 NO_TASK = ""
-# Devices of a GPU that list again what its streams list.
+# GPU devices that repeat the entries of the streams.
 REPEATED = ("/stream:all", "/memcpy")
 TRANSFER = re.compile(r"(?:edge_\d+_)?(\S+) from (\S+) to (\S+)$")
 
@@ -50,24 +48,31 @@ class Recorder:
         self.steps = self.traced = self.operations = self.flows = 0
         self.failed = False
         self.pids: dict[str, int] = {}
-        self.lanes: dict[tuple[str, str], list[float]] = {}  # (task, device) -> when each of its lanes is free, in microseconds
+        self.lanes: dict[
+            tuple[str, str], list[float]
+        ] = {}  # (task, device) -> end of the last event of each lane, in microseconds
         self.tids: dict[tuple[str, str, int], int] = {}
         self.lock = threading.Lock()
         self.process = os.getpid()
-        # Made anew or not at all: a second process of the program must not write over the first one's trace.
+        # O_EXCL: a second process of the program must not overwrite the first one's trace.
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        limits = {"first_steps": FIRST, "then_each": THEN_EACH, "most_steps": MOST_STEPS, "most_operations": MOST_OPERATIONS}
+        limits = {
+            "first_steps": FIRST_STEPS,
+            "then_each": STEP_INTERVAL,
+            "most_steps": MAX_STEPS,
+            "most_operations": MAX_OPERATIONS,
+        }
         about = {"format": FORMAT, "began": self.origin / 1e9, "program_task": program_task, **versions, **limits}
         head = f'{{"displayTimeUnit": "ms",\n"otherData": {json.dumps(about)},\n"traceEvents": [\n'.encode()
         os.write(self.file, head + END)
         self.place, self.empty = len(head), True
 
     def next_step(self) -> int | None:
-        """Count a step; return its number, from 1, if it is to be traced."""
+        """Count a step; return its number (from 1) if it must be traced, else None."""
         with self.lock:
             self.steps += 1
-            wanted = self.steps <= FIRST or self.steps % THEN_EACH == 0
-            left = self.traced < MOST_STEPS and self.operations < MOST_OPERATIONS
+            wanted = self.steps <= FIRST_STEPS or self.steps % STEP_INTERVAL == 0
+            left = self.traced < MAX_STEPS and self.operations < MAX_OPERATIONS
             if not (wanted and left and not self.failed and os.getpid() == self.process):
                 return None
             self.traced += 1
@@ -80,7 +85,7 @@ class Recorder:
                 self.program_task, "session.run", f"step {step}", "step", self.since(begun), (ended - begun) / 1e3
             )
             events[-1]["args"] = {"step": step}
-            made: dict[tuple[str, str], Event] = {}  # (task, operation) -> its event, where transfers begin
+            made: dict[tuple[str, str], Event] = {}  # (task, operation) -> its event, the source of transfers
             arrived = []
             owners = kernel_owners(step_stats)
             for place, device in enumerate(step_stats.dev_stats):
@@ -107,7 +112,7 @@ class Recorder:
         arguments = {
             "step": step,
             "op": call[1] if call else "",
-            "inputs": call[2].removesuffix(")")[:MOST_LABEL] if call else label[:MOST_LABEL],
+            "inputs": call[2].removesuffix(")")[:MAX_LABEL_LENGTH] if call else label[:MAX_LABEL_LENGTH],
             "outputs": [shape_of(output.tensor_description) for output in node.output][:8],
             "allocated_bytes": sum(memory.total_bytes for memory in node.memory),
             "peak_bytes": sum(memory.peak_bytes for memory in node.memory),
@@ -118,18 +123,18 @@ class Recorder:
         return events
 
     def kernels(self, step: int, task: str, name: str, device: DeviceStepStats) -> list[Event]:
-        """Return the events of what ran on one stream of a GPU, as the driver recorded it."""
+        """Return the events of one GPU stream, as the driver recorded them."""
         events: list[Event] = []
         if name.endswith(REPEATED):
             return events
         for node in sorted(device.node_stats, key=start_of):
             operation = node.node_name.rpartition(":")[0] or node.node_name
             events += self.slice(task, name, operation, "kernel", self.since(start_of(node)), duration_of(node))
-            events[-1]["args"] = {"step": step, "kernel": node.timeline_label[:MOST_LABEL]}
+            events[-1]["args"] = {"step": step, "kernel": node.timeline_label[:MAX_LABEL_LENGTH]}
         return events
 
     def transfer(self, step: int, node: NodeExecStats, made: dict[tuple[str, str], Event]) -> list[Event]:
-        """Return the events of a tensor that came from another task, and an arrow from the operation that made it."""
+        """Return the events of a transfer from another task, with an arrow from the operation that made the tensor."""
         found = TRANSFER.search(node.timeline_label)
         if not found:
             return []
@@ -151,9 +156,9 @@ class Recorder:
         return events
 
     def slice(self, task: str, device: str, name: str, category: str, begun: float, took: float) -> list[Event]:
-        """Return the event of something that took time, in the first lane of its device that is free, last of those returned.
+        """Return the event of a period in the device's first free lane, after events that name a new process or thread.
 
-        Before it stand the names of its process and thread, where they are new. ``begun`` and ``took`` are microseconds.
+        ``begun`` and ``took`` are microseconds.
         """
         events = []
         if task not in self.pids:
@@ -174,7 +179,7 @@ class Recorder:
         return (nanoseconds - self.origin) / 1e3
 
     def write(self, events: list[Event]) -> None:
-        """Put events before the end of the file, in one call: whoever reads it meanwhile finds a whole one."""
+        """Insert events before the end of the file, in one call, so that readers always find a complete file."""
         text = ",\n".join(json.dumps(event, separators=(",", ":")) for event in events).encode()
         text = text if self.empty else b",\n" + text
         os.pwrite(self.file, text + END, self.place)
@@ -182,10 +187,10 @@ class Recorder:
 
 
 def kernel_owners(step_stats: StepStats) -> dict[int, str]:
-    """Return place in ``dev_stats`` of each device without a task -> the task that it belongs to.
+    """Return index in ``dev_stats`` of each device without a task -> its task.
 
-    What ran on a GPU is listed under devices such as "/device:GPU:0/stream:13". Their names have no task, their nodes are named
-    by operation and type ("c:MatMul"), and those of one task come before that task's own devices (seen with TensorFlow 2.21).
+    GPU kernels are listed under devices such as "/device:GPU:0/stream:13". These names have no task, their nodes are named by
+    operation and type ("c:MatMul"), and they precede the devices of their task (seen with TensorFlow 2.21).
     """
     operations: dict[str, str] = {}  # operation -> task
     owners: dict[int, str] = {}
@@ -209,13 +214,13 @@ def kernel_owners(step_stats: StepStats) -> dict[int, str]:
 
 
 def within(event: Event, part: float) -> float:
-    """Return a time within an event: the ends of an arrow are found by the event that they lie in."""
+    """Return a time within an event: viewers attach an arrow to the event that encloses its end."""
     moment: float = event["ts"] + event["dur"] * part
     return round(moment, 3)
 
 
 def split_device(name: str) -> tuple[str, str]:
-    """Return task and device of TensorFlow's long name of a device: ("worker:1", "CPU:0"); the task may be NO_TASK."""
+    """Return task and device of a full device name, such as ("worker:1", "CPU:0"); the task may be NO_TASK."""
     job, task = re.search(r"/job:([^/]+)", name), re.search(r"/task:(\d+)", name)
     device = re.search(r"/(?:device:)?([a-zA-Z]+:\d+.*)$", re.sub(r"^(/(job|replica|task):[^/]+)+", "", name))
     return f"{job[1]}:{task[1] if task else 0}" if job else NO_TASK, device[1] if device else name
@@ -241,7 +246,7 @@ def shape_of(tensor: TensorDescription) -> str:
 
 
 def program_task() -> str:
-    """Return the task that the program was given: "host:0"."""
+    """Return the program's task, such as "host:0"."""
     try:
         task = json.loads(os.environ["TF_CONFIG"])["task"]
         return f"{task['type']}:{task['index']}"
@@ -250,7 +255,7 @@ def program_task() -> str:
 
 
 def install() -> None:
-    """Wrap the ``run`` of TensorFlow's sessions; leave them alone where another process of the program has the trace."""
+    """Wrap TensorFlow's ``Session.run``, unless another process of the program records the trace."""
     import tensorflow
     from tensorflow.core.protobuf import config_pb2
     from tensorflow.python.client import session
@@ -282,9 +287,9 @@ def install() -> None:
         ended = time.time_ns()
         try:
             recorder.add(step, begun, ended, record.step_stats)
-        except Exception as error:  # whatever it is, the program's own work goes on
+        except Exception as error:  # tracing must not stop the program
             recorder.failed = True
-            print(f"[trace] no more steps are traced: {error!r}", file=sys.stderr)
+            print(f"[trace] no further steps are traced: {error!r}", file=sys.stderr)
         if run_metadata is not None:
             if not traced_already:
                 record.ClearField("step_stats")

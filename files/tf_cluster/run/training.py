@@ -1,13 +1,13 @@
-"""Take part in a training: run the program as one of its tasks, together with all the others or not at all.
+"""Run the program as one task of a training; all tasks start, restart and stop together.
 
     python -m tf_cluster.run.training RUN
 
-The main process in the unit of each training process; tf_cluster.run starts it, and the run's notes (run.json) say of which
-training it is a part. The chief's is the coordinator besides: it waits until all are there, lets all start at once, and ends
-all when one fails, to start them again as often as the training may. So a training goes on, and ends, whoever watches.
+The main process in the unit of each task of a training. tf_cluster.run starts it, and run.json describes the training. The
+chief's process is also the coordinator: it waits for all tasks, starts them together, stops all if one fails, and restarts them
+as often as the training allows. So a training does not depend on the controller.
 
-They talk over one TCP port of the chief's machine, a JSON object a line. Nothing but "start", "stop" and "over" can be asked
-over it: whoever reaches the training's TensorFlow ports may do more.
+They communicate over one TCP port of the chief's machine, one JSON object per line. It accepts only "start", "stop" and "over":
+the training's TensorFlow ports, which have the same peers, allow more.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ..server import ports
 from ..spec import cluster_config
 from . import runs
 
-BEAT = 5.0  # seconds between two signs of life
-SILENCE = 30.0  # seconds without one after which the other side is given up
-TERM, KILL = 5.0, 10.0  # seconds that a program has after SIGTERM; that all have to be gone
-LOOK = 0.1  # seconds between two attempts
+HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_TIMEOUT_SECONDS = 30.0  # without a heartbeat, after which the connection counts as lost
+TERM_SECONDS, STOP_SECONDS = 5.0, 10.0  # for one program to exit after SIGTERM; for all programs to stop
+POLL_SECONDS = 0.1
 SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
-LONGEST = 64 * 1024  # bytes of a message
+MAX_MESSAGE_BYTES = 64 * 1024
 
 
 class UnreachableError(OSError):
@@ -41,37 +41,37 @@ class UnreachableError(OSError):
 
 
 class Channel:
-    """A connection that carries JSON objects, a line each, and signs of life in between."""
+    """A connection for JSON objects, one per line, with heartbeats in between."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
-        self.beating = asyncio.create_task(self.beat())
+        self.heartbeats = asyncio.create_task(self.send_heartbeats())
 
-    async def beat(self) -> None:
-        """Send signs of life until the connection ends."""
+    async def send_heartbeats(self) -> None:
+        """Send heartbeats until the connection ends."""
         with contextlib.suppress(OSError):
             while True:
-                await asyncio.sleep(BEAT)
+                await asyncio.sleep(HEARTBEAT_SECONDS)
                 await self.send(alive=True)
 
     def close(self) -> None:
-        """End the connection, once what was sent has gone."""
-        self.beating.cancel()
+        """Close the connection after sending what is buffered."""
+        self.heartbeats.cancel()
         self.writer.close()
 
     async def send(self, **message: object) -> None:
-        """Send an object; raise OSError if the other side is gone or takes nothing."""
+        """Send an object; raise OSError if the peer is gone or does not read."""
         self.writer.write(json.dumps(message).encode() + b"\n")
         try:
-            await asyncio.wait_for(self.writer.drain(), BEAT)
+            await asyncio.wait_for(self.writer.drain(), HEARTBEAT_SECONDS)
         except asyncio.TimeoutError:
             raise TimeoutError from None
 
     async def receive(self) -> dict[str, Any]:
-        """Return the next object that is not a sign of life; raise OSError if the other side is gone, silent or none of ours."""
+        """Return the next object that is not a heartbeat; raise OSError if the peer is gone, silent or invalid."""
         while True:
             try:
-                line = await asyncio.wait_for(self.reader.readline(), SILENCE)
+                line = await asyncio.wait_for(self.reader.readline(), HEARTBEAT_TIMEOUT_SECONDS)
                 message = json.loads(line) if line.endswith(b"\n") else None
             except asyncio.TimeoutError:
                 raise TimeoutError from None
@@ -86,28 +86,28 @@ class Channel:
 
 
 class Coordinator:
-    """What the chief's process does for all: let them start, watch them, end them."""
+    """Starts, watches and stops all tasks of a training; part of the chief's process."""
 
     def __init__(self, training: dict[str, Any]) -> None:
         self.training = training
         self.members: dict[str, Channel] = {}
         self.events: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
-        self.fatal = False  # whether starting again is of no use
+        self.fatal = False  # whether a restart is useless
         self.server: asyncio.Server | None = None
-        self.over: dict[str, Any] = {}  # what all are told at the end, also those that come later
+        self.over: dict[str, Any] = {}  # the final message, also for tasks that connect later
 
     async def listen(self) -> None:
-        """Take connections; raise OSError if the port is in use."""
+        """Listen for connections; raise OSError if the port is in use."""
         port = cluster_config.split_address(self.training["control"])[1]
-        self.server = await asyncio.start_server(self.serve, port=port, limit=LONGEST, backlog=512)
+        self.server = await asyncio.start_server(self.serve, port=port, limit=MAX_MESSAGE_BYTES, backlog=512)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass on what one process says."""
+        """Put the messages of one task into ``events``."""
         channel, task = Channel(reader, writer), None
         try:
-            hello = await asyncio.wait_for(channel.receive(), BEAT)
+            hello = await asyncio.wait_for(channel.receive(), HEARTBEAT_SECONDS)
             if hello.get("run") != self.training["id"] or str(hello.get("task")) not in self.training["machines"]:
-                await channel.send(over=f"another training, {self.training['id']}, has the port {self.training['control']}")
+                await channel.send(over=f"{self.training['control']} is in use by another training, {self.training['id']}")
                 return
             task = hello["task"]
             self.members[task] = channel
@@ -117,7 +117,7 @@ class Coordinator:
             while True:
                 self.events.put_nowait((task, await channel.receive()))
         except (OSError, asyncio.TimeoutError):
-            pass  # said below
+            pass  # reported below
         finally:
             channel.close()
             if task:
@@ -125,35 +125,35 @@ class Coordinator:
                 self.events.put_nowait((task, {"lost": True}))
 
     async def tell(self, **message: object) -> None:
-        """Tell all that are there."""
+        """Send a message to all connected tasks."""
         for channel in list(self.members.values()):
-            with contextlib.suppress(OSError):  # the one who serves it notices
+            with contextlib.suppress(OSError):  # serve() detects the loss
                 await channel.send(**message)
 
     async def run(self) -> None:
-        """Go through the training."""
+        """Run the training to its end."""
         restarts, failure, attempt = self.training["restarts"], await self.gather(), 1
         while not failure:
             await self.tell(start=attempt)
             failure = await self.watch(attempt)
             if failure and attempt <= restarts and await self.stop(attempt):
                 attempt += 1
-                say(f"{failure}; all start again (attempt {attempt} of {restarts + 1})")
+                log(f"{failure}; all tasks restart (attempt {attempt} of {restarts + 1})")
                 failure = ""
             else:
                 break
         self.over = {"over": failure, "attempts": attempt}
         await self.tell(**self.over)
-        deadline = time.monotonic() + BEAT
-        while self.members and time.monotonic() < deadline:  # what was said last must arrive before this process is gone
-            await asyncio.sleep(LOOK)
+        deadline = time.monotonic() + HEARTBEAT_SECONDS
+        while self.members and time.monotonic() < deadline:  # the last message must arrive before this process exits
+            await asyncio.sleep(POLL_SECONDS)
 
     async def event(self, deadline: float) -> tuple[str, dict[str, Any]]:
-        """Return what a task says next; raise asyncio.TimeoutError at the deadline (of the monotonic clock)."""
+        """Return the next message of any task; raise asyncio.TimeoutError at ``deadline`` (monotonic clock)."""
         return await asyncio.wait_for(self.events.get(), max(0.0, deadline - time.monotonic()))
 
     async def gather(self) -> str:
-        """Wait until all are there; return what keeps them from starting."""
+        """Wait until all tasks have joined; return a sentence if they cannot start."""
         missing, deadline = set(self.training["machines"]), time.monotonic() + self.training["join"]
         while missing:
             try:
@@ -162,7 +162,7 @@ class Coordinator:
                 names = " and ".join(self.name(task) for task in sorted(missing))
                 port = cluster_config.split_address(self.training["control"])[1]
                 return (
-                    f"{names} did not join the training within {self.training['join']:g} s: was it started, and may it reach "
+                    f"{names} did not join the training within {self.training['join']:g} s: is it started, and can it reach "
                     f"port {port} of machine {self.training['machines'][self.training['chief']]}?"
                 )
             if "refused" in message or "run" not in message:
@@ -171,7 +171,7 @@ class Coordinator:
         return ""
 
     async def watch(self, attempt: int) -> str:
-        """Wait until all have ended well, or one has not; return a sentence on it."""
+        """Wait until all programs have succeeded or one fails; return a sentence on the failure."""
         running = set(self.training["machines"])
         while running:
             task, message = await self.events.get()
@@ -183,9 +183,9 @@ class Coordinator:
         return ""
 
     async def stop(self, attempt: int) -> bool:
-        """End all programs; tell whether all can start again."""
+        """Stop all programs; return whether all can restart."""
         await self.tell(stop=attempt)
-        running, deadline = set(self.training["machines"]), time.monotonic() + KILL
+        running, deadline = set(self.training["machines"]), time.monotonic() + STOP_SECONDS
         while running and not self.fatal:
             try:
                 task, message = await self.event(deadline)
@@ -198,11 +198,11 @@ class Coordinator:
         return not self.fatal
 
     def name(self, task: str) -> str:
-        """Return a task and its machine, as they are named in a sentence."""
+        """Return a task and its machine, for a sentence."""
         return f"{task} on machine {self.training['machines'][task]}"
 
     def sentence(self, task: str, message: dict[str, Any]) -> str:
-        """Return what is wrong with a task."""
+        """Return a sentence on a task's failure."""
         self.fatal = self.fatal or "ended" not in message
         if "ended" in message:
             return f"the program of {self.name(task)} {message['ended']}"
@@ -210,11 +210,11 @@ class Coordinator:
             return f"{self.name(task)} could not start: {message['refused']}"
         if "leaves" in message:
             return f"the process of {self.name(task)} {message['leaves']}"
-        return f"the process of {self.name(task)} was lost: its machine, its network or its systemd ended it"
+        return f"the process of {self.name(task)} was lost: its machine, network or systemd stopped it"
 
 
 class Member:
-    """One task of the training: it starts and ends the program as it is told."""
+    """One task of the training: starts and stops the program on the coordinator's messages."""
 
     def __init__(self, noted: dict[str, Any]) -> None:
         self.training, self.task, self.command = noted["training"], noted["task"], noted["command"]
@@ -226,9 +226,9 @@ class Member:
         self.leaving = asyncio.Event()
 
     async def run(self) -> dict[str, Any]:
-        """Take part until it is over; return how it ended: ``failure``, ``outcome``, ``attempts``."""
+        """Take part until the training ends; return its ``failure``, ``outcome`` and ``attempts``."""
         try:
-            channel = await join(self.training, self.task, self.leaving, self.taken())
+            channel = await join(self.training, self.task, self.leaving, self.port_conflict())
             try:
                 over = await self.obey(channel)
             finally:
@@ -241,7 +241,7 @@ class Member:
         return {"failure": over["over"], "outcome": self.outcome, "attempts": over.get("attempts", self.attempt)}
 
     async def obey(self, channel: Channel) -> dict[str, Any]:
-        """Do what the coordinator says and tell it how the program ends; return its last word."""
+        """Follow the coordinator's messages and report the program's exit; return the final message."""
         waiting: dict[str, asyncio.Task[Any]] = {
             "message": asyncio.create_task(channel.receive()),
             "leave": asyncio.create_task(self.leaving.wait()),
@@ -260,11 +260,11 @@ class Member:
                 if waiting["leave"].done():
                     self.leaving.clear()
                     waiting["leave"] = asyncio.create_task(self.leaving.wait())
-                    late = time.monotonic() - self.begun > self.limit - LOOK
-                    self.outcome = f"was ended after {self.limit:g} s (run_timeout)" if late else "was ended from outside"
+                    late = time.monotonic() - self.begun > self.limit - POLL_SECONDS
+                    self.outcome = f"was stopped after {self.limit:g} s (run_timeout)" if late else "was stopped from outside"
                     await channel.send(leaves=self.outcome)
                 if self.process and self.process.returncode is not None:
-                    ended = how(self.process.returncode)
+                    ended = exit_description(self.process.returncode)
                     self.outcome = ended or "done"
                     await self.end()
                     await channel.send(ended=ended, attempt=self.attempt)
@@ -275,50 +275,50 @@ class Member:
                 task.cancel()
 
     async def do(self, message: dict[str, Any], channel: Channel) -> None:
-        """Start or end the program."""
+        """Start or stop the program."""
         if "start" in message:
             await self.start(message["start"])
         if "stop" in message:
             await self.end()
             await channel.send(stopped=message["stop"])
 
-    def taken(self) -> str:
-        """Say who has the task's port; nothing if it is free."""
+    def port_conflict(self) -> str:
+        """Return a sentence if the task's port is in use, else an empty string."""
         if ports.port_is_free(self.port):
             return ""
-        return f"its port {self.port} is taken by {ports.port_holder(self.port)}; train_port_offset chooses others"
+        return f"its port {self.port} is in use by {ports.port_holder(self.port)}; change train_port_offset"
 
     async def start(self, attempt: int) -> None:
         """Start the program."""
-        self.attempt, self.outcome = attempt, "was ended with the others"
-        deadline = time.monotonic() + TERM
-        while self.taken() and time.monotonic() < deadline:  # the last one's server may take a moment to go
-            await asyncio.sleep(LOOK)
+        self.attempt, self.outcome = attempt, "was stopped with the others"
+        deadline = time.monotonic() + TERM_SECONDS
+        while self.port_conflict() and time.monotonic() < deadline:  # the previous program's server may need a moment to exit
+            await asyncio.sleep(POLL_SECONDS)
         self.process = await asyncio.create_subprocess_exec(*self.command, start_new_session=True)
 
     async def end(self) -> None:
-        """End the program and what it started, if it still runs, also what has a session of its own by now."""
+        """Stop the program and all its child processes, including those in other sessions."""
         if not self.process:
             return
-        for number, seconds in ((signal.SIGTERM, TERM), (signal.SIGKILL, None)):
+        for number, seconds in ((signal.SIGTERM, TERM_SECONDS), (signal.SIGKILL, None)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
             end_all(number)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.process.wait(), seconds)
-        deadline = time.monotonic() + TERM
-        while end_all(signal.SIGKILL) and time.monotonic() < deadline:  # they may have started others meanwhile
-            await asyncio.sleep(LOOK)
+        deadline = time.monotonic() + TERM_SECONDS
+        while end_all(signal.SIGKILL) and time.monotonic() < deadline:  # they may have started new processes
+            await asyncio.sleep(POLL_SECONDS)
         self.process = None
 
 
 def adopt_orphans() -> None:
-    """Become the parent of what the program leaves behind, so that it is found; see prctl(2)."""
+    """Become the parent of the program's orphaned processes, to find and stop them; see prctl(2)."""
     ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_all(number: int) -> bool:
-    """Send a signal to all that this process has started, and what that has; tell whether there was any."""
+    """Send a signal to all descendants of this process; return whether there was any."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -335,50 +335,50 @@ def end_all(number: int) -> bool:
 
 
 async def join(training: dict[str, Any], task: str, leaving: asyncio.Event, refused: str = "") -> Channel:
-    """Connect to the coordinator, which may not be there yet, and say who we are, or what keeps us from taking part."""
+    """Connect to the coordinator, retrying until it listens, and send the task's name and why it cannot start, if so."""
     deadline = time.monotonic() + training["join"]
     address, port = cluster_config.split_address(training["control"])
     while True:
         try:
-            opening = asyncio.open_connection(address, port, limit=LONGEST)
-            channel = Channel(*await asyncio.wait_for(opening, BEAT))
+            opening = asyncio.open_connection(address, port, limit=MAX_MESSAGE_BYTES)
+            channel = Channel(*await asyncio.wait_for(opening, HEARTBEAT_SECONDS))
             await channel.send(run=training["id"], task=task, **({"refused": refused} if refused else {}))
         except (OSError, asyncio.TimeoutError) as error:
             if time.monotonic() > deadline or leaving.is_set():
                 reason = f"within {training['join']:g} s: {getattr(error, 'strerror', None) or error or 'no answer'}"
                 raise UnreachableError(f"{task} could not reach the chief at {training['control']} {reason}") from None
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_SECONDS)
         else:
             return channel
 
 
 def refuse(training: dict[str, Any], task: str, sentence: str) -> None:
-    """Tell the coordinator what keeps a task from taking part; raise UnreachableError if it cannot be reached."""
+    """Tell the coordinator why a task cannot start; raise UnreachableError if it is unreachable."""
 
     async def tell() -> None:
         channel = await join(training, task, asyncio.Event(), sentence)
         channel.close()
-        await asyncio.sleep(0)  # the connection is closed by the loop
+        await asyncio.sleep(0)  # lets the loop close the connection
 
     asyncio.run(tell())
 
 
-def how(status: int) -> str:
-    """Say how a program ended, nothing if well."""
+def exit_description(status: int) -> str:
+    """Return how a program failed; empty if it succeeded."""
     if status >= 0:
-        return f"ended with exit status {status}" if status else ""
+        return f"exited with status {status}" if status else ""
     return f"was killed by {signal.Signals(-status).name}"
 
 
-def say(sentence: str) -> None:
-    """Write a sentence into the run's output."""
+def log(sentence: str) -> None:
+    """Print a sentence to the run's output."""
     print(f"[training] {sentence}", flush=True)
 
 
 async def take_part(noted: dict[str, Any], part: Path) -> str:
-    """Take part in a training, as its coordinator besides if the task is the chief; return what failed.
+    """Take part in a training, also as coordinator if the task is the chief; return the failure, empty if none.
 
-    ``noted`` are the run's notes; how it ended is written to ``part`` as JSON.
+    ``noted`` is the content of run.json. The result is written to ``part`` as JSON.
     """
     training, member, coordinating = noted["training"], Member(noted), None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, member.leaving.set)
@@ -391,24 +391,24 @@ async def take_part(noted: dict[str, Any], part: Path) -> str:
     except OSError:
         port = cluster_config.split_address(training["control"])[1]
         holder = ports.port_holder(port)
-        sentence = f"port {port}, over which the training is coordinated, is taken by {holder}; train_port_offset chooses others"
+        sentence = f"port {port}, which coordinates the training, is in use by {holder}; change train_port_offset"
         result = {"failure": sentence, "outcome": member.outcome, "attempts": 0}
     part.write_text(json.dumps(result), encoding="utf-8")
-    if coordinating:  # until all the others were told
+    if coordinating:  # until all others have the final message
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(coordinating, 2 * BEAT)
+            await asyncio.wait_for(coordinating, 2 * HEARTBEAT_SECONDS)
     failure: str = result["failure"]
     return failure
 
 
 def main() -> None:
-    """Take part; exit with 0 only if the whole training was good."""
+    """Take part; exit with 0 only if the whole training succeeded."""
     run = runs.Run(sys.argv[1])
     adopt_orphans()
     cli.remove_proxy_variables()
     failure = asyncio.run(take_part(run.read(), run.folder / "part.json"))
     if failure:
-        say(failure)
+        log(failure)
     sys.exit(bool(failure))
 
 

@@ -1,11 +1,10 @@
-"""Watch the cluster's tasks while a run goes on, and say when one falls silent, answers again, or came back as a new server.
+"""Check the cluster's tasks during a run; report those that stop answering, answer again, or were restarted.
 
     watch.py --config config.json --lost 0
 
-TensorFlow itself says nothing of a machine whose packets are dropped: a session waits. output.py starts this in the run's
-own unit, so it goes on whoever watches the run; each line that it prints becomes a line of the run's output. No task is asked to
-compute anything, so one that is busy is not called silent. What was seen is left in part.json, for the run's last note. With
-``--lost`` it ends, with exit status LOST, when a task was silent for so many seconds.
+TensorFlow does not report a machine whose packets are dropped: a session waits. output.py starts this in the run's unit, and its
+output becomes part of the run's output. Tasks compute nothing for the check, so a busy task still answers. The results are
+written to part.json, for ending.py. With ``--lost`` it exits with TASK_LOST_STATUS if a task does not answer for so many seconds.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from ..ready import gate
 from ..spec import cluster_config
 from ..tensorflow import capi
 
-EVERY = 5.0  # seconds between two questions to a task
-AGAIN = 1.0  # seconds until it is asked again when it did not answer
-PATIENCE = 5.0  # seconds that it has to answer
-SILENT = 10.0  # seconds without an answer after which it is called silent
-MANY = 30  # tasks that are asked in a second; of more than EVERY * MANY each is asked less often
-MOST = 200  # lines: a task that comes and goes for days is not to fill the output
-LOST = 99
-RESTARTED = "is a new server: what it held is lost, and sessions with it fail for good; a new session works"
+INTERVAL_SECONDS = 5.0  # between two checks of a task
+RETRY_SECONDS = 1.0  # after a failed check
+TIMEOUT_SECONDS = 5.0
+SILENT_SECONDS = 10.0  # without an answer, after which the task is reported
+TASKS_PER_SECOND = 30  # checks per second: in a large cluster, each task is checked less often
+MAX_LINES = 200  # so that an unstable task does not fill the output
+TASK_LOST_STATUS = 99
+RESTARTED = "was restarted: its state is lost, and open sessions fail permanently; open a new session"
 
 
 class Watched:
-    """One task: when it answered last, and as which server."""
+    """One task: time and server incarnation of its last answer."""
 
     def __init__(self, job: str, index: int, entry: str, library: capi.Library) -> None:
         self.task, self.entry, self.library = f"{job}:{index}", entry, library
@@ -43,29 +42,29 @@ class Watched:
         self.silent, self.longest = False, 0.0
 
     def ask(self) -> tuple[str, str]:
-        """Return which server answers, or nothing and the reason."""
-        if not self.probe.connects(time.monotonic() + PATIENCE):
+        """Return the server's incarnation, or an empty string and the reason."""
+        if not self.probe.connects(time.monotonic() + TIMEOUT_SECONDS):
             reason: str = self.probe.report["reason"]
             return "", reason
         try:
-            session = self.probe.session(PATIENCE)
+            session = self.probe.session(TIMEOUT_SECONDS)
             try:
                 return next(iter(session.devices().values())), ""
             finally:
                 session.close()
         except (capi.TensorFlowError, StopIteration) as error:
-            return "", f"it takes connections, but no answer comes back ({str(error)[:100]})"
+            return "", f"the port accepts connections but does not answer ({str(error)[:100]})"
 
     def note(self, server: str, reason: str) -> str:
-        """Take note of an answer; return what a person has to be told."""
+        """Record an answer or a failure; return a message, empty if there is nothing to report."""
         now = time.monotonic()
         silence = now - self.heard
         if not server:
             self.failed += 1
-            # Never after one question: it may be we who were asleep.
-            found = not self.silent and self.failed > 1 and silence >= SILENT
+            # Never after one check: this process itself may have been suspended.
+            found = not self.silent and self.failed > 1 and silence >= SILENT_SECONDS
             self.silent = self.silent or found
-            return f"does not answer for {silence:.0f} s: {reason}" if found else ""
+            return f"has not answered for {silence:.0f} s: {reason}" if found else ""
         words = [f"answers again after {silence:.0f} s"] if self.silent else []
         words += [RESTARTED] if self.server not in ("", server) else []
         self.longest = self.silence()
@@ -73,23 +72,23 @@ class Watched:
         return " and ".join(words)
 
     def silence(self) -> float:
-        """Return for how many seconds it was silent, the longest time."""
+        """Return the longest time without an answer, in seconds."""
         return max(self.longest, time.monotonic() - self.heard if self.silent else 0.0)
 
     def watch(self, news: queue.Queue[str], every: float) -> None:
-        """Ask for ever, and hand on what a person has to be told."""
+        """Check the task forever and put messages into ``news``."""
         while True:
             words = self.note(*self.ask())
             news.put(f"[cluster] {self.task} on {self.entry} {words}" if words else "")
-            time.sleep(AGAIN if self.failed else every)
+            time.sleep(RETRY_SECONDS if self.failed else every)
 
 
 def main() -> None:
-    """Watch until systemd ends it with the run, or a task is lost."""
-    parser = argparse.ArgumentParser(description="Watch the cluster's tasks while a run goes on.")
-    parser.add_argument("--config", required=True, help="the cluster as the run sees it")
-    parser.add_argument("--lost", type=float, default=0, help="seconds of silence after which to give up; 0: never")
-    parser.add_argument("--part", required=True, help="file that what was seen is left in")
+    """Check the tasks until systemd stops this with the run, or a task is lost."""
+    parser = argparse.ArgumentParser(description="Check the cluster's tasks during a run.")
+    parser.add_argument("--config", required=True, help="cluster spec of the run")
+    parser.add_argument("--lost", type=float, default=0, help="seconds without an answer after which to exit; 0: never")
+    parser.add_argument("--part", required=True, help="file for the results")
     options = parser.parse_args()
     cli.remove_proxy_variables()
     library, spec = capi.Library(), cluster_config.load(options.config)
@@ -101,22 +100,24 @@ def main() -> None:
     ]
     news: queue.Queue[str] = queue.Queue()
     for task in tasks:
-        threading.Thread(target=task.watch, args=(news, max(EVERY, len(tasks) / MANY)), daemon=True).start()
+        threading.Thread(
+            target=task.watch, args=(news, max(INTERVAL_SECONDS, len(tasks) / TASKS_PER_SECOND)), daemon=True
+        ).start()
     lines = 0
     while True:
         line = news.get()
         lost = [task for task in tasks if options.lost and task.silent and task.silence() >= options.lost]
-        if line and lines < MOST:
+        if line and lines < MAX_LINES:
             lines += 1
-            print(line if lines < MOST else "[cluster] more of this is not written", flush=True)
+            print(line if lines < MAX_LINES else "[cluster] further messages are not written", flush=True)
         if line or lost:
-            leave(Path(options.part), tasks, lost)
+            write_part(Path(options.part), tasks, lost)
         if lost:
-            os._exit(LOST)
+            os._exit(TASK_LOST_STATUS)
 
 
-def leave(path: Path, tasks: list[Watched], lost: list[Watched]) -> None:
-    """Leave what was seen for program.py, which notes it when the run has ended."""
+def write_part(path: Path, tasks: list[Watched], lost: list[Watched]) -> None:
+    """Write the results for ending.py, which adds them to the run's notes."""
     silent = {task.entry: round(task.silence(), 1) for task in tasks if task.silence()}
     path.write_text(json.dumps({"silent": silent, "lost": bool(lost)}), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Who a server is: what the gate reads of it through TensorFlow itself."""
+"""Publish the identity of a server: the gate reads it through TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import os
 
 from ..spec import cluster_config
 
-# The descriptor of the file that holds it: above those that a server has opened by then.
+# File descriptor of the identity: above those that a server has opened by then.
 DESCRIPTOR = 1000
 PATH = f"/proc/self/fd/{DESCRIPTOR}"
 
 
 def publish_identity(spec: dict[str, list[str]], job: str, index: int, version: str) -> None:
-    """Keep who this task is in a file that the gate reads; only for servers that systemd started.
+    """Write this task's identity to a file that the gate reads. Does nothing unless systemd started the server.
 
-    A sealed file in memory: no graph can change it, and a full disk does not matter.
+    The file is sealed and in memory: no graph can change it, and it needs no disk space.
     """
     if os.environ.get("NOTIFY_SOCKET"):
         gpus = [uuid for uuid in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if uuid]

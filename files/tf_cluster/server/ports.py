@@ -1,4 +1,4 @@
-"""Find out who listens on a TCP port of this machine. Standard library only."""
+"""Find the processes that listen on TCP ports of this machine. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def port_is_free(port: int) -> bool:
-    """Tell whether a server could listen on ``port`` on all interfaces (as TensorFlow does)."""
+    """Return whether a server can listen on ``port`` on all interfaces, as TensorFlow does."""
     for family, address in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):  # noqa: S104
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -19,14 +19,14 @@ def port_is_free(port: int) -> bool:
                     probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 probe.bind((address, port))
         except OSError as error:
-            if error.errno == 98:  # EADDRINUSE; anything else: this family is not there
+            if error.errno == 98:  # EADDRINUSE; other errors mean that the address family is missing
                 return False
     return True
 
 
 def listeners(ports: list[int]) -> list[dict[str, Any]]:
-    """Return who listens on TCP ports: ``port``, ``user``, and ``pid`` and ``name`` as far as this user may see (0 and "")."""
-    found = {}  # inode of the socket -> who has it
+    """Return the listeners of TCP ports: ``port``, ``user``, ``pid`` and ``name`` (0 and "" if not visible to this user)."""
+    found = {}  # inode of the socket -> listener
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             rows = Path(table).read_text(encoding="ascii").splitlines()[1:]
@@ -59,7 +59,7 @@ def _name_processes(sockets: dict[str, dict[str, Any]]) -> None:
 
 
 def port_holder(port: int) -> str:
-    """Say who listens on ``port``: "nginx (process 812, user www-data)", as far as this user may see."""
+    """Return a description of the listener on ``port``, such as "nginx (process 812, user www-data)"."""
     who = next(iter(listeners([port])), None)
     if not who:
         return "a process that this user cannot see"

@@ -3,9 +3,9 @@
     create_server.py --task=1                      as in the seed: job "worker", ./config.json
     create_server.py --job ps --task 0 --config /etc/tf-cluster/config.json
 
-The server comes out of TensorFlow's C API, so it listens a third of a second after the process
-starts. Under systemd (Type=notify) the unit is ready only when the server listens. Exit status: 0
-after SIGTERM or SIGINT, 1 if the server could not start, 2 if the configuration is wrong.
+It uses TensorFlow's C API, so the server listens a third of a second after the process starts. Under
+systemd (Type=notify) the unit is ready when the server listens. Exit status: 0 after SIGTERM or
+SIGINT, 1 if the server could not start, 2 if the configuration is invalid.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .identity import publish_identity
 
 
 def arguments() -> argparse.Namespace:
-    """Return the command line; what it leaves out comes from the task's environment (TF_TASK_...)."""
+    """Return the command-line options; defaults come from the task's environment (TF_TASK_...)."""
 
     def default(name: str, otherwise: str) -> str:
         return os.environ.get(f"TF_TASK_{name}") or otherwise
@@ -45,19 +45,19 @@ def arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--gpu-allow-growth", type=switch, default=default("GPU_ALLOW_GROWTH", "true"),
-        help="take GPU memory as it is needed (default true)",
+        help="allocate GPU memory on demand (default true)",
     )  # fmt: skip
-    parser.add_argument("--intra-op-threads", type=int, default=default("INTRA_OP_THREADS", "0"), help="0: TensorFlow's")
-    parser.add_argument("--inter-op-threads", type=int, default=default("INTER_OP_THREADS", "0"), help="0: TensorFlow's")
+    parser.add_argument("--intra-op-threads", type=int, default=default("INTRA_OP_THREADS", "0"), help="0: TensorFlow's default")
+    parser.add_argument("--inter-op-threads", type=int, default=default("INTER_OP_THREADS", "0"), help="0: TensorFlow's default")
     parser.add_argument(
         "--thread-spinning", type=switch, default=default("THREAD_SPINNING", "false"),
-        help="let idle threads look for work for a while before they sleep, as TensorFlow does by itself (default false)",
+        help="let idle threads spin before they sleep, which is TensorFlow's own default (default false)",
     )  # fmt: skip
     return parser.parse_args()
 
 
 def server_def(spec: dict[str, list[str]], options: argparse.Namespace) -> bytes:
-    """Return the serialised ``ServerDef`` of one task; GPU options count here, a session's are ignored."""
+    """Return the serialised ``ServerDef`` of one task. Its GPU options apply; those of a session are ignored."""
     message = capi.message("tensorflow_server_pb2", "ServerDef")()
     for name, tasks in spec.items():
         job = message.cluster.job.add(name=name)
@@ -68,23 +68,23 @@ def server_def(spec: dict[str, list[str]], options: argparse.Namespace) -> bytes
     config.gpu_options.allow_growth = options.gpu_allow_growth
     config.intra_op_parallelism_threads = options.intra_op_threads
     config.inter_op_parallelism_threads = options.inter_op_threads
-    # Threads that spin take the processor from those that move tensors, and from a machine's other tasks (docs/benchmark.md).
+    # Spinning threads slow down the threads that move tensors and the machine's other tasks (docs/benchmark.md).
     config.experimental.disable_thread_spinning = not options.thread_spinning
     serialised: bytes = message.SerializeToString()
     return serialised
 
 
 def inputs() -> str:
-    """Return the digest of the files that this task is started with (see plugins/filter/task_environments.py)."""
+    """Return the digest of the files that this task starts with (see plugins/filter/task_environments.py)."""
     found = hashlib.sha256()
     for path in os.environ.get("TF_TASK_FILES", "").split():
-        with contextlib.suppress(OSError):  # then it is another digest, and site.yml mends the file
+        with contextlib.suppress(OSError):  # then the digest differs, and site.yml corrects the file
             found.update(Path(path).read_bytes())
     return found.hexdigest()[:12]
 
 
 def notify(text: str) -> None:
-    """Tell systemd, if it is there (sd_notify(3))."""
+    """Send a notification to systemd if it started this process (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
@@ -93,10 +93,10 @@ def notify(text: str) -> None:
 
 
 def main() -> None:
-    """Start the server, say so, and wait for the signal to end."""
+    """Start the server, report it, and wait for SIGTERM or SIGINT."""
     begun, started_with = time.monotonic(), inputs()
     signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before the library's threads, which inherit it
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # before the library starts threads, which inherit the mask
     options = arguments()
     cli.remove_proxy_variables()
     try:
@@ -106,7 +106,7 @@ def main() -> None:
         cli.fail(str(error), 2)
     port = cluster_config.split_address(entry)[1]
     if not ports.port_is_free(port):
-        cli.fail(f"port {port} of {options.job}:{options.task} is taken by {ports.port_holder(port)}", 1)
+        cli.fail(f"port {port} of {options.job}:{options.task} is in use by {ports.port_holder(port)}", 1)
     try:
         library = capi.Library()
         library.start_server(server_def(spec, options))
@@ -118,5 +118,5 @@ def main() -> None:
     print(f"{name}, after {time.monotonic() - begun:.2f} s", flush=True)
     received = signal.sigwait(signals)
     notify("STOPPING=1")
-    print(f"{options.job}:{options.task} ends: {signal.Signals(received).name}", flush=True)
-    os._exit(0)  # TensorFlow's server has no clean shutdown, and its threads would keep the process
+    print(f"{options.job}:{options.task} exits: {signal.Signals(received).name}", flush=True)
+    os._exit(0)  # TensorFlow's server has no clean shutdown; its threads would keep the process alive

@@ -1,7 +1,7 @@
 """Read and check ``config.json``. Standard library only.
 
 ``config.json`` is a TensorFlow cluster spec: an object of job name -> list of ``address:port``,
-one entry a task, in the order of the task indices.
+one entry per task, ordered by task index.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import json
 import re
 from pathlib import Path
 
-# The tasks of these jobs belong to a run: its program starts their servers and ends them.
+# The tasks of these jobs belong to a run: its program starts and stops their servers.
 RUN_JOBS = ("host", "chief")
 
 
 class ConfigError(Exception):
-    """The cluster spec cannot be used; the message is one sentence for the person who wrote it."""
+    """The cluster spec is invalid. The message is one sentence for its author."""
 
 
 def split_address(entry: str) -> tuple[str, int]:
-    """Split ``address:port`` into its parts; an IPv6 address stands in brackets.
+    """Return address and port of ``address:port``; an IPv6 address must be in brackets.
 
-    Raises ConfigError if there is no port from 1 to 65535.
+    Raises ConfigError if the address or the port (1 to 65535) is invalid.
     """
     found = re.fullmatch(r"(.+):([1-9][0-9]{0,4})", entry)
     if not found or int(found[2]) > 65535:
@@ -33,15 +33,14 @@ def split_address(entry: str) -> tuple[str, int]:
         raise ConfigError(f"{entry!r} has an IPv6 address without brackets: write '[{address.strip('[]')}]:{port}'")
     name = bare[1] or bare[2]
     if not re.fullmatch(r"[A-Za-z0-9._%:-]+", name):
-        raise ConfigError(f"{entry!r} has {name!r} for an address: letters, digits, '.', '_' and '-' make a name")
+        raise ConfigError(f"{entry!r} has the invalid address {name!r}: use letters, digits, '.', '_' and '-'")
     return name, int(port)
 
 
 def load(path: str | Path) -> dict[str, list[str]]:
     """Return the cluster spec in the file ``path``: job -> list of ``address:port``.
 
-    Raises ConfigError, with a sentence that names the file, when it is missing, is not JSON or is
-    not a cluster spec.
+    Raises ConfigError if the file is missing, is not JSON or is not a cluster spec.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -50,7 +49,7 @@ def load(path: str | Path) -> dict[str, list[str]]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     try:
-        spec: dict[str, list[str]] = json.loads(text)  # as the check makes sure
+        spec: dict[str, list[str]] = json.loads(text)  # check() below verifies it
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     check(spec, path)
@@ -58,25 +57,25 @@ def load(path: str | Path) -> dict[str, list[str]]:
 
 
 def check(spec: object, path: str | Path) -> None:
-    """Raise ConfigError unless ``spec`` is a usable cluster spec."""
+    """Raise ConfigError unless ``spec`` is a valid cluster spec. ``path`` is used in the message."""
     form = 'a cluster spec looks like {"worker": ["10.0.0.5:2222"], "host": ["10.0.0.6:2223"]}'
     if not isinstance(spec, dict) or not spec:
         raise ConfigError(f"{path} is not a cluster spec: {form}")
     seen: dict[str, str] = {}
     for job, tasks in spec.items():
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", job):  # TensorFlow's own rule
-            raise ConfigError(f"{path}: {job!r} cannot name a job: letters, digits and '_' can")
+            raise ConfigError(f"{path}: {job!r} is not a valid job name: use letters, digits and '_'")
         if not isinstance(tasks, list) or not tasks:
             raise ConfigError(f"{path}: job {job!r} is not a list of tasks: {form}")
         for index, entry in enumerate(tasks):
             if not isinstance(entry, str):
-                raise ConfigError(f"{path}: task {index} of job {job!r} is {entry!r}, not a text: {form}")
+                raise ConfigError(f"{path}: task {index} of job {job!r} is {entry!r}, not a string: {form}")
             try:
                 split_address(entry)
             except ConfigError as error:
                 raise ConfigError(f"{path}: task {index} of job {job!r}: {error}") from None
             if entry in seen:
-                raise ConfigError(f"{path}: {entry} stands twice, as {seen[entry]} and as {job}:{index}")
+                raise ConfigError(f"{path}: {entry} is used twice, by {seen[entry]} and {job}:{index}")
             seen[entry] = f"{job}:{index}"
 
 
@@ -90,5 +89,5 @@ def task_entry(spec: dict[str, list[str]], job: str, index: int, path: str | Pat
 
 
 def digest(spec: dict[str, list[str]]) -> str:
-    """Return a short name for this cluster spec, the same for the same content."""
+    """Return a short digest of a cluster spec; equal specs have equal digests."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]

@@ -22,7 +22,7 @@ PROPERTIES = "Id,ActiveState,SubState,StateChangeTimestampMonotonic,NRestarts,Ma
 
 
 def main() -> None:
-    """Print what is known."""
+    """Print the state of the machine as JSON."""
     names = sys.argv[1:]
     shown = show([f"tf-server@{name}.service" for name in names])
     units = {name: describe(shown.get(f"tf-server@{name}.service", {})) for name in names}
@@ -47,7 +47,7 @@ def show(units: list[str]) -> dict[str, dict[str, str]]:
 
 
 def describe(unit: dict[str, str]) -> dict[str, Any]:
-    """Return what a person wants to know of a unit."""
+    """Return state, time of the last change, restarts and memory of a unit."""
     state, detail = unit.get("ActiveState", "unknown"), unit.get("SubState", "")
     changed = unit.get("StateChangeTimestampMonotonic", "0")
     return {
@@ -59,7 +59,7 @@ def describe(unit: dict[str, str]) -> dict[str, Any]:
 
 
 def memory(pid: str) -> int | None:
-    """Return the resident memory of a process in MB; not every machine has systemd count it."""
+    """Return the resident memory of a process in MB, None if unknown; systemd does not count it on every machine."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8") as file:
             kilobytes = next(line.split()[1] for line in file if line.startswith("VmRSS:"))
@@ -69,7 +69,7 @@ def memory(pid: str) -> int | None:
 
 
 def since(microseconds: int) -> str:
-    """Return a moment of the monotonic clock (microseconds since the start of the machine) as the time of day."""
+    """Return a time of the monotonic clock (microseconds since boot) in ISO 8601."""
     with open("/proc/uptime", encoding="ascii") as file:
         age = float(file.read().split()[0]) - microseconds / 1e6
     moment = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=age)

@@ -1,6 +1,6 @@
-"""TensorFlow's public C API by ctypes, out of the wheel that programs import.
+"""TensorFlow's public C API through ctypes, from the installed wheel.
 
-``import tensorflow`` takes seconds; loading its library takes a quarter of one. The declarations follow
+``import tensorflow`` takes seconds; loading its library takes 0.25 s. The declarations follow
 ``include/tensorflow/c/c_api.h`` of the wheel (TensorFlow 2.21).
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class TensorFlowError(Exception):
-    """A call into TensorFlow failed. ``code`` is TensorFlow's own (4: deadline, 14: unavailable)."""
+    """A TensorFlow call failed. ``code`` is TensorFlow's error code (4: deadline exceeded, 14: unavailable)."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ def package_folder() -> Path:
 def message(module: str, name: str) -> Any:
     """Return one of TensorFlow's protobuf classes, such as ``message("config_pb2", "ConfigProto")``.
 
-    The package's ``__init__`` is not run: a bare module with its path stands in for it.
+    A bare module with the package's path replaces it, so that its slow ``__init__`` does not run.
     """
     if "tensorflow" not in sys.modules:
         bare = types.ModuleType("tensorflow")
@@ -63,7 +63,7 @@ _NUMBERS = {
 
 
 class Library:
-    """The loaded library. Safe to use from several threads; calls release Python's lock."""
+    """The loaded library. It is thread-safe; calls release the GIL."""
 
     def __init__(self) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
@@ -94,7 +94,7 @@ class Library:
         return ctypes.c_void_p(result) if name in _POINTERS else result
 
     def start_server(self, server_def: bytes) -> None:
-        """Start a server from a serialised ``ServerDef``; it listens when this returns, until the process ends."""
+        """Start a server from a serialised ``ServerDef``; it listens when this returns, until the process exits."""
         server = self.call("TF_NewServer", server_def, ctypes.c_size_t(len(server_def)))
         self.call("TF_ServerStart", server)
 
@@ -104,7 +104,7 @@ class Library:
 
 
 class Session:
-    """A session on one server, over one imported ``GraphDef``. Deadlines come with the ``ConfigProto``."""
+    """A session on one server with one imported ``GraphDef``. The ``ConfigProto`` sets deadlines."""
 
     def __init__(self, library: Library, target: str, config: bytes, graph_def: bytes) -> None:
         self.library, tf = library, library.tf
@@ -122,7 +122,7 @@ class Session:
         tf.TF_DeleteSessionOptions(options)
 
     def devices(self) -> dict[str, str]:
-        """Return the devices that the session sees: full name -> incarnation, another one each time its server starts."""
+        """Return the session's devices: full name -> incarnation, which changes each time the server starts."""
         found = self.library.call("TF_SessionListDevices", self.handle)
         devices = {}
         for index in range(self.library.tf.TF_DeviceListCount(found)):
@@ -132,14 +132,14 @@ class Session:
         return devices
 
     def close(self) -> None:
-        """End the session on its server too, which otherwise keeps it for minutes; a server that is gone has nothing to keep."""
+        """Close the session, also on its server, which otherwise keeps it for minutes. Ignores errors of a stopped server."""
         for call in ("TF_CloseSession", "TF_DeleteSession"):
             with contextlib.suppress(TensorFlowError):
                 self.library.call(call, self.handle)
         self.library.tf.TF_DeleteGraph(self.graph)
 
     def fetch_bytes(self, operation: str) -> bytes:
-        """Run the graph as far as ``operation`` and return the raw bytes of its first output."""
+        """Run ``operation`` and return the raw bytes of its first output."""
         tf = self.library.tf
         output = _Output(tf.TF_GraphOperationByName(self.graph, operation.encode()), 0)
         tensor = ctypes.c_void_p()

@@ -1,12 +1,12 @@
-"""Make sure that TensorFlow can open the CUDA libraries that are installed beside it. Needs neither a GPU nor a driver.
+"""Make TensorFlow find the CUDA libraries of its environment. Needs neither a GPU nor a driver.
 
     cuda_libraries.py /opt/tf-cluster/venv/lib/python3.11/site-packages
 
-``libtensorflow_framework.so.2`` opens CUDA's libraries by name and finds them through its RUNPATH, which in some wheels lacks a
-folder (in 2.21.0 that of cuSOLVER). TensorFlow then skips every GPU. Libraries that it does not find are linked into a folder
-that it searches. Unlike ``LD_LIBRARY_PATH``, a link holds for every process that uses the environment.
+``libtensorflow_framework.so.2`` finds the CUDA libraries through its RUNPATH, which lacks a folder in some wheels (in 2.21.0 that
+of cuSOLVER). TensorFlow then uses no GPU. So this program links missing libraries into a folder that TensorFlow searches. Unlike
+``LD_LIBRARY_PATH``, a link works for every process that uses the environment.
 
-Prints one JSON object: ``libraries`` (how many are installed), ``linked`` (their names) and ``failures`` (a sentence each). Does
+Prints one JSON object: ``libraries`` (number of installed ones), ``linked`` (names) and ``failures`` (one sentence each). Does
 nothing in an environment without CUDA. Exit status 0, or 1 if there are failures.
 """
 
@@ -21,14 +21,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# A folder that every wheel with GPU support searches.
+# All wheels with GPU support search this folder.
 SEARCHED = "nvidia/cuda_runtime/lib"
-# Opens all libraries without which TensorFlow uses no GPU; its public API has no such function.
+# Opens all libraries that TensorFlow needs for GPUs; the public API has no such function.
 OPEN_ALL = "_ZN3tsl8internal9DsoLoader26MaybeTryDlopenGPULibrariesEv"
 OPEN_FAILED = re.compile(r"Could not load dynamic library '[^']+'; dlerror: (.+)")
 # The driver is not part of the environment.
 NEEDS_DRIVER = "libcuda.so.1: cannot open"
-# What XLA compiles with.
+# XLA needs it to compile.
 COMPILER = "nvidia/cuda_nvcc"
 
 
@@ -62,9 +62,9 @@ def link_and_check(site: Path) -> dict[str, Any]:
 
 
 def reason_not_open(site: Path, *words: str) -> str:
-    """Return why TensorFlow cannot open one library or all, or nothing if it can or if only the driver is missing.
+    """Return why TensorFlow cannot open one library or all; empty if it can or if only the driver is missing.
 
-    Each attempt has a process of its own: in one process, a library that another one has loaded is found whatever the RUNPATH is.
+    Each attempt needs a separate process: within one process, loaded libraries are found without the RUNPATH.
     """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_MAX_VLOG_LEVEL": "1"}
     environment.pop("LD_LIBRARY_PATH", None)
@@ -79,12 +79,12 @@ def reason_not_open(site: Path, *words: str) -> str:
 
 
 def framework(site: Path) -> ctypes.CDLL:
-    """Load the library of TensorFlow that opens CUDA's."""
+    """Return TensorFlow's library that opens the CUDA libraries."""
     return ctypes.CDLL(str(site / "tensorflow/libtensorflow_framework.so.2"), ctypes.RTLD_GLOBAL)
 
 
 def open_library(site: Path, name: str) -> int:
-    """Have TensorFlow open a library by its name; return the exit status."""
+    """Open a library by its name through TensorFlow; return the exit status."""
     library = framework(site)
     library.TF_NewStatus.restype = ctypes.c_void_p
     library.TF_LoadSharedLibrary.restype = ctypes.c_void_p
@@ -98,17 +98,17 @@ def open_library(site: Path, name: str) -> int:
 
 
 def open_all(site: Path) -> int:
-    """Have TensorFlow open what it opens before it uses a GPU; return the exit status. It logs what it could not open."""
+    """Open all libraries that TensorFlow needs for GPUs; return the exit status. TensorFlow logs failures."""
     function = getattr(framework(site), OPEN_ALL, None)
     if function is None:
-        return 0  # another version: each library was opened by itself
+        return 0  # other TensorFlow versions: the checks of single libraries must suffice
     answer = ctypes.create_string_buffer(32)  # an absl::Status, whose first 8 bytes are 1 for OK
     function(answer)
     return 0 if int.from_bytes(answer.raw[:8], "little") == 1 else 1
 
 
 def compiler_failures(folder: Path) -> list[str]:
-    """Return a sentence for each part that XLA needs to compile for a GPU and that is not usable."""
+    """Return a sentence for each missing or broken part that XLA needs to compile for a GPU."""
     failures = []
     if not (folder / "nvvm/libdevice/libdevice.10.bc").is_file():
         failures.append("XLA cannot compile for a GPU: nvvm/libdevice/libdevice.10.bc is missing")

@@ -1,13 +1,12 @@
-"""The environment that TensorFlow lies in: tell whether it is whole, or make it anew. Runs on the machine, as root.
+"""Create TensorFlow's environment, or report whether it is complete. Runs on the machine, as root.
 
     python3 - '{"venv": "/opt/tf-cluster/venv", "work": FOLDER, "made_of": "...", "python": PATH, "sync": ["./uv", ...],
                 "settings": {...}, "before": ["systemctl", "stop", ...], "timeout": 1800}' PACKAGES.tar
 
-``made-of`` in the environment holds what it was made of, and a digest of its files as they were then. An environment is made
-beside the one that is there and takes its place in one step: whoever interrupts leaves the old one or the new one, never half of
-one, and what is left beside it (in ``work``) goes with the next call. A lock lets one call at a time do that; the
-action tf_program repeats a call that finds it locked, by ``lines`` and ``next``. Answers with one JSON object: ``id``
-(another one after each making), ``made`` (false where another call had done it), and ``failure``, a sentence.
+``made-of`` in the environment has its inputs and a digest of its files. A new environment is created in ``work`` and replaces the
+old one in one step, so an interruption leaves either the old or the new one; the next call removes the rest. A lock allows
+one call at a time; the action tf_program repeats a call that finds it locked, by ``lines`` and ``next``. Prints one JSON object:
+``id`` (new for each new environment), ``made`` (false if the environment was complete), and ``failure``, a sentence.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-RETRY, TELL = 2, 10  # seconds between two attempts to take the lock, and between two lines that report the waiting
+RETRY_SECONDS, REPORT_SECONDS = 2, 10  # between two attempts to lock, and between two reports
 LOCK = "/run/tf-cluster-install.lock"
-# The note itself, what the role server adds, what Python makes of a file that is there, and a lock of uv's.
-NOT_COUNTED = ("made-of", "tf-cluster.pth", "byte-compiled", "__pycache__", ".lock")
+# Not part of the digest: the note itself, files of the role server, byte code, and uv's lock.
+EXCLUDED_FILES = ("made-of", "tf-cluster.pth", "byte-compiled", "__pycache__", ".lock")
 
 
 def main() -> None:
-    """Answer."""
+    """Create the environment and print the result as JSON."""
     plan = {**json.loads(sys.argv[1]), "packages": sys.argv[2]}
     try:
         print(json.dumps(make(plan)))
@@ -41,7 +40,7 @@ def main() -> None:
 
 
 def look(venv: str) -> dict[str, Any]:
-    """Tell what an environment says that it was made of, its id, and whether each file of it is as it was then (``whole``)."""
+    """Return ``made_of`` and ``id`` from an environment's note, and ``whole``: whether its files are unchanged."""
     try:
         noted = (Path(venv) / "made-of").read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -51,21 +50,21 @@ def look(venv: str) -> dict[str, Any]:
 
 
 def digest(folder: str) -> str:
-    """Return a digest of the paths, sizes and times of all files below a folder; reading them all would take seconds."""
+    """Return a digest of the paths, sizes and times of all files in a folder; reading the files would take seconds."""
     lines = []
     folder = os.path.realpath(folder)  # it may be a link to a larger disk
     for place, folders, names, opened in os.fwalk(folder):
-        folders[:] = [name for name in folders if name not in NOT_COUNTED]
+        folders[:] = [name for name in folders if name not in EXCLUDED_FILES]
         within = os.path.relpath(place, folder)
         for name in names:
-            if name not in NOT_COUNTED:
+            if name not in EXCLUDED_FILES:
                 found = os.lstat(name, dir_fd=opened)
                 lines.append(f"{within}/{name} {found.st_size} {int(found.st_mtime)}")
     return hashlib.sha256("\n".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def make(plan: dict[str, Any]) -> dict[str, Any]:
-    """Make the environment, unless another call did while this one waited for it."""
+    """Create the environment unless it is complete; return the result, or ``lines`` and ``next`` while it is locked."""
     waited, seconds = plan.get("waited", 0), plan["timeout"]
     with open(LOCK, "w", encoding="utf-8") as lock:
         try:
@@ -73,25 +72,25 @@ def make(plan: dict[str, Any]) -> dict[str, Any]:
         except BlockingIOError:
             if waited >= seconds:
                 return {"failure": f"Timed out after {seconds} s waiting for another site.yml on this machine."}
-            lines = [] if waited % TELL else [f"waiting for another site.yml on {os.uname().nodename} ({waited} s)"]
-            time.sleep(RETRY)
-            return {"lines": lines, "next": [json.dumps({**plan, "waited": waited + RETRY})]}
+            lines = [] if waited % REPORT_SECONDS else [f"waiting for another site.yml on {os.uname().nodename} ({waited} s)"]
+            time.sleep(RETRY_SECONDS)
+            return {"lines": lines, "next": [json.dumps({**plan, "waited": waited + RETRY_SECONDS})]}
         found = look(plan["venv"])
         there = found["whole"] and found["made_of"] == plan["made_of"]
         return {"id": found["id"], "made": False} if there else install(plan, time.monotonic() + seconds - waited)
 
 
 def install(plan: dict[str, Any], deadline: float) -> dict[str, Any]:
-    """Unpack, install beside, and put it in place."""
-    os.umask(0o022)  # for all to read, whatever root's own files are like here
+    """Unpack the packages, create a new environment and replace the old one."""
+    os.umask(0o022)  # readable for all users, whatever root's umask is
     venv, work = Path(plan["venv"]), Path(plan["work"])
     remove(work)
     work.mkdir(parents=True)
     with tarfile.open(plan["packages"]) as packed:
-        os.remove(plan["packages"])  # at once: whoever interrupts leaves none of it
+        os.remove(plan["packages"])  # already now, so that an interruption does not leave it behind
         packed.extractall(work)
     fresh = work / "venv"
-    # uv's cache lies beside the environment while it installs, so that files are linked, not copied.
+    # uv's cache is on the same file system, so that files are linked, not copied.
     settings = {**os.environ, **plan["settings"], "VIRTUAL_ENV": str(fresh), "UV_CACHE_DIR": str(work / "cache")}
     for command in (
         ["./uv", "venv", "--quiet", "--relocatable", "--no-python-downloads", "--python", plan["python"], str(fresh)],
@@ -103,7 +102,7 @@ def install(plan: dict[str, Any], deadline: float) -> dict[str, Any]:
                 timeout=max(1, deadline - time.monotonic()), stdin=subprocess.DEVNULL,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return {"failure": f"'{' '.join(command[:3])}' did not end within {plan['timeout']} s (tensorflow_timeout)."}
+            return {"failure": f"'{' '.join(command[:3])}' timed out after {plan['timeout']} s (tensorflow_timeout)."}
         if done.returncode:
             return {"failure": f"'{' '.join(command[:3])}' failed: {' '.join(done.stderr.split())[-1500:]}"}
     failure = check_libraries(plan, fresh)
@@ -111,8 +110,8 @@ def install(plan: dict[str, Any], deadline: float) -> dict[str, Any]:
         return {"failure": failure}
     made = digest(str(fresh))
     (fresh / "made-of").write_text(f"{plan['made_of']}\n{made}", encoding="utf-8")
-    os.sync()  # a machine that loses its power keeps files of length 0 otherwise
-    # What may still byte-compile the old one would write into it while it is removed.
+    os.sync()  # prevents empty files after a power failure
+    # Stops byte-compiling, which would write to the old environment during its removal.
     subprocess.run(plan["before"], capture_output=True, check=False, stdin=subprocess.DEVNULL)
     with contextlib.suppress(FileNotFoundError):
         os.rename(venv, work / "old")
@@ -122,7 +121,7 @@ def install(plan: dict[str, Any], deadline: float) -> dict[str, Any]:
 
 
 def check_libraries(plan: dict[str, Any], fresh: Path) -> str:
-    """Let TensorFlow find its CUDA libraries; return a sentence if it cannot open one. The program came with the packages."""
+    """Link the CUDA libraries with cuda_libraries.py from the packages; return a sentence on failures."""
     site = next(fresh.glob("lib/python*/site-packages/nvidia"), None)
     if site is None:
         return ""
@@ -137,7 +136,7 @@ def check_libraries(plan: dict[str, Any], fresh: Path) -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, or a file in its place."""
+    """Remove a folder, a file or a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

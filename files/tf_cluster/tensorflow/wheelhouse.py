@@ -1,11 +1,11 @@
-"""Pack what a machine needs to install the locked packages: wheels, uv and the list itself, one tar file.
+"""Pack the locked packages for a machine into one tar file: wheels, uv and the requirements.
 
     wheelhouse.py --lock cpu.txt --python 3.11 --machine x86_64 --out wheelhouse.tar
 
-Runs on the controller, with pip's own settings (index, proxy, certificates). ``--only uv`` leaves the
-wheels out, for machines that fetch them from a package index themselves. ``--extra requirements.txt`` packs what these
-requirements need beside the locked packages, and nothing else. Does nothing where the file is there already. Answers with a
-JSON object; exit status 0, or 1 with a sentence.
+Runs on the controller, with pip's configuration (index, proxy, certificates). ``--only uv`` packs no other
+wheels, for machines that download them from a package index. ``--extra requirements.txt`` packs only the packages that these
+requirements add to the locked ones. Does nothing if the file exists. Prints a JSON object; exit status 0, or 1 with a
+sentence.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from packaging.markers import Marker
 # Newest first; a wheel for an older C library runs on a newer one.
 PLATFORMS = (*(f"manylinux_2_{minor}" for minor in range(28, 4, -1)), "manylinux2014", "manylinux2010", "manylinux1", "linux")
 PIP, UV = (sys.executable, "-m", "pip"), (sys.executable, "-m", "uv")
-# All of them are TensorFlow itself, and put their files into the same place.
+# All of them are TensorFlow and install the same files.
 TENSORFLOWS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel")
 
 
 def main() -> None:
-    """Make the file named by --out, whole or not at all."""
+    """Create the file --out atomically."""
     parser = argparse.ArgumentParser(description="Pack the locked wheels for one kind of machine.")
     parser.add_argument("--lock", type=Path, required=True, help="requirements with hashes, for all platforms")
-    parser.add_argument("--python", required=True, help="the machine's Python, as in 3.11")
-    parser.add_argument("--machine", required=True, help="the machine's processor, as in x86_64")
-    parser.add_argument("--out", type=Path, required=True, help="the tar file to make")
+    parser.add_argument("--python", required=True, help="the machine's Python version, such as 3.11")
+    parser.add_argument("--machine", required=True, help="the machine's architecture, such as x86_64")
+    parser.add_argument("--out", type=Path, required=True, help="the tar file to create")
     parser.add_argument("--only", help="name of the only package to fetch")
-    parser.add_argument("--extra", type=Path, help="requirements of a program: only what they add to the lock is packed")
+    parser.add_argument("--extra", type=Path, help="requirements of a program; only packages that are not locked are packed")
     options = parser.parse_args()
     if options.out.exists():
         print("{}")
@@ -65,9 +65,9 @@ def main() -> None:
 
 
 def lock_for(text: str, python: str, machine: str) -> list[str]:
-    """Return the entries of a lock file that hold for one kind of machine, without their markers.
+    """Return the entries of a lock file that apply to one kind of machine, without their markers.
 
-    pip would hold the markers against the controller's Python.
+    pip would evaluate the markers for the controller's Python.
     """
     environment = {
         "python_version": python, "python_full_version": f"{python}.0", "platform_machine": machine,
@@ -84,14 +84,14 @@ def lock_for(text: str, python: str, machine: str) -> list[str]:
 
 
 def fail(sentence: str) -> None:
-    """End with a sentence."""
+    """Exit with a sentence."""
     sys.exit(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}")
 
 
 def added(locked: list[str], options: argparse.Namespace, folder: Path) -> list[str]:
-    """Return the entries that a program's requirements add to the locked ones, whose versions hold.
+    """Return the entries that a program's requirements add to the locked ones; locked versions are fixed.
 
-    A package may ask for TensorFlow by another of its names: it has to be content with the version that is there.
+    A package may require TensorFlow by another of its names; the locked version must satisfy it.
     """
     versions = {name_of(entry): entry.split("==", 1)[1].split()[0] for entry in locked}
     version = next((versions[name] for name in TENSORFLOWS if name in versions), None)
@@ -107,17 +107,17 @@ def added(locked: list[str], options: argparse.Namespace, folder: Path) -> list[
     environment = {"UV_SYSTEM_CERTS": "true", **({"UV_DEFAULT_INDEX": index} if index else {}), **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        fail(f"{options.extra} does not go together with the locked packages, or cannot be resolved: {done.stderr.strip()}")
+        fail(f"{options.extra} conflicts with the locked packages, or cannot be resolved: {done.stderr.strip()}")
     return [entry for entry in lock_for(done.stdout, options.python, options.machine) if name_of(entry) not in versions]
 
 
 def name_of(entry: str) -> str:
     """Return the name of an entry's package."""
-    return re.match(r"[A-Za-z0-9._-]+", entry)[0]  # type: ignore[index]  # an entry begins with one
+    return re.match(r"[A-Za-z0-9._-]+", entry)[0]  # type: ignore[index]  # every entry begins with a name
 
 
 def download(entries: list[str], options: argparse.Namespace, folder: Path) -> None:
-    """Fetch the wheels of the entries into ``folder/wheels``; their hashes are checked."""
+    """Download the wheels of the entries to ``folder/wheels`` and check their hashes."""
     (folder / "wanted.txt").write_text("".join(entries), encoding="utf-8")
     if not entries:
         return
@@ -129,12 +129,12 @@ def download(entries: list[str], options: argparse.Namespace, folder: Path) -> N
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or [done.stderr[-500:]]
         fail(
             f"the packages for Python {options.python} on {options.machine} could not be fetched: {' '.join(errors)} "
-            "(pip's own settings name the index, the proxy and the certificates)"
+            "(set index, proxy and certificates in pip's configuration)"
         )
 
 
 def extract_uv(folder: Path) -> Path:
-    """Take the program uv out of its wheel, so that a machine without pip can start."""
+    """Extract the program uv from its wheel, for machines without pip."""
     wheel = next((folder / "wheels").glob("uv-*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         member = next(name for name in archive.namelist() if re.search(r"\.data/scripts/uv$", name))

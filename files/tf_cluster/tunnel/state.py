@@ -1,11 +1,11 @@
-"""Say what this machine's end of the cluster's tunnel is like: its public key, the others that it knows, what is installed.
+"""Report the state of the tunnel on this machine: its public key, its peers and what is installed.
 
     state.py NAME
 
-Prints a JSON object: ``key`` (the public key, null before it was made), ``peers`` (address in the tunnel -> public key, as its
-settings say), ``live`` (public key -> addresses, as in fd74::1/128, of the others that the interface lets in at this moment),
-``kernel`` (whether the kernel has WireGuard), ``tools`` (programs that are here: wg, wireguard-go) and ``up`` (whether the
-interface is there, and up). The private key is read by wg and goes nowhere. Needs root; standard library only.
+Prints a JSON object: ``key`` (public key, null if there is none), ``peers`` (address in the tunnel -> public key, from the
+settings), ``live`` (public key -> addresses such as fd74::1/128, of the peers that the interface accepts now), ``kernel``
+(whether the kernel has WireGuard), ``tools`` (installed ones of wg, wireguard-go) and ``up`` (whether the interface exists and is
+up). Only wg reads the private key. Needs root; standard library only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PROBE = "tf-probe"
 
 
 def run(*command: str, text: str = "") -> subprocess.CompletedProcess[str] | None:
-    """Call a program; None where it is not there."""
+    """Run a program and return its result; None if it is not installed."""
     program = shutil.which(command[0], path=PATH)
     if not program:
         return None
@@ -31,27 +31,27 @@ def run(*command: str, text: str = "") -> subprocess.CompletedProcess[str] | Non
 
 
 def public_key(path: Path) -> str | None:
-    """Return the public key that belongs to the private key in a file of settings."""
+    """Return the public key of the private key in a settings file; None if there is none."""
     found = re.search(r"PrivateKey = (\S+)", path.read_text(encoding="ascii")) if path.exists() else None
     done = run("wg", "pubkey", text=found[1]) if found else None
     return done.stdout.strip() or None if done else None
 
 
 def peers(path: Path) -> dict[str, str]:
-    """Return address -> public key of the others that the settings name."""
+    """Return address -> public key of the peers in the settings."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     found = re.findall(r"PublicKey = (\S+)\nAllowedIPs = ([^/\s]+)", text)
     return {address: key for key, address in found}
 
 
 def live(name: str) -> dict[str, str]:
-    """Return public key -> addresses of the others that an interface lets in; none where it is not there."""
+    """Return public key -> addresses of the peers that an interface accepts; empty if it does not exist."""
     done = run("wg", "show", name, "allowed-ips")
     return dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line) if done else {}
 
 
 def is_up(folder: Path) -> bool:
-    """Tell whether an interface, by its folder in /sys, is there and up (IFF_UP, the lowest of its flags)."""
+    """Return whether an interface exists and is up (IFF_UP, the lowest flag); ``folder`` is its folder in /sys."""
     try:
         return bool(int((folder / "flags").read_text(encoding="ascii"), 16) & 1)
     except OSError:
@@ -59,7 +59,7 @@ def is_up(folder: Path) -> bool:
 
 
 def kernel_has_it() -> bool:
-    """Tell whether the kernel can make such an interface; a module is loaded by that where there is one."""
+    """Return whether the kernel supports WireGuard; loads the module if there is one."""
     if Path("/sys/module/wireguard").exists():
         return True
     done = run("ip", "link", "add", PROBE, "type", "wireguard")
@@ -70,7 +70,7 @@ def kernel_has_it() -> bool:
 
 
 def main() -> None:
-    """Print what there is."""
+    """Print the state as JSON."""
     name = sys.argv[1]
     state = {
         "key": public_key(FOLDER / f"{name}.d/0-key.conf"),

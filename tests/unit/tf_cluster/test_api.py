@@ -56,7 +56,7 @@ def test_what_is_no_cluster_gives_a_sentence(helper, text):
 
 
 def test_no_cluster_at_all_gives_a_sentence(helper):
-    with pytest.raises(helper.ClusterError, match="neither TF_CONFIG nor TF_CLUSTER_CONFIG is set"):
+    with pytest.raises(helper.ClusterError, match="Set TF_CONFIG or TF_CLUSTER_CONFIG"):
         helper.cluster()
 
 
@@ -120,7 +120,7 @@ def test_a_result_is_what_json_has(helper, monkeypatch, tmp_path, value, left):
 
 def test_a_result_that_json_cannot_hold_leaves_the_old_one(helper):
     helper.save_result(1)
-    with pytest.raises(TypeError, match="a result cannot hold"):
+    with pytest.raises(TypeError, match="cannot hold"):
         helper.save_result({"a": object()})
     assert json.loads(Path("result.json").read_text(encoding="utf-8")) == 1
 
@@ -149,7 +149,7 @@ def test_tasks_that_do_not_answer_are_waited_for_and_named(in_cluster, monkeypat
         in_cluster._await_tasks(60)
     said = capsys.readouterr().err.splitlines()
     assert 3 <= len(said) <= 7
-    assert said[0].startswith("tf_cluster: waits for worker:1 at [fd00::1]:2222 (")
+    assert said[0].startswith("tf_cluster: waiting for worker:1 at [fd00::1]:2222 (")
 
 
 @pytest.mark.parametrize("entry", ["127.0.0.1:1", "no.such.name.invalid:2222", "[::1]:1"])

@@ -1,4 +1,4 @@
-// Draws the heat maps of a benchmark: the figure is data in the page. A block: the names are its own.
+// Draws the heat maps of a benchmark from data in the page. The block keeps its names local.
 {
   const plot = document.getElementById("links");
   const figure = JSON.parse(document.getElementById("links-figure").textContent);

@@ -1,4 +1,4 @@
-// Draws the trace: the figure and the spans of its views are data in the page.
+// Draws the trace from data in the page: the figure and the spans of its views.
 const plot = document.getElementById("trace");
 const choice = document.getElementById("view");
 const figure = JSON.parse(document.getElementById("figure").textContent);

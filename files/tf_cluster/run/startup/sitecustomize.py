@@ -1,12 +1,11 @@
-"""Python loads this when a run's program starts: TensorFlow is imported without garbage collection.
+"""Python loads this when a run's program starts. It imports TensorFlow without garbage collection.
 
-``import tensorflow`` makes a million objects that live until the program ends. The collector walks over them while they
-are made, each time it runs later, and again at the end. So it pauses during the import, and leaves alone for good what
-was there after it (``gc.freeze``); what the program makes itself is collected as ever. A program that imports TensorFlow
-and ends takes 1.1 s instead of 1.9 s; a program need not know of it.
+``import tensorflow`` makes a million objects that live until the program exits, and the collector scans them during the
+import, in each later run and at exit. So it pauses during the import and then ignores these objects (``gc.freeze``). A program
+that only imports TensorFlow takes 1.1 s instead of 1.9 s. Programs need no change.
 
-After TensorFlow, trace.py is loaded in a run that was asked for a trace, and missing.py in one that goes on without some
-tasks. ``PYTHONPATH`` in the unit of a run names their folder, see site(1) of Python's documentation; nothing else is in it.
+After TensorFlow, it loads trace.py in a run with a trace, and missing.py in a run without some tasks. ``PYTHONPATH`` in the
+unit of a run names this folder, which has no other file; see the module site in Python's documentation.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import importlib.util
 import os
 import sys
 
-TYPE_CHECKING = False  # as in typing, which takes a while to import
+TYPE_CHECKING = False  # not from typing, whose import takes time
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
@@ -26,19 +25,19 @@ PACKAGES = {"tensorflow", "keras"}
 
 
 class _Finder:
-    """Finds the packages as Python does, and wraps their loading."""
+    """Finds the packages with Python's own finders and wraps their loaders."""
 
     def __init__(self) -> None:
         self.left = set(PACKAGES)
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Return the spec of a package (importlib.abc.MetaPathFinder), once for each."""
+        """Return the spec of a package once (importlib.abc.MetaPathFinder)."""
         if name not in self.left:
             return None
         self.left.remove(name)
         spec = importlib.util.find_spec(name)
         if spec and spec.loader and hasattr(spec.loader, "exec_module"):
-            # The loader is this package's alone.
+            # Each package has its own loader object.
             spec.loader.exec_module = _without_collection(spec.loader.exec_module)  # type: ignore[assignment, method-assign]
         return spec
 
@@ -69,8 +68,8 @@ def _trace() -> None:
         from tf_cluster.run import trace
 
         trace.install()
-    except Exception as error:  # without a trace the program is still what was asked for
-        print(f"[trace] there will be no trace: {error!r}", file=sys.stderr)
+    except Exception as error:  # the program must run even without a trace
+        print(f"[trace] cannot record a trace: {error!r}", file=sys.stderr)
 
 
 sys.meta_path.insert(0, _Finder())

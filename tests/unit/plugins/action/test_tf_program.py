@@ -63,7 +63,7 @@ def test_a_text_is_written_below_the_folder(tmp_path, name):
 @pytest.mark.parametrize("name", ["../a", "/etc/tf-test", "logs/../../a", "", ".", "..", "../run-2/a"])
 def test_a_text_is_written_nowhere_else(tmp_path, name):
     (tmp_path / "run").mkdir()
-    with pytest.raises(AnsibleActionFail, match="lies outside"):
+    with pytest.raises(AnsibleActionFail, match="is outside"):
         archive.write_below(tmp_path / "run", name, "x")
     assert [path.name for path in tmp_path.rglob("*")] == ["run"]
 
@@ -71,7 +71,7 @@ def test_a_text_is_written_nowhere_else(tmp_path, name):
 def test_a_link_leads_a_text_nowhere_else(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/link").symlink_to(tmp_path)
-    with pytest.raises(AnsibleActionFail, match="lies outside"):
+    with pytest.raises(AnsibleActionFail, match="is outside"):
         archive.write_below(tmp_path / "run", "link/a", "x")
 
 
@@ -129,7 +129,7 @@ def test_a_link_to_a_folder_around_it_is_said(tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p/main.py").write_text("", encoding="utf-8")
     (tmp_path / "p/loop").symlink_to(tmp_path)
-    with pytest.raises(AnsibleActionFail, match=r"p/loop/p is a link to a folder that it lies in"):
+    with pytest.raises(AnsibleActionFail, match=r"p/loop/p is a link to a folder that contains it"):
         packed(tmp_path / "p")
 
 
@@ -263,7 +263,7 @@ def test_a_failure_is_told_in_the_programs_own_words(calls):
 
 @pytest.mark.parametrize("where", ["stdout", "stderr"])
 def test_a_failure_without_own_words_is_told_with_its_last_lines(calls, where):
-    with pytest.raises(AnsibleActionFail, match=r"ready.py ended with status 126: .*Permission denied"):
+    with pytest.raises(AnsibleActionFail, match=r"ready.py exited with status 126: .*Permission denied"):
         calls(rc=126, **{where: "bash: /venv/bin/python: Permission denied\n"})
 
 
@@ -364,7 +364,7 @@ def test_one_that_is_stopped_does_not_hold_another_for_ever_nor_in_silence(fetch
     (tmp_path / "output").mkdir()
     with (tmp_path / "output/.run.1.part").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(AnsibleActionFail, match=r"locked .*/.run.1.part, and nothing has arrived for 0.6 s"):
+        with pytest.raises(AnsibleActionFail, match=r"/.run.1.part is locked .*received nothing for 0.6 s"):
             fetch(member("a"))
     assert shown[0] == "  waiting for another ansible-playbook that collects the run (0 MB so far)"
     assert fetch(member("a"))

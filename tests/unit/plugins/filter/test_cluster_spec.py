@@ -143,13 +143,13 @@ def test_indices_follow_the_order_of_the_jobs_own_group():
 def test_jobs_that_machines_say_differently_give_a_sentence():
     machines = {"one": ("worker", {"tf_jobs": ["worker", "host"]}), "boss": ("host", {})}
     [problem] = sentences_of(machines)
-    assert "tf_jobs is not the same for all machines" in problem
+    assert "tf_jobs differs between machines" in problem
 
 
 @pytest.mark.parametrize("group", ["workers", "Worker", "wroker", "ghost"])
 def test_a_misspelt_group_gives_a_sentence(group):
     [problem] = sentences_of({**three(), "four": (group, {})})
-    assert f"group '{group}' with machine four is no job: is '" in problem
+    assert f"four: the group '{group}' is not a job. Did you mean '" in problem
 
 
 def test_a_group_named_hosts_belongs_to_somebody_else():
@@ -158,7 +158,7 @@ def test_a_group_named_hosts_belongs_to_somebody_else():
 
 def test_a_group_named_hosts_instead_of_host_gives_a_sentence():
     problems = sentences_of({"one": ("worker", {}), "boss": ("hosts", {})})
-    assert any("group 'hosts' with machine boss is no job: is 'host' meant?" in problem for problem in problems)
+    assert any("boss: the group 'hosts' is not a job. Did you mean 'host'?" in problem for problem in problems)
 
 
 def test_variables_of_other_tools_are_left_alone():
@@ -178,13 +178,13 @@ def test_a_variable_that_cannot_be_worked_out_gives_a_sentence():
             return super().get(name, default)
 
     [problem] = sentences_of({**three(), "one": ("worker", Broken())})
-    assert problem == "The variable tf_address of machine one cannot be worked out: 'nothing' is undefined"
+    assert problem == "one: cannot evaluate tf_address: 'nothing' is undefined"
 
 
 def test_one_machine_under_two_names_gives_a_sentence():
     machines = three(two={"ansible_host": "10.0.0.1", "tf_tasks": {"worker": [{"port": 2300}]}})
     [problem] = sentences_of(machines)
-    assert "Machines one and two have the same address 10.0.0.1" in problem
+    assert "one and two have the same address 10.0.0.1" in problem
     assert "tf_tasks" in problem
 
 
@@ -255,11 +255,11 @@ def test_a_task_for_each_gpu(found):
 
 @pytest.mark.parametrize(
     ("found", "words"),
-    [({}, "are not known"), ({"ansible_facts": {"tf_machine": {"gpus": {"gpus": [], "pci": []}}}}, "has no NVIDIA GPU")],
+    [({}, "are unknown"), ({"ansible_facts": {"tf_machine": {"gpus": {"gpus": [], "pci": []}}}}, "has no NVIDIA GPU")],
 )
 def test_a_task_for_each_gpu_takes_gpus(found, words):
     problems = sentences_of(three(one={"tf_tasks": {"worker": "per_gpu"}, **found}))
-    assert any("tf_tasks.worker of machine one is 'per_gpu'" in problem and words in problem for problem in problems)
+    assert any("one: tf_tasks.worker is 'per_gpu'" in problem and words in problem for problem in problems)
 
 
 @pytest.mark.parametrize(
@@ -270,63 +270,63 @@ def test_machines_are_asked_for_their_gpus_where_that_says_how_many_tasks_there_
     assert machines_per_gpu({"all": ["one", "two"]}, {"one": {"tf_tasks": tasks}, "two": {}}) == asked
 
 
-TASKS = "The variable tf_tasks.worker of machine one"
+TASKS = "one: tf_tasks.worker"
 
 
 @pytest.mark.parametrize(
     ("machines", "words"),
     [
-        pytest.param({"boss": ("host", {})}, ["group 'worker'", "put at least one machine"], id="no worker"),
-        pytest.param({"one": ("worker", {})}, ["group 'host'", "put at least one machine"], id="no host"),
+        pytest.param({"boss": ("host", {})}, ["group 'worker'", "Add at least one"], id="no worker"),
+        pytest.param({"one": ("worker", {})}, ["group 'host'", "Add at least one"], id="no host"),
         pytest.param(
             three(two={"ansible_host": "10.0.0.1"}),
-            ["10.0.0.1:2222 is given twice", "worker:0 of machine one", "worker:1 of machine two", "tf_address or the port"],
+            ["10.0.0.1:2222 is used twice", "worker:0 on one", "worker:1 on two", "tf_address or the port"],
             id="an address and port twice",
         ),
         pytest.param(
-            three(one={"ansible_host": "fd00::1"}, two={"ansible_host": "FD00:0::1"}), ["is given twice", "machine two"],
+            three(one={"ansible_host": "fd00::1"}, two={"ansible_host": "FD00:0::1"}), ["is used twice", "on two"],
             id="an IPv6 address in two spellings",
         ),
         pytest.param(
-            with_tasks([{"port": 7}, {"port": 7}]), ["10.0.0.1:7 is given twice", "worker:0", "worker:1"], id="port twice"
+            with_tasks([{"port": 7}, {"port": 7}]), ["10.0.0.1:7 is used twice", "worker:0", "worker:1"], id="port twice"
         ),
         *(
-            pytest.param(with_tasks([{"port": port}]), [TASKS, f"port {port!r}", "from 1 to 65535"], id=f"port {port!r}")
+            pytest.param(with_tasks([{"port": port}]), [TASKS, f"port is {port!r}", "from 1 to 65535"], id=f"port {port!r}")
             for port in (0, 65536, -1, "x", True, None, 2222.0, [2222], {}, "", "2222\n", "٢٢٢٢")
         ),
         *(
-            pytest.param(with_tasks([{"index": index}]), [TASKS, f"index {index!r}", "number from 0"], id=f"index {index!r}")
+            pytest.param(with_tasks([{"index": index}]), [TASKS, f"index is {index!r}", "number from 0"], id=f"index {index!r}")
             for index in (-1, "x", False, None, 1.5, [], 10**7)
         ),
         pytest.param(
             three(one={"tf_tasks": {"worker": [{"index": 1}]}}, two={"tf_tasks": {"worker": [{"index": 1}]}}),
-            ["index 1 of job 'worker' is given twice in tf_tasks", "machine one", "machine two", "change one"],
+            ["Job 'worker': the index 1 is used twice in tf_tasks", "by one and two", "Change one"],
             id="an index twice",
         ),
-        pytest.param(with_tasks([{"index": 2}]), ["Job 'worker'", "no index 1", "machine one", "tf_tasks"], id="a gap"),
+        pytest.param(with_tasks([{"index": 2}]), ["Job 'worker'", "no index 1", "one has the index 2", "tf_tasks"], id="a gap"),
         pytest.param(
-            three(boss={"tf_tasks": {"host": [{"index": 1}]}}), ["Job 'host'", "no index 0", "machine boss"], id="no first task"
+            three(boss={"tf_tasks": {"host": [{"index": 1}]}}), ["Job 'host'", "no index 0", "boss has"], id="no first task"
         ),
         pytest.param(
-            three(one={"tf_tasks": {"ps": 1}}), ["tf_tasks of machine one has 'ps'", "groups worker"], id="foreign job"
+            three(one={"tf_tasks": {"ps": 1}}), ["one: tf_tasks contains 'ps'", "groups worker"], id="foreign job"
         ),
-        pytest.param(three(one={"tf_tasks": {"wroker": 2}}), ["tf_tasks of machine one has 'wroker'", "take"], id="no job"),
-        pytest.param(three(one={"tf_tasks": {None: 2}}), ["tf_tasks of machine one has 'None'"], id="a job that is nothing"),
+        pytest.param(three(one={"tf_tasks": {"wroker": 2}}), ["one: tf_tasks contains 'wroker'", "remove"], id="no job"),
+        pytest.param(three(one={"tf_tasks": {None: 2}}), ["one: tf_tasks contains 'None'"], id="a job that is nothing"),
         *(
-            pytest.param(three(one={given: 1}), [f"variable {given} of machine one is not known", f"is {meant} meant?"], id=given)
+            pytest.param(three(one={given: 1}), [f"one: unknown variable {given}.", f"Did you mean {meant}?"], id=given)
             for given, meant in {
                 "tf_adress": "tf_address", "tf_addres": "tf_address", "tf_task": "tf_tasks", "tf_job": "tf_jobs",
                 "tf_task_option": "tf_task_options", "tensorflow_sorce": "tensorflow_source",
             }.items()
         ),
-        pytest.param(with_tasks([{"prot": 2222}]), [TASKS, "'prot'", "is port meant?"], id="prot"),
+        pytest.param(with_tasks([{"prot": 2222}]), [TASKS, "'prot'", "Did you mean port?"], id="prot"),
         pytest.param(
-            with_tasks([{"gpu_memory_fracton": 0.5}]), [TASKS, "'gpu_memory_fracton'", "is gpu_memory_fraction"], id="fracton"
+            with_tasks([{"gpu_memory_fracton": 0.5}]), [TASKS, "'gpu_memory_fracton'", "mean gpu_memory_fraction"], id="fracton"
         ),
-        pytest.param(with_tasks([{"zz": 1}]), [TASKS, "'zz'", "there are index, port"], id="an unknown option"),
-        pytest.param(with_tasks([{5: 1}]), [TASKS, "'5'", "not known"], id="an option that is a number"),
+        pytest.param(with_tasks([{"zz": 1}]), [TASKS, "'zz'", "Known options: index, port"], id="an unknown option"),
+        pytest.param(with_tasks([{5: 1}]), [TASKS, "'5'", "unknown"], id="an option that is a number"),
         *(
-            pytest.param(with_tasks([{name: value}]), [TASKS, f"{name} {value!r}", "give"], id=f"{name} {value!r}")
+            pytest.param(with_tasks([{name: value}]), [TASKS, f"{name} is {value!r}", "Set"], id=f"{name} {value!r}")
             for name, values in {
                 "gpu_memory_fraction": (0, 2, -0.5, True, None, "half", [0.5], float("nan"), float("inf")),
                 "gpu_allow_growth": (1, 0, "yes", None, [True], {}),
@@ -338,35 +338,35 @@ TASKS = "The variable tf_tasks.worker of machine one"
             for value in values
         ),
         *(
-            pytest.param(three(one={"tf_tasks": value}), ["tf_tasks of machine one", f"{value!r}"], id=f"tf_tasks {value!r}")
+            pytest.param(three(one={"tf_tasks": value}), ["one: tf_tasks is", f"{value!r}"], id=f"tf_tasks {value!r}")
             for value in (2, "worker", ["worker"], [{"worker": 2}], True, 1.5, 0, [])
         ),
         *(
-            pytest.param(with_tasks(value), [TASKS, f"is {value!r}", "give"], id=f"worker {value!r}")
+            pytest.param(with_tasks(value), [TASKS, f"is {value!r}", "Set"], id=f"worker {value!r}")
             for value in (0, -2, True, None, "2", 2.0, [], {}, {"port": 5}, [None], [2222], ["a"], [[{}]], [{}, 3])
         ),
         pytest.param(with_tasks(70000), [TASKS, "70000"], id="more tasks than ports"),
         *(
-            pytest.param(three(one={"tf_task_options": value}), ["tf_task_options of machine one", *words], id=f"all {value!r}")
+            pytest.param(three(one={"tf_task_options": value}), ["one: tf_task_options", *words], id=f"all {value!r}")
             for value, words in [
                 (5, ["is 5"]), ([], ["is []"]), ({"port": 5}, ["'port'"]),
-                ({"gpu_memory_fracton": 1}, ["gpu_memory_fraction meant"]),
-                ({"gpu_memory_fraction": 5}, ["gpu_memory_fraction 5", "give"]), ({None: 1}, ["'None'"]),
+                ({"gpu_memory_fracton": 1}, ["mean gpu_memory_fraction"]),
+                ({"gpu_memory_fraction": 5}, ["gpu_memory_fraction is 5", "Set"]), ({None: 1}, ["'None'"]),
             ]
         ),
         *(
-            pytest.param(three(one={name: value}), [f"variable {name} of machine one", f"{value!r}"], id=f"{name} {value!r}")
+            pytest.param(three(one={name: value}), [f"one: {name} is", f"{value!r}"], id=f"{name} {value!r}")
             for name, value in [
                 ("tf_address", "10.0.0.1:2222"), ("tf_address", "grpc://one"), ("tf_address", "a b"), ("tf_address", "-one"),
                 ("tf_address", "one\n"), ("ansible_host", "one,two"), ("tf_address", "10.0.0.256"), ("tf_address", "10.0.0"),
             ]
         ),
         *(
-            pytest.param(three(one={"tf_address": value}), ["tf_address of machine one", "give"], id=f"address {value!r}")
+            pytest.param(three(one={"tf_address": value}), ["one: tf_address is", "Set"], id=f"address {value!r}")
             for value in (["10.0.0.9"], {"ip": "10.0.0.9"}, True, 10.5, 7)
         ),
         *(
-            pytest.param(three(one={"ansible_host": text}), ["address of machine one", text, "cannot reach"], id=text)
+            pytest.param(three(one={"ansible_host": text}), ["one: ", text, "cannot reach"], id=text)
             for text in ("127.0.0.1", "127.8.8.8", "localhost", "::1", "0.0.0.0")
         ),
     ],
@@ -385,11 +385,11 @@ def test_a_bad_inventory_gives_a_sentence(machines, words):
         (["worker", None], ["tf_jobs is ['worker', None]"]),
         (5, ["tf_jobs is 5", "[worker, host]"]),
         (True, ["tf_jobs is True", "[worker, host]"]),
-        (["worker", "host", "my-job"], ["tf_jobs has 'my-job'", "letters, digits"]),
-        (["worker", "host", "1st"], ["tf_jobs has '1st'"]),
-        (["worker", "host", ""], ["tf_jobs has ''"]),
-        (["worker", "host", "job\n"], ["tf_jobs has 'job\\n'"]),
-        (["worker", "host", "trainer"], ["tf_jobs has 'trainer'", "no group 'trainer'", "leave it out"]),
+        (["worker", "host", "my-job"], ["tf_jobs contains 'my-job'", "letters, digits"]),
+        (["worker", "host", "1st"], ["tf_jobs contains '1st'"]),
+        (["worker", "host", ""], ["tf_jobs contains ''"]),
+        (["worker", "host", "job\n"], ["tf_jobs contains 'job\\n'"]),
+        (["worker", "host", "trainer"], ["tf_jobs contains 'trainer'", "no group 'trainer'", "remove the job"]),
         (["worker"], ["tf_jobs", "host"]),
         (["host"], ["tf_jobs", "worker"]),
         (["worker", "worker", "host"], ["tf_jobs", "worker", "twice"]),
@@ -408,7 +408,7 @@ def test_all_problems_are_said_at_once():
             "two": ("worker", {"tf_address": "localhost"}),
         }
     )
-    for word in ("'host'", "tf_adress", "'ps'", "port 0", "'prot'", "no index 2", "localhost"):
+    for word in ("'host'", "tf_adress", "'ps'", "port is 0", "'prot'", "no index 2", "localhost"):
         assert sum(word in problem for problem in problems) == 1, (word, problems)
 
 
@@ -511,14 +511,18 @@ def test_a_tunnels_network_and_addresses_may_be_said():
 @pytest.mark.parametrize(
     ("all_have", "one_has", "words"),
     [
-        ({"tf_encryption": True}, {"tf_encryption": False}, "The variable tf_encryption is not the same for all machines"),
-        ({"tf_encryption": "maybe"}, {}, "The variable tf_encryption is 'maybe'"),
-        ({"tf_encryption": True, "tf_tunnel_network": "x"}, {}, "The variable tf_tunnel_network is 'x'"),
-        ({"tf_encryption": True}, {"tf_tunnel_address": "10.0.0.1"}, "give an address of fd74:6663:6c75::/64"),
+        ({"tf_encryption": True}, {"tf_encryption": False}, "tf_encryption differs between machines"),
+        ({"tf_encryption": "maybe"}, {}, "tf_encryption is 'maybe'"),
+        ({"tf_encryption": True, "tf_tunnel_network": "x"}, {}, "tf_tunnel_network is 'x'"),
+        (
+            {"tf_encryption": True},
+            {"tf_tunnel_address": "10.0.0.1"},
+            "Set an address in the tunnel's network fd74:6663:6c75::/64",
+        ),
         (
             {"tf_encryption": True, "tf_tunnel_address": "fd74:6663:6c75::5"},
             {},
-            "in the tunnel: set the tf_tunnel_address of one",
+            "in the tunnel. Set the tf_tunnel_address of one",
         ),
     ],
 )

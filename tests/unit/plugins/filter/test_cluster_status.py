@@ -55,9 +55,9 @@ def test_why_the_gate_could_not_be_asked_is_the_reason_of_each_task():
     status = filters.cluster_status(CLUSTER, [], {"a": STATES["a"]}, gate_problem="c is unreachable")
     assert status["ok"] is False
     assert {task["task"]: (task["unit"], task["state"], task["reason"]) for task in status["tasks"]} == {
-        "worker:0": ("active", "not asked", "the host machine could not ask: c is unreachable"),
-        "worker:1": ("machine is away", "not asked", "the host machine could not ask: c is unreachable"),
-        "host:0": ("machine is away", "unreachable", "its machine cannot be reached by Ansible"),
+        "worker:0": ("active", "not asked", "the host machine could not check it: c is unreachable"),
+        "worker:1": ("machine is away", "not asked", "the host machine could not check it: c is unreachable"),
+        "host:0": ("machine is away", "unreachable", "Ansible cannot reach its machine"),
     }
 
 
@@ -134,12 +134,12 @@ def test_what_systemd_knows_of_tasks_is_told(systemd, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("wall", "unguarded", "ok", "words"),
     [
-        ({"version": None, "wanted": None}, ["b"], True, "OPEN: whoever reaches the tasks of b over the network"),
-        ({"version": None, "wanted": None}, [], False, "OPEN: the rules of the firewall of b are not at work"),
-        ({"version": None, "wanted": "version_1a"}, [], False, "OPEN: the rules of the firewall of b are not at work"),
-        ({"version": "version_2b"}, [], False, "OPEN: the rules of the firewall of b are not at work"),
-        ({"whole": False}, [], False, "OPEN: the rules of the firewall of b are not at work"),
-        ({}, ["b"], False, "The firewall of b is at work, and the inventory switches it off"),
+        ({"version": None, "wanted": None}, ["b"], True, "OPEN: b: firewall_enabled is false"),
+        ({"version": None, "wanted": None}, [], False, "OPEN: b: the firewall rules are missing or were changed"),
+        ({"version": None, "wanted": "version_1a"}, [], False, "OPEN: b: the firewall rules are missing or were changed"),
+        ({"version": "version_2b"}, [], False, "OPEN: b: the firewall rules are missing or were changed"),
+        ({"whole": False}, [], False, "OPEN: b: the firewall rules are missing or were changed"),
+        ({}, ["b"], False, "b: the firewall is active, but firewall_enabled is false"),
     ],
 )
 def test_a_machine_whose_firewall_is_another_than_the_inventory_says_is_told_of(wall, unguarded, ok, words):

@@ -36,5 +36,5 @@ def test_of_a_names_addresses_the_one_in_the_labs_network_counts(names):
 def test_a_name_without_an_address_in_the_labs_network_is_an_error(names, addresses, meant):
     if addresses:
         names["a.lab"] = addresses
-    with pytest.raises(ValueError, match=rf"^The variable ansible_host of lab machine a is 'a.lab', a name that means {meant} "):
+    with pytest.raises(ValueError, match=rf"^a: ansible_host is 'a.lab', which the controller resolves to {meant}\. "):
         filters.lab_addresses({"a": "a.lab"}, "10.89.77.0/24")

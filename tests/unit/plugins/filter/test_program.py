@@ -80,8 +80,8 @@ def test_a_folder_with_an_entry_is_a_program(tmp_path, entry):
     [
         ("", ["program is not set", "-e program="]),
         (None, ["program is not set"]),
-        (5, ["program is 5", "give the path"]),
-        (["x"], ["program is ['x']", "give the path"]),
+        (5, ["program is 5", "Set the path"]),
+        (["x"], ["program is ['x']", "Set the path"]),
         ("한" * 300, ["does not exist"]),
         ("nothing.py", ["nothing.py", "does not exist"]),
         ("folder", ["folder without main.py"]),
@@ -131,9 +131,9 @@ def test_a_run_is_called_after_the_link_that_was_given(tmp_path):
     ("task", "words"),
     [
         ("host:0", None),
-        ("worker:0", "a server of its own"),
-        ("chief:0", "no task of the cluster"),
-        ("x", "no task of the cluster"),
+        ("worker:0", "a standing server"),
+        ("chief:0", "not a task of the cluster"),
+        ("x", "not a task of the cluster"),
     ],
 )
 def test_a_run_may_be_the_task_of_a_run_alone(task, words):
@@ -147,13 +147,13 @@ def test_data_that_is_not_there_gives_a_sentence(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     assert problems(str(tmp_path / "a.py"), {"program_data": str(tmp_path)}) == []
     [sentence] = problems(str(tmp_path / "a.py"), {"program_data": [str(tmp_path), "no-such-folder"]})
-    assert "program_data has no-such-folder" in sentence
+    assert "program_data contains no-such-folder" in sentence
 
 
 def test_data_without_a_name_is_not_the_folder_that_one_is_in(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     [sentence] = problems(str(tmp_path / "a.py"), {"program_data": ""})
-    assert "program_data has '', which does not exist" in sentence
+    assert "program_data contains '', which does not exist" in sentence
 
 
 def test_two_things_of_one_name_give_a_sentence(tmp_path):
@@ -162,7 +162,7 @@ def test_two_things_of_one_name_give_a_sentence(tmp_path):
         (tmp_path / name).write_text("", encoding="utf-8")
     for program, data in (("p", ["d/hello.py"]), ("p/hello.py", ["d/hello.py"]), ("p/main.py", ["d/hello.py", "e/hello.py"])):
         [sentence] = problems(str(tmp_path / program), {"program_data": [str(tmp_path / name) for name in data]})
-        assert "another hello.py would lie at the same place" in sentence
+        assert "would contain another hello.py" in sentence
     assert problems(str(tmp_path / "p/main.py"), {"program_data": str(tmp_path / "d/hello.py")}) == []
 
 
@@ -189,25 +189,25 @@ def test_arguments_are_split_as_a_shell_does(given, words):
 @pytest.mark.parametrize(
     ("name", "given", "words"),
     [
-        ("program_args", 5, "neither a text nor a list"),
-        ("program_args", {"steps": 5}, "neither a text nor a list"),
-        ("program_args", [["a"]], "neither a text nor a list"),
+        ("program_args", 5, "neither a string nor a list"),
+        ("program_args", {"steps": 5}, "neither a string nor a list"),
+        ("program_args", [["a"]], "neither a string nor a list"),
         ("program_args", "'a", "no closing quotation"),
-        ("program_requirements", "nothing.txt", "is no file on the controller"),
-        ("program_requirements", "한" * 300, "is no file on the controller"),
-        ("program_requirements", ["a"], "the path of one file"),
-        ("program_requirements", 5, "the path of one file"),
+        ("program_requirements", "nothing.txt", "is not a file on the controller"),
+        ("program_requirements", "한" * 300, "is not a file on the controller"),
+        ("program_requirements", ["a"], "the path of one requirements file"),
+        ("program_requirements", 5, "the path of one requirements file"),
         *(("program_data", given, "a list of paths") for given in (5, None, {"a": 1}, [5], [["a"]])),
-        *(("run_abort_after_silence", given, "seconds, a number from 0") for given in (-1, "inf", "nan", "soon", 10**400)),
-        *(("run_output_mb", given, "megabytes, a number from 0") for given in (-1, "inf", "nan", "much")),
-        *(("run_timeout", given, "a number from 1") for given in (-1, 0, "inf", "nan", "soon", True, None)),
-        *(("run_queue_timeout", given, "a number from 0") for given in (-1, "inf", "nan", "soon")),
+        *(("run_abort_after_silence", given, "a number of seconds from 0") for given in (-1, "inf", "nan", "soon", 10**400)),
+        *(("run_output_mb", given, "a number of megabytes from 0") for given in (-1, "inf", "nan", "much")),
+        *(("run_timeout", given, "seconds from 1") for given in (-1, 0, "inf", "nan", "soon", True, None)),
+        *(("run_queue_timeout", given, "seconds from 0") for given in (-1, "inf", "nan", "soon")),
     ],
 )
 def test_what_cannot_be_asked_for_gives_a_sentence(tmp_path, name, given, words):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     [sentence] = problems(str(tmp_path / "a.py"), {name: given})
-    assert f"The variable {name} is {given!r}" in sentence.replace(f" {given},", f" {given!r},")
+    assert f"{name} is {given!r}" in sentence.replace(f" {given},", f" {given!r},")
     assert words in sentence
 
 

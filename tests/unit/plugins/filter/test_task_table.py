@@ -54,7 +54,7 @@ def test_why_a_machine_says_nothing_stands_below_the_table():
 def test_a_machine_that_ansible_cannot_reach_is_named():
     [line] = filters.task_table(TASKS, [{"item": {"machine": "m2"}, "unreachable": True}])[3:]
     assert line.startswith("m2: ")
-    assert "cannot be reached" in line
+    assert "cannot reach" in line
 
 
 def test_each_task_gets_its_machine_and_keeps_the_rest():
@@ -74,7 +74,7 @@ def test_tasks_that_the_gate_could_not_check_are_known_from_the_cluster_spec():
         "task": "worker:1",
         "address": "10.0.0.2:2222",
         "state": "not asked",
-        "reason": "the host machine could not ask",
+        "reason": "the host machine could not check it",
         "version": None,
         "gpus": [],
     }
@@ -88,11 +88,11 @@ def test_tasks_that_the_gate_could_not_check_are_known_from_the_cluster_spec():
         ("-", "1", ""),
         ("-", True, ""),
         ("-", "all", ""),
-        ("--", 1, "2 tasks do not answer, and allow_missing is 1."),
+        ("--", 1, "2 tasks do not answer, but allow_missing is 1."),
         ("--", 2, ""),
-        ("-", "some", "The variable allow_missing is 'some': say how many tasks may be missing, as in 1, or all."),
-        ("-", -1, "The variable allow_missing is -1: say how many tasks may be missing, as in 1, or all."),
-        ("d", "all", "A task does not have what the program needs."),
+        ("-", "some", "allow_missing is 'some'. Set how many tasks may be missing, as in 1, or all."),
+        ("-", -1, "allow_missing is -1. Set how many tasks may be missing, as in 1, or all."),
+        ("d", "all", "A task lacks a device that the program needs."),
     ],
 )
 def test_some_tasks_may_be_missing(states, allowed, problem):

@@ -75,7 +75,7 @@ def test_what_cannot_be_gives_a_sentence(given, words):
 def test_a_job_without_machines_gives_a_sentence():
     seed = cluster_spec({"all": ["a"], "worker": ["a"], "host": ["a"]}, {"a": {}})
     [sentence] = filters.training(seed, jobs=["chief", "worker"])["problems"]
-    assert "no machine is in the group 'chief'" in sentence
+    assert "the group 'chief' has no machine" in sentence
 
 
 def test_the_parts_of_a_machine_are_all_its_tasks_but_the_chiefs():

@@ -169,7 +169,7 @@ def test_a_file_of_somebody_elses_that_changes_the_unit_is_named():
     theirs = f"/etc/systemd/system/{UNIT}.d/override.conf"
     for paths, words in (
         (ours, ""),
-        (f"{ours} {theirs}", f" It is changed by {theirs}, not this project's: mend or remove that."),
+        (f"{ours} {theirs}", f" It is changed by {theirs}, not part of this project. Correct or remove that."),
     ):
         module = Recorder({"show": (0, f"Id={UNIT}\nActiveState=failed\n{paths}\n", ""), "--unit": (0, "failed", "")})
         assert complaint(module) == f"{UNIT} did not start: failed{words}"

@@ -55,7 +55,7 @@ def test_a_good_machine_has_no_problem(machine):
 
 def test_little_memory_is_a_problem(machine):
     machine.memory(1_000_000)
-    assert machine.problem() == "it takes 3 GB of free memory, and 1.0 GB are free."
+    assert machine.problem() == "3 GB of free memory are required, but 1.0 GB are free."
 
 
 def test_a_kernel_that_does_not_tell_its_memory_is_a_problem(machine):
@@ -65,7 +65,7 @@ def test_a_kernel_that_does_not_tell_its_memory_is_a_problem(machine):
 
 def test_little_disk_is_a_problem(machine):
     machine.free = 5 * GIGABYTE
-    assert machine.problem() == f"it takes 9 GB of free disk in {machine.root}/var/lib, and 5.0 GB are free."
+    assert machine.problem() == f"9 GB of free disk in {machine.root}/var/lib are required, but 5.0 GB are free."
 
 
 def test_little_disk_and_memory_will_do_where_machines_stand_already(machine):
@@ -73,7 +73,7 @@ def test_little_disk_and_memory_will_do_where_machines_stand_already(machine):
     machine.memory(1_000_000)
     assert machine.problem(stands=True) == ""
     machine.memory(100_000)
-    assert machine.problem(stands=True) == "it takes 0.5 GB of free memory, and 0.1 GB are free."
+    assert machine.problem(stands=True) == "0.5 GB of free memory are required, but 0.1 GB are free."
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_no_way_to_podman_is_a_problem(machine):
 def test_neither_root_nor_sudo_is_a_problem(machine):
     machine.user = 1000
     machine.tools.discard("sudo")
-    assert "neither root nor sudo" in machine.problem()
+    assert machine.problem() == "root or sudo is required."
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_kernel_without_namespaces_is_a_problem(machine):
 
 def test_another_system_is_a_problem(machine, monkeypatch):
     monkeypatch.setattr(lab_check.sys, "platform", "darwin")
-    assert machine.problem() == "containers with systemd need Linux, this is darwin."
+    assert machine.problem() == "containers with systemd need Linux, but this is darwin."
 
 
 def test_namespaces_that_are_refused_are_quoted(monkeypatch):
@@ -184,7 +184,8 @@ def test_the_sentence_comes_with_another_way_and_status_1(tmp_path):
     done = checked(tmp_path, "--json", "tf-lab")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("A lab cannot be made here: it ")
+    assert done.stderr.startswith("The lab cannot run on this machine: ")
+    assert "required" in done.stderr
     assert "inventory/workstation" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -196,7 +197,7 @@ def test_here_it_answers_in_json_or_with_a_sentence():
         assert json.loads(done.stdout).keys() == {"complete", "runtime", "nofile", "nproc", "running"}
         assert checked("/").stdout == ""
     else:
-        assert done.stderr.startswith("A lab cannot be made here: ")
+        assert done.stderr.startswith("The lab cannot run on this machine: ")
     assert shutil.which("true")
 
 

@@ -29,7 +29,7 @@ class Deaf:
 @pytest.fixture
 def ask(monkeypatch):
     """Return a function that asks one task on a port and returns its report."""
-    monkeypatch.setattr(ready.Task, "card_graph", lambda *_arguments: b"")
+    monkeypatch.setattr(ready.Task, "identity_graph", lambda *_arguments: b"")
     monkeypatch.setattr(ready.capi, "message", lambda *_names: lambda **_fields: type("M", (), {"SerializeToString": bytes})())
 
     def ask(entry, seconds=0.3, library=None):
@@ -101,10 +101,10 @@ def test_a_name_that_nobody_knows_is_unreachable(ask):
     [
         (b"SSH-2.0-OpenSSH_9.2\r\n", 4, "not_tensorflow", "SSH-2.0"),
         (b"HTTP/1.1 400 Bad Request\r\n", 14, "not_tensorflow", "HTTP/1.1"),
-        (b"\0\0\0\4\0\0\0\0\0", 12, "not_tensorflow", "gRPC server that is not TensorFlow's"),
+        (b"\0\0\0\4\0\0\0\0\0", 12, "not_tensorflow", "the gRPC server on the port is not TensorFlow"),
         (b"\0\0\0\4\0\0\0\0\0", 4, "hangs", "Deadline Exceeded"),
         (b"\0\0\0\4\0\0\0\0\0", 3, "other task", "Deadline Exceeded"),
-        (b"", 4, "hangs", "nothing comes back"),
+        (b"", 4, "hangs", "accepts connections but does not answer"),
     ],
 )
 def test_the_first_bytes_tell_who_is_there(ask, listener, words, code, state, reason):
@@ -152,7 +152,7 @@ def test_who_is_waited_for_is_said_early(monkeypatch):
         port = server.getsockname()[1]
     options = SimpleNamespace(needs=[], prove=0, timeout=10.0, first=0.1)
     found = ready.ask_all({"worker": [f"127.0.0.1:{port}"]}, options)
-    assert found["lines"] == ["waits for worker:0 (refused)"]
+    assert found["lines"] == ["waiting for worker:0 (refused)"]
     assert found["next"] == ["--json", "--timeout=10", "--first=0.1", "--timeout=9.9", "--first=0"]
     options.timeout, options.first = 0.1, 0.0
     assert "next" not in ready.ask_all({"worker": [f"127.0.0.1:{port}"]}, options)

@@ -60,7 +60,7 @@ def test_what_the_processor_computes_is_right(problem, product):
 
 @pytest.mark.parametrize("product", [[1.0, 1.0, 1.0, 1.2], [0.0] * 4, [1.0, float("nan"), 1.0, 1.0], [float("inf")] * 4])
 def test_what_differs_is_wrong(problem, product):
-    assert f"{GPU} computes wrongly" in problem(product)
+    assert f"{GPU} computes incorrectly" in problem(product)
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,10 @@ def test_where_a_training_printed_is_said(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("", encoding="utf-8")
     lines = json.loads(call("tf_cluster.report.logs", tmp_path).stdout)["lines"]
-    assert lines[-1] == f"What its tasks printed is in {tmp_path}/stdout.log and {tmp_path}/tasks/*/stdout.log"
+    assert lines[-1] == f"The output of its tasks is in {tmp_path}/stdout.log and {tmp_path}/tasks/*/stdout.log"
 
 
 def test_a_folder_without_journals_gives_a_sentence(tmp_path):
     done = call("tf_cluster.report.logs", tmp_path)
     assert done.returncode == 1
-    assert "there are no journals in" in done.stderr
+    assert "no journals in" in done.stderr

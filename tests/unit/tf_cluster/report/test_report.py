@@ -113,8 +113,8 @@ def test_a_page_without_a_trace_is_small(run):
     ("text", "reason"),
     [
         (None, "it did not import TensorFlow"),
-        ("not JSON", "the trace.json that it left is its own"),
-        ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": []}', "no step of a session"),
+        ("not JSON", "the program wrote its own trace.json"),
+        ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": []}', "ran no session step"),
         ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": [{"ph": "X"}]}', "cannot be shown"),
         ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": [', "cannot be shown"),
     ],
@@ -167,21 +167,21 @@ def test_a_run_without_a_result_has_none_in_its_verdict(run):
 
 
 def test_a_failed_run_says_why_and_shows_its_last_words(run):
-    answer = run.report("the program ended with exit status 3")
+    answer = run.report("the program exited with status 3")
     assert answer["verdict"]["ok"] is False
-    assert answer["verdict"]["failures"] == ["The program ended with exit status 3."]
-    assert "The program ended with exit status 3." in answer["lines"]
+    assert answer["verdict"]["failures"] == ["The program exited with status 3."]
+    assert "The program exited with status 3." in answer["lines"]
     assert answer["lines"][-3:-1] == ["    step 1", "    step 2"]
     assert answer["lines"][-1].startswith("Failed after 2.5 s")
-    assert "The program ended with exit status 3." in run.text("report.html")
+    assert "The program exited with status 3." in run.text("report.html")
 
 
 def test_a_run_that_need_not_be_good_is_no_failure_of_the_command(run):
-    answer = run.report("the run was cancelled by jo", must=False, cancelled="the run was cancelled by jo")
+    answer = run.report("the run was canceled by jo", must=False, cancelled="the run was canceled by jo")
     assert (answer["failure"], answer["verdict"]["ok"]) == ("", False)
-    assert answer["lines"][-1].startswith("Cancelled after 2.5 s")
+    assert answer["lines"][-1].startswith("Canceled after 2.5 s")
     (run.folder / "logs/worker-0.log").unlink()
-    assert "The log of worker:0 could not be collected" in run.report("the run was cancelled by jo", must=False)["failure"]
+    assert "The log of worker:0 could not be collected" in run.report("the run was canceled by jo", must=False)["failure"]
 
 
 def test_a_failed_run_keeps_its_result(run):
@@ -246,7 +246,7 @@ def test_a_placement_of_any_shape_does_no_harm(run, placement):
 def test_a_log_that_could_not_be_collected_is_a_failure(run):
     (run.folder / "logs/worker-1.log").unlink()
     [failure] = run.report()["verdict"]["failures"]
-    assert failure == "The log of worker:1 could not be collected: is machine m2 still there?"
+    assert failure == "The log of worker:1 could not be collected: is machine m2 reachable?"
 
 
 TRAINING = {
@@ -258,16 +258,16 @@ TRAINING = {
 
 def test_of_a_training_each_tasks_end_is_told(run):
     (run.folder / "tasks/worker-1").mkdir(parents=True)
-    run.write("tasks/worker-1/run.json", json.dumps({"part": {"outcome": "ended with exit status 3"}}))
+    run.write("tasks/worker-1/run.json", json.dumps({"part": {"outcome": "exited with status 3"}}))
     run.write("tasks/worker-1/stdout.log", "its last words\n")
-    part = {"outcome": "was ended with the others", "attempts": 2}
+    part = {"outcome": "was stopped with the others", "attempts": 2}
     answer = run.report("worker:1 ended", training=TRAINING, part=part)
     assert answer["verdict"]["training"] == {
         "chief": "worker:0",
         "attempts": 2,
         "tasks": {
-            "worker:0": {"machine": "m1", "address": "10.0.0.1:3222", "outcome": "was ended with the others"},
-            "worker:1": {"machine": "m2", "address": "10.0.0.2:3222", "outcome": "ended with exit status 3"},
+            "worker:0": {"machine": "m1", "address": "10.0.0.1:3222", "outcome": "was stopped with the others"},
+            "worker:1": {"machine": "m2", "address": "10.0.0.2:3222", "outcome": "exited with status 3"},
         },
     }
     place = answer["lines"].index("The last lines of the output of worker:1:")
@@ -277,14 +277,14 @@ def test_of_a_training_each_tasks_end_is_told(run):
 def test_a_part_of_a_training_that_could_not_be_collected_is_a_failure(run):
     found = run.report(training=TRAINING, part={"outcome": "done", "attempts": 1})["verdict"]
     assert found["ok"] is False
-    assert found["failures"] == ["What worker:1 left could not be collected: is machine m2 still there?"]
+    assert found["failures"] == ["The results of worker:1 could not be collected: is machine m2 reachable?"]
 
 
 def test_a_failed_run_names_the_tasks_that_are_amiss(run):
     failed_tasks = {"10.0.0.2:2222": "does not answer: refused, nothing listens", "10.0.0.9:2222": "is no task of the cluster"}
-    verdict = run.report("the program ended with exit status 1", failed_tasks=failed_tasks)["verdict"]
+    verdict = run.report("the program exited with status 1", failed_tasks=failed_tasks)["verdict"]
     assert verdict["failures"] == [
-        "The program ended with exit status 1.",
+        "The program exited with status 1.",
         "worker:1 on machine m2 (10.0.0.2:2222) does not answer: refused, nothing listens.",
     ]
 
@@ -308,7 +308,7 @@ def test_huge_output_makes_no_huge_page(run):
         for number in range(2_000_000):
             log.write(f"this is line number {number}\n")
     begun = time.perf_counter()
-    lines = run.report("the program ended with exit status 1")["lines"]
+    lines = run.report("the program exited with status 1")["lines"]
     assert time.perf_counter() - begun < 5
     assert "    this is line number 1999999" in lines
     assert len(lines) < 30
@@ -393,7 +393,7 @@ def test_what_a_limit_leaves_out_is_named_and_no_failure(run):
     answer = run.report(skipped=["m2"])
     assert answer["verdict"]["ok"] is True
     assert "Not collected, because --limit leaves out machine m2: the log of worker:1." in answer["lines"]
-    assert "is machine m2 still there?" in run.report()["failure"]
+    assert "is machine m2 reachable?" in run.report()["failure"]
 
 
 def test_a_report_may_be_made_again(run):
@@ -405,7 +405,7 @@ def test_what_was_left_behind_is_told_and_is_no_failure(run):
     answer = run.report()
     assert answer["verdict"]["ok"] is True
     assert len(answer["verdict"]["left_behind"]) == 7
-    [line] = [line for line in answer["lines"] if line.startswith("Left behind")]
+    [line] = [line for line in answer["lines"] if line.startswith("Not collected: special")]
     assert line.endswith("link-4 (a link) and 2 more")
     assert "link-6 (a link)" in run.text("report.html")
 
@@ -420,8 +420,8 @@ def test_of_a_training_it_is_told_whose_it_was(run):
 
 
 def test_what_could_not_be_collected_is_a_failure(run):
-    run.write("run.json", json.dumps({"uncollected": "What the program left could not be collected: no room"}))
-    assert run.report()["verdict"]["failures"] == ["What the program left could not be collected: no room."]
+    run.write("run.json", json.dumps({"uncollected": "The results could not be collected: no room"}))
+    assert run.report()["verdict"]["failures"] == ["The results could not be collected: no room."]
 
 
 @pytest.mark.parametrize("text", ['{"a": "\\ud83d"}', '{"\\ud83d": 1}', '{"matrix": [["\\ud83d"]]}'])

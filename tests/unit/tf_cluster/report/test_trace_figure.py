@@ -121,7 +121,7 @@ def test_what_goes_on_at_once_is_busy_once():
 
 
 def test_of_too_much_the_longest_is_drawn(trace, monkeypatch):
-    monkeypatch.setattr(trace_figure, "MOST_BARS", 5)
+    monkeypatch.setattr(trace_figure, "MAX_BARS", 5)
     bars = drawn(trace)
     assert len(bars) == 5
     assert "step 1" in [bar[0] for bar in bars]

@@ -38,8 +38,8 @@ def test_of_longer_output_the_end_is_kept_and_the_rest_is_counted(lines):
     assert "longer than 0.01 MB" in said
     assert end == f"{lines - 1:<98}x\n"
     left_out = int(said.splitlines()[-1].split()[1])
-    assert left_out == max(0, lines * 100 - LIMIT - keep_output.LAST)
-    assert len(out) < LIMIT + keep_output.LAST + 300
+    assert left_out == max(0, lines * 100 - LIMIT - keep_output.TAIL_BYTES)
+    assert len(out) < LIMIT + keep_output.TAIL_BYTES + 300
 
 
 def test_huge_output_passes_quickly_and_in_little_memory():
@@ -132,7 +132,7 @@ def test_output_waits_for_room_on_a_full_disk(disk, number):
 
 
 def test_output_that_was_given_up_is_counted_in_its_place(disk, monkeypatch):
-    monkeypatch.setattr(keep_output, "GIVE_UP", 0.0)
+    monkeypatch.setattr(keep_output, "GIVE_UP_SECONDS", 0.0)
     disk.room, output = 6, keep_output.Output(LIMIT)
     output.take(b"first\n")
     output.hurry()
@@ -199,7 +199,7 @@ def test_what_is_new_is_brought_to_the_disk_every_few_seconds(monkeypatch):
         patch.setattr(keep_output.time, "sleep", lambda _seconds: None)
         patch.setattr(keep_output.os, "fstat", fstat)
         patch.setattr(keep_output.os, "fdatasync", synced.append)
-        keep_output.keep_safe()
+        keep_output.sync_regularly()
     assert synced == [1, 1]
 
 
@@ -216,7 +216,7 @@ def watched(tmp_path):
     """Return a function that runs a small program under it, with a small watcher, and returns what was passed on."""
 
     def watched(text, then="time.sleep(60)", most=LIMIT):
-        source = SOURCE.read_text(encoding="utf-8").replace("AFTER = 4.0", "AFTER = 0.2")
+        source = SOURCE.read_text(encoding="utf-8").replace("WATCH_DELAY_SECONDS = 4.0", "WATCH_DELAY_SECONDS = 0.2")
         watcher = f"WATCHER = (sys.executable, {str(tmp_path / 'watch.py')!r})"
         source = source.replace('WATCHER = (sys.executable, "-I", "-m", "tf_cluster.run.watch")', watcher)
         (tmp_path / "keep_output.py").write_text(source, encoding="utf-8")
@@ -249,7 +249,7 @@ def test_what_the_watch_says_does_not_count_for_the_limit(watched):
 
 def test_a_lost_task_ends_the_program(watched):
     done = watched("import time; time.sleep(60)", then="sys.exit(99)")
-    assert done.stdout.endswith("[cluster] the program is ended (run_abort_after_silence)\n")
+    assert done.stdout.endswith("[cluster] stopping the program (run_abort_after_silence)\n")
     assert done.returncode == -signal.SIGTERM
 
 
@@ -258,9 +258,9 @@ def test_a_lost_task_ends_the_program(watched):
 )
 def test_a_watch_that_fails_does_no_harm_and_is_told(watched, then, how):
     done = watched("import time; time.sleep(1)", then=then)
-    assert f"nobody watches the tasks any more ({how}); run_abort_after_silence is off" in done.stdout
+    assert f"the tasks are no longer checked ({how}); run_abort_after_silence is off" in done.stdout
     assert done.returncode == 0
 
 
 def test_a_watch_that_is_ended_with_the_run_is_nothing_to_tell(watched):
-    assert "nobody" not in watched("import time; time.sleep(1)", then="import os; os.kill(os.getpid(), 15)").stdout
+    assert "no longer" not in watched("import time; time.sleep(1)", then="import os; os.kill(os.getpid(), 15)").stdout

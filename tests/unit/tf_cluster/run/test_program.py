@@ -28,7 +28,7 @@ runs = run_program.runs
 def run(tmp_path, monkeypatch):
     """Return a run that was started in a folder of the test's own."""
     monkeypatch.setattr(runs, "RUNS", tmp_path)
-    monkeypatch.setattr(run_program, "WAIT", 0.1)
+    monkeypatch.setattr(run_program, "WAIT_SECONDS", 0.1)
     monkeypatch.setattr(run_program, "CONFINED", tmp_path)
     monkeypatch.setattr(runs, "is_alive", lambda _unit, _run: True)
     run = run_program.Run("20260101-000000-demo-ab12")
@@ -59,7 +59,7 @@ def test_a_run_that_nothing_confines_is_not_started(run, monkeypatch, capsys):
     monkeypatch.setattr(run_program, "CONFINED", run.folder / "missing.conf")
     with pytest.raises(SystemExit):
         run_program.stage(SimpleNamespace(run=run.id))
-    assert "has to be confined" in capsys.readouterr().err
+    assert "would not be confined" in capsys.readouterr().err
 
 
 def finish(run):
@@ -80,7 +80,7 @@ def test_what_could_leave_the_folder_cannot_name_a_run(name, capsys):
     with pytest.raises(SystemExit) as caught:
         run_program.Run(name)
     assert caught.value.code == 2
-    assert "cannot name a run" in capsys.readouterr().err
+    assert "is not a valid run ID" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [("follow", "../x"), ("cancel", "a/b"), ("stage", "..", "--program", "x.py"), ("finish", ".")])
@@ -88,7 +88,7 @@ def test_each_call_refuses_such_a_name_in_a_sentence(words):
     done = call("tf_cluster.run", *words, input="")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert "cannot name a run" in done.stderr
+    assert "is not a valid run ID" in done.stderr
 
 
 def test_a_run_that_is_not_there_gives_a_sentence():
@@ -130,9 +130,9 @@ def test_of_huge_output_the_end_is_passed_on_and_the_rest_is_counted(log, whole)
     text, end = run_program.read_from(log(line * 100_000), 0, whole)
     assert end == 10_000_000
     first, *lines = text.splitlines()
-    assert first == f"... {end - run_program.MOST_SHOWN} bytes are in stdout.log alone ..."
+    assert first == f"... {end - run_program.MAX_OUTPUT_BYTES} bytes are only in stdout.log ..."
     assert set(lines[1:]) == {"x" * 99}
-    assert len(text) < run_program.MOST_SHOWN + 100
+    assert len(text) < run_program.MAX_OUTPUT_BYTES + 100
 
 
 def test_a_line_without_end_does_not_hold_the_output_up(log):
@@ -211,7 +211,7 @@ def systemctl(run, monkeypatch):
     """Return a function that lets systemctl fail so many times before it answers."""
     monkeypatch.undo()
     monkeypatch.setattr(runs, "RUNS", run.folder.parent)
-    monkeypatch.setattr(run_program, "WAIT", 0.0)
+    monkeypatch.setattr(run_program, "WAIT_SECONDS", 0.0)
     # What a default value was is not changed by changing the name that it came from.
     monkeypatch.setattr(runs.property_of, "__defaults__", (1.2,))
 
@@ -238,7 +238,7 @@ def test_a_systemd_that_does_not_answer_for_a_moment_has_not_lost_the_run(run, s
 )
 def test_of_a_systemd_that_does_not_answer_nothing_is_concluded(run, systemctl, call, more):
     systemctl(99)
-    with pytest.raises(OSError, match=r"systemd does not say how tf-run-host-0.service is: Failed to connect to bus; try again"):
+    with pytest.raises(OSError, match=r"systemd did not report the state of tf-run-host-0.service: Failed to connect to bus"):
         call(SimpleNamespace(run=run.id, **more))
     assert "ended" not in run.read()
 
@@ -255,7 +255,7 @@ def test_a_run_is_noted_as_ended_also_where_systemd_does_not_answer(run, systemc
     ("result", "code", "status", "failure"),
     [
         ("success", "exited", "0", ""),
-        ("exit-code", "exited", "3", "the program ended with exit status 3"),
+        ("exit-code", "exited", "3", "the program exited with status 3"),
         ("signal", "killed", "KILL", "the program was killed by SIGKILL"),
         # systemd takes these for a clean end, but a program that was ended by them has not done its work
         ("success", "killed", "TERM", "the program was killed by SIGTERM"),
@@ -265,11 +265,11 @@ def test_a_run_is_noted_as_ended_also_where_systemd_does_not_answer(run, systemc
         ("core-dump", "dumped", "SEGV", "the program crashed with SIGSEGV"),
         ("core-dump", "dumped", "ABRT", "the program crashed with SIGABRT"),
         ("signal", "killed", "SEGV", "the program crashed with SIGSEGV"),
-        ("timeout", "killed", "TERM", "the program was still running after 600.0 s and was ended (run_timeout)"),
-        ("timeout", "killed", "KILL", "the program was still running after 600.0 s and was ended (run_timeout)"),
-        ("oom-kill", "killed", "KILL", "the machine ran out of memory and ended the program"),
-        ("resources", "", "", "the program ended as systemd calls 'resources'"),
-        ("protocol", "exited", "0", "the program ended as systemd calls 'protocol'"),
+        ("timeout", "killed", "TERM", "the program was still running after 600.0 s and was stopped (run_timeout)"),
+        ("timeout", "killed", "KILL", "the program was still running after 600.0 s and was stopped (run_timeout)"),
+        ("oom-kill", "killed", "KILL", "the program was killed because the machine ran out of memory"),
+        ("resources", "", "", "the program failed with systemd's result 'resources'"),
+        ("protocol", "exited", "0", "the program failed with systemd's result 'protocol'"),
     ],
 )
 def test_how_systemd_says_that_it_ended_becomes_a_sentence(run, monkeypatch, result, code, status, failure):
@@ -329,7 +329,7 @@ def test_a_log_gets_plain_lines(text, lines):
 def test_an_end_without_a_word_of_systemd_is_a_failure(run, monkeypatch):
     for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"):
         monkeypatch.delenv(name, raising=False)
-    assert finish(run)["failure"] == "the program ended as systemd calls 'unknown'"
+    assert finish(run)["failure"] == "the program failed with systemd's result 'unknown'"
 
 
 def collect(run):
@@ -340,7 +340,7 @@ def collect(run):
 def pack(run):
     """Return what one call of ``collect`` puts together: name -> text, None for a folder."""
     answer, data = collect(run), b""
-    if answer["fetch"]["size"] <= collect_run.PIECE:
+    if answer["fetch"]["size"] <= collect_run.PIECE_BYTES:
         data = base64.b64decode(answer["fetch"]["data"])
         assert "next" not in answer
         assert not collect_run.archive(run).exists()
@@ -355,13 +355,13 @@ def pack(run):
 
 
 def test_an_archive_of_many_pieces_comes_whole(run, monkeypatch):
-    monkeypatch.setattr(collect_run, "PIECE", 1000)
+    monkeypatch.setattr(collect_run, "PIECE_BYTES", 1000)
     (run.folder / "results/a.txt").write_text("0123456789" * 1000, encoding="utf-8")
     assert pack(run)["a.txt"] == "0123456789" * 1000
 
 
 def test_a_run_that_has_ended_is_packed_once(run, monkeypatch):
-    monkeypatch.setattr(collect_run, "PIECE", 1000)
+    monkeypatch.setattr(collect_run, "PIECE_BYTES", 1000)
     run.note(ended=time.time() - 10)
     first = collect(run)["fetch"]
     (run.folder / "results/late.txt").write_text("too late", encoding="utf-8")
@@ -369,7 +369,7 @@ def test_a_run_that_has_ended_is_packed_once(run, monkeypatch):
 
 
 def test_a_run_that_goes_on_is_packed_anew(run, monkeypatch):
-    monkeypatch.setattr(collect_run, "PIECE", 1000)
+    monkeypatch.setattr(collect_run, "PIECE_BYTES", 1000)
     first = collect(run)["fetch"]
     (run.folder / "results/more.txt").write_text("more" * 5000, encoding="utf-8")
     assert collect(run)["fetch"]["size"] > first["size"]
@@ -390,7 +390,7 @@ def test_of_a_run_whose_notes_are_damaged_all_else_is_collected(run, text):
     assert json.loads(packed["run.json"])["failure"] == answer["outcome"]["failure"]
     for call_of, more in ((run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0})):
         with pytest.raises(
-            run_program.cluster_config.ConfigError, match=r"run=20260101-000000-demo-ab12' brings what the run left"
+            run_program.cluster_config.ConfigError, match=r"run=20260101-000000-demo-ab12' to collect the results"
         ):
             call_of(SimpleNamespace(run=run.id, **more))
 
@@ -437,7 +437,7 @@ def test_a_run_never_takes_less_than_no_time():
     assert runs.timed({"started": 100.0, "started_clock": 1e9, "ended": 130.0, "ended_clock": 5.0})["seconds"] == 30
 
 
-@pytest.mark.parametrize(("noted", "failure"), [({}, "the run goes on"), ({"ended": 1e10, "failure": ""}, "")])
+@pytest.mark.parametrize(("noted", "failure"), [({}, "the run is still running"), ({"ended": 1e10, "failure": ""}, "")])
 def test_a_run_tells_how_it_is(run, noted, failure):
     run.note(asked=time.time() - 60, **noted)
     answer = collect_run.outcome(SimpleNamespace(run=run.id))
@@ -462,13 +462,13 @@ def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
     assert run.id in answer["lines"][0]
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
         monkeypatch.setenv(name, value)
-    assert finish(run)["failure"] == "the run was cancelled by jo"
+    assert finish(run)["failure"] == "the run was canceled by jo"
 
 
 def test_a_run_that_has_ended_is_not_cancelled(run, monkeypatch):
     run.note(ended=time.time())
     monkeypatch.setattr(run_program.subprocess, "run", None)
-    assert "has ended already" in run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))["lines"][0]
+    assert "has already ended" in run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))["lines"][0]
 
 
 def test_all_that_a_run_left_is_packed(run):
@@ -639,15 +639,15 @@ def test_a_file_that_would_fill_the_disk_is_not_packed(run):
 
 
 def test_another_collection_that_packs_is_waited_for_in_words_and_not_for_ever(run, monkeypatch):
-    monkeypatch.setattr(collect_run, "TELL", 0.1)
-    monkeypatch.setattr(collect_run, "LONGEST", 0.25)
+    monkeypatch.setattr(collect_run, "REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(collect_run, "PACK_TIMEOUT_SECONDS", 0.25)
     with run.locked("pack"):
         answer = collect(run)
-        assert answer["lines"] == ["waits for another collection that packs the run (0 s)"]
+        assert answer["lines"] == ["waiting for another collection of this run (0 s)"]
         assert answer["next"] == ["pack", run.id, "--waited=0.1"]
         assert collect_run.pack(SimpleNamespace(run=run.id, waited=0.1))["next"] == ["pack", run.id, "--waited=0.2"]
         with pytest.raises(
-            OSError, match=r".*pack.lock has been locked .* names the process; it packs the run, and was waited for"
+            OSError, match=r".*pack.lock has been locked .* shows the process; timed out after .* waiting for another collection"
         ):
             collect_run.pack(SimpleNamespace(run=run.id, waited=0.2))
     assert "fetch" in collect_run.pack(SimpleNamespace(run=run.id, waited=0.1))
@@ -662,7 +662,7 @@ def test_a_call_that_holds_a_run_is_not_waited_for_without_end(run, monkeypatch)
 def test_what_grows_beyond_the_disk_meanwhile_is_not_packed_either(run, changing):
     (run.folder / "results/a").write_bytes(b"")
     changing(lambda folder: os.truncate(folder / "a", 4 * 10**12))
-    assert "a has grown to" in collect(run)["lines"][0]
+    assert "a grew to" in collect(run)["lines"][0]
     assert list(runs.RUNS.glob(".*")) == []
 
 
@@ -678,7 +678,7 @@ def test_much_is_packed_in_a_call_of_its_own_that_is_announced(run):
     with (run.folder / "results/large").open("wb") as file:
         file.truncate(200_000_000)
     answer = collect(run)
-    assert answer["lines"] == ["packs 200 MB on the machine"]
+    assert answer["lines"] == ["packing 200 MB on the machine"]
     assert answer["next"] == ["pack", run.id]
 
 
@@ -721,17 +721,17 @@ def test_a_run_can_be_noted_on_a_full_disk(run, monkeypatch):
         return write(path, *words, **more)
 
     monkeypatch.setattr(runs.Path, "write_text", full)
-    monkeypatch.setattr(ending, "ALMOST_NOTHING", 10**18)
+    monkeypatch.setattr(ending, "FULL_DISK_BYTES", 10**18)
     for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert finish(run)["failure"] == f"the program ended with exit status 1; the disk that holds {runs.RUNS} is full"
+    assert finish(run)["failure"] == f"the program exited with status 1; the disk that holds {runs.RUNS} is full"
 
 
 def test_a_good_program_whose_output_is_lost_has_not_run_well(run, monkeypatch):
-    monkeypatch.setattr(ending, "ALMOST_NOTHING", 10**18)
+    monkeypatch.setattr(ending, "FULL_DISK_BYTES", 10**18)
     for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": ending.OUTPUT_LOST}.items():
         monkeypatch.setenv(name, value)
-    assert finish(run)["failure"].startswith("the program ended well, but output of it is lost; the disk that holds")
+    assert finish(run)["failure"].startswith("the program succeeded, but part of its output is lost; the disk that holds")
     assert int(ending.OUTPUT_LOST) == load("tf_cluster.run.output").OUTPUT_LOST
 
 
@@ -764,7 +764,7 @@ def test_journals_end_where_the_run_did(run, monkeypatch):
 
 
 def test_the_packed_file_is_for_its_owner_alone_and_goes_when_it_was_fetched(run, monkeypatch):
-    monkeypatch.setattr(collect_run, "PIECE", 1000)
+    monkeypatch.setattr(collect_run, "PIECE_BYTES", 1000)
     pack(run)
     [path] = runs.RUNS.glob(".*.tar")
     assert path.stat().st_mode & 0o777 == 0o600
@@ -850,7 +850,7 @@ def test_packages_of_a_run_are_installed_before_it_starts(started, run):
 def test_packages_of_a_run_may_take_their_time(started, run):
     (run.folder / "layer/packages").mkdir(parents=True)
     answer, command = started()
-    assert answer["lines"] == ["installs the packages of the run"]
+    assert answer["lines"] == ["installing the packages of the run"]
     assert "--property=TimeoutStartSec=1800" in command
     assert "--no-block" in command
 
@@ -930,11 +930,11 @@ def test_after_a_failure_the_tasks_that_are_amiss_are_noted(run, monkeypatch, ga
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
         monkeypatch.setenv(name, value)
     noted = finish(run)
-    assert noted["failure"] == "a task was silent for 20 s, and the program was ended for it (run_abort_after_silence)"
+    assert noted["failure"] == "a task did not answer for 20 s, so the program was stopped (run_abort_after_silence)"
     assert noted["failed_tasks"] == {
         "b:1": "does not answer: refused, nothing listens",
-        "c:1": "was restarted while the run went on: sessions from before fail for good, a new one works",
-        "d:1": "did not answer for 12 s while the run went on",
+        "c:1": "was restarted during the run: sessions opened before fail permanently, new sessions work",
+        "d:1": "did not answer for 12 s during the run",
     }
 
 
@@ -943,7 +943,7 @@ def test_after_a_failure_the_tasks_that_are_amiss_are_noted(run, monkeypatch, ga
 )
 def test_what_the_watch_did_not_leave_is_no_silence(run, text):
     (run.folder / "part.json").write_text(text, encoding="utf-8")
-    assert ending.seen_of(run) == {"silent": {}, "lost": False}
+    assert ending.watch_report(run) == {"silent": {}, "lost": False}
 
 
 def test_after_a_good_run_nobody_is_asked(run, monkeypatch):
@@ -962,7 +962,7 @@ def test_a_run_that_is_traced_is_told_so(started, run):
 
 def test_a_run_waits_for_another_and_says_for_which(started, run):
     answer, _command = started("Unit tf-run-host-0.service was already loaded or has a fragment file.")
-    assert "run other has it" in answer["lines"][0]
+    assert "is used by run other" in answer["lines"][0]
     assert answer["next"][:2] == ["start", run.id]
 
 
@@ -1018,7 +1018,7 @@ def test_a_run_that_waits_waits_anew_when_its_machine_was_started_again(started,
 def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, monkeypatch):
     started(BUSY)
     answer = again(run_program.follow, run)
-    assert answer["lines"][0].startswith("waits for the task host:0: run other has it")
+    assert answer["lines"][0].startswith("queued: host:0 is used by run other")
     assert answer["next"][:3] == ["follow", run.id, "--told"]
     monkeypatch.setattr(run_program.subprocess, "run", lambda command, **_more: subprocess.CompletedProcess(command, 0, "", ""))
     assert again(run_program.follow, run)["next"] == ["follow", run.id, "--offset", "0"]
@@ -1030,18 +1030,18 @@ def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, mo
 def test_a_run_that_was_cancelled_while_it_waits_never_starts(started, run, monkeypatch):
     started(BUSY)
     monkeypatch.setattr(runs, "is_alive", lambda _unit, _run: False)
-    assert "was cancelled" in again(run_program.cancel, run, by="jo", after=0)["lines"][0]
+    assert "was canceled" in again(run_program.cancel, run, by="jo", after=0)["lines"][0]
     monkeypatch.setattr(run_program, "start_unit", lambda _run: pytest.fail("it was cancelled"))
     assert again(run_program.start, run) == {"next": ["follow", run.id]}
     outcome = again(run_program.follow, run)["outcome"]
-    assert outcome["failure"] == "the run was cancelled by jo"
+    assert outcome["failure"] == "the run was canceled by jo"
     assert outcome["seconds"] < 10
 
 
 def test_a_run_that_waits_says_so(run):
     run.note(waiting=True, asked=time.time(), task="host:0")
     found = collect_run.outcome(SimpleNamespace(run=run.id))
-    assert found["outcome"]["failure"] == "the run waits for the task host:0"
+    assert found["outcome"]["failure"] == "the run is queued for host:0"
     assert found["ended"] == 0
 
 
@@ -1060,7 +1060,7 @@ def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("result", "words"), [("exit-code", "installing its packages failed"), ("timeout", "was not done after 1800 s")]
+    ("result", "words"), [("exit-code", "installing its packages failed"), ("timeout", "took longer than 1800 s")]
 )
 def test_packages_that_cannot_be_installed_are_why_a_run_failed(run, monkeypatch, result, words):
     (run.folder / "layer").mkdir()
@@ -1133,7 +1133,7 @@ def test_a_part_that_cannot_start_is_told_to_the_others(started, run, monkeypatc
     answer, _command = started("Unit tf-run-worker-1.service was already loaded.", task="worker:1", wait=-1.0, training=plan())
     [(_plan, task, sentence)] = told
     assert task == "worker:1"
-    assert "still has the task worker:1" in sentence
+    assert "worker:1 is still used by" in sentence
     assert sentence in answer["lines"][0]
     assert run.read()["failure"] == sentence
 
@@ -1141,22 +1141,22 @@ def test_a_part_that_cannot_start_is_told_to_the_others(started, run, monkeypatc
 def test_a_chief_that_cannot_start_fails(started, run, capsys):
     with pytest.raises(SystemExit):
         started("Unit tf-run-worker-0.service was already loaded.", task="worker:0", wait=-1.0, training=plan())
-    assert "still has the task worker:0" in capsys.readouterr().err
+    assert "worker:0 is still used by" in capsys.readouterr().err
     assert not run.folder.exists()
 
 
 @pytest.mark.parametrize(
     ("text", "result", "failure"),
     [
-        ('{"failure": "worker:1 ended", "outcome": "was ended with the others", "attempts": 2}', "exit-code", "worker:1 ended"),
+        ('{"failure": "worker:1 ended", "outcome": "was stopped with the others", "attempts": 2}', "exit-code", "worker:1 ended"),
         (
             '{"failure": "worker:1 ended", "outcome": "x", "attempts": 2}',
             "timeout",
             "the program was still running after 600.0 s",
         ),
-        ("", "exit-code", "the program ended with exit status 1"),
-        ("[" * 100_000, "exit-code", "the program ended with exit status 1"),
-        ('{"failure": 1}', "exit-code", "the program ended with exit status 1"),
+        ("", "exit-code", "the program exited with status 1"),
+        ("[" * 100_000, "exit-code", "the program exited with status 1"),
+        ('{"failure": 1}', "exit-code", "the program exited with status 1"),
     ],
 )
 def test_how_a_training_ended_becomes_how_its_part_ended(run, monkeypatch, text, result, failure):

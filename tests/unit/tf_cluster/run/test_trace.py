@@ -124,7 +124,7 @@ def test_without_the_wish_nothing_is_traced(program, tmp_path):
 def test_the_first_steps_are_traced_and_then_some(program):
     _said, steps = program("for _each in range(5000): run('x')")
     assert steps == [*range(1, 21), *range(50, 4001, 50)]
-    assert len(steps) == tf_trace.MOST_STEPS
+    assert len(steps) == tf_trace.MAX_STEPS
 
 
 def test_a_program_gets_what_it_would_have_got(program):
@@ -162,7 +162,7 @@ def test_processes_of_the_program_do_not_disturb_its_trace(program):
 
 def test_a_trace_that_cannot_be_written_is_said_and_the_program_works(program):
     said, _steps = program("print(run('x')[0])", folder="/nowhere")
-    assert said.startswith("x\n[trace] there will be no trace: FileNotFoundError")
+    assert said.startswith("x\n[trace] cannot record a trace: FileNotFoundError")
 
 
 def test_operations_lie_on_their_tasks_device(recorder):
@@ -204,7 +204,7 @@ def test_a_transfer_has_bytes_a_rate_and_an_arrow_from_what_made_it(recorder):
 
 
 def test_no_more_is_traced_than_a_person_can_use(recorder, monkeypatch):
-    monkeypatch.setattr(tf_trace, "MOST_OPERATIONS", 2)
+    monkeypatch.setattr(tf_trace, "MAX_OPERATIONS", 2)
     assert recorder.next_step() == 1
     recorder.add(1, 10**9, 10**9, stats(worker_0=[node("a"), node("b")]))
     assert recorder.next_step() is None

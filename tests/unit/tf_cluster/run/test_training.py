@@ -27,7 +27,13 @@ def in_a_loop(test):
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Make the limits short."""
-    for name, seconds in {"BEAT": 0.2, "SILENCE": 2.0, "TERM": 0.5, "KILL": 2.0, "LOOK": 0.02}.items():
+    for name, seconds in {
+        "HEARTBEAT_SECONDS": 0.2,
+        "HEARTBEAT_TIMEOUT_SECONDS": 2.0,
+        "TERM_SECONDS": 0.5,
+        "STOP_SECONDS": 2.0,
+        "POLL_SECONDS": 0.02,
+    }.items():
         monkeypatch.setattr(train_task, name, seconds)
     monkeypatch.setattr(train_task, "end_all", lambda _number: False)  # here all members are one process
 
@@ -145,7 +151,7 @@ async def test_none_starts_before_all_are_there(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "outcome"),
-    [("sys.exit(3)", "ended with exit status 3"), ("os.kill(os.getpid(), 9)", "was killed by SIGKILL")],
+    [("sys.exit(3)", "exited with status 3"), ("os.kill(os.getpid(), 9)", "was killed by SIGKILL")],
 )
 @in_a_loop
 async def test_one_that_fails_ends_all_within_seconds(tmp_path, text, outcome):
@@ -154,7 +160,7 @@ async def test_one_that_fails_ends_all_within_seconds(tmp_path, text, outcome):
     found = await Training(tmp_path, stubborn, f"time.sleep(0.3)\n{text}", "").run()
     assert time.monotonic() - begun < 5
     assert {each["failure"] for each in found} == {f"the program of worker:1 on machine b {outcome}"}
-    assert [each["outcome"] for each in found] == ["was ended with the others", outcome, "done"]
+    assert [each["outcome"] for each in found] == ["was stopped with the others", outcome, "done"]
 
 
 @in_a_loop
@@ -172,7 +178,7 @@ async def test_all_start_again_as_often_as_they_may(tmp_path):
 async def test_restarts_come_to_an_end(tmp_path):
     found = await Training(tmp_path, "time.sleep(60)", "sys.exit(1)", restarts=2).run()
     assert [each["attempts"] for each in found] == [3, 3]
-    assert "exit status 1" in found[0]["failure"]
+    assert "exited with status 1" in found[0]["failure"]
 
 
 @in_a_loop
@@ -195,7 +201,7 @@ async def test_a_port_in_use_is_said_by_all(tmp_path):
         port = server.getsockname()[1]
         found = await Training(tmp_path, "", "", ports=[free_port(), port], restarts=3).run()
     assert {each["failure"] for each in found} == {found[0]["failure"]}
-    assert f"worker:1 on machine b could not start: its port {port} is taken by" in found[0]["failure"]
+    assert f"worker:1 on machine b could not start: its port {port} is in use by" in found[0]["failure"]
     assert found[0]["attempts"] == 1
 
 
@@ -204,8 +210,8 @@ async def test_one_that_is_ended_from_outside_ends_all_and_nothing_starts_again(
     training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)", restarts=3)
     later(0.8, training.members[1].leaving.set)
     found = await training.run()
-    assert found[0]["failure"] == "the process of worker:1 on machine b was ended from outside"
-    assert [each["outcome"] for each in found] == ["was ended with the others", "was ended from outside"]
+    assert found[0]["failure"] == "the process of worker:1 on machine b was stopped from outside"
+    assert [each["outcome"] for each in found] == ["was stopped with the others", "was stopped from outside"]
 
 
 @in_a_loop
@@ -213,7 +219,7 @@ async def test_a_training_that_takes_too_long_says_so(tmp_path):
     training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)", limit=0.5)
     later(0.8, training.members[1].leaving.set)
     found = await training.run()
-    assert found[0]["failure"] == "the process of worker:1 on machine b was ended after 0.5 s (run_timeout)"
+    assert found[0]["failure"] == "the process of worker:1 on machine b was stopped after 0.5 s (run_timeout)"
 
 
 @pytest.mark.parametrize("silent", [True, False])
@@ -223,7 +229,7 @@ async def test_one_that_is_lost_ends_all(tmp_path, silent):
     await training.coordinate()
     channel = await training.hello(run="r1", task="worker:1")
     if silent:
-        channel.beating.cancel()
+        channel.heartbeats.cancel()
     else:
         later(0.5, channel.writer.close)
     found = await training.members[0].run()
@@ -258,7 +264,7 @@ async def test_a_stranger_does_no_harm(tmp_path):
         writer.write(word)
         writer.close()
     other = await training.hello(run="r2", task="worker:1")
-    assert "another training, r1" in (await other.receive())["over"]
+    assert "in use by another training, r1" in (await other.receive())["over"]
     other.close()
     assert [each["failure"] for each in await asyncio.gather(*(member.run() for member in training.members))] == ["", ""]
 

@@ -31,7 +31,7 @@ def test_a_task_is_silent_after_two_questions_and_ten_seconds(clock, task):
     for seconds in (5, 4, 4, 4):
         clock.now += seconds
         told.append(task.note("", "no answer"))
-    assert told == ["", "", "does not answer for 13 s: no answer", ""]
+    assert told == ["", "", "has not answered for 13 s: no answer", ""]
     assert task.silence() == 17
 
 
@@ -63,7 +63,7 @@ def test_what_was_seen_is_left_by_address(clock, task, tmp_path):
     for seconds in (6, 6):
         clock.now += seconds
         task.note("", "no answer")
-    watch_tasks.leave(tmp_path / "part.json", [task], [task])
+    watch_tasks.write_part(tmp_path / "part.json", [task], [task])
     assert json.loads((tmp_path / "part.json").read_text(encoding="utf-8")) == {"silent": {"10.0.0.2:2222": 12.0}, "lost": True}
 
 
@@ -83,10 +83,10 @@ def test_a_task_that_does_not_answer_is_asked_more_often(monkeypatch, task, answ
 
     monkeypatch.setattr(watch_tasks.time, "sleep", sleep)
     with pytest.raises(EndedError):
-        task.watch(news, watch_tasks.EVERY)
+        task.watch(news, watch_tasks.INTERVAL_SECONDS)
     assert slept == pauses
 
 
 def test_a_config_that_is_none_is_a_sentence(tmp_path):
     done = call("tf_cluster.run.watch", f"--config={tmp_path}/none.json", f"--part={tmp_path}/part.json")
-    assert done.returncode not in (0, watch_tasks.LOST)
+    assert done.returncode not in (0, watch_tasks.TASK_LOST_STATUS)

@@ -46,7 +46,7 @@ def refused(tmp_path):
         ([], "is not a cluster spec"),
         ({"worker": []}, "job 'worker' is not a list of tasks"),
         ({"worker": ["10.0.0.1"]}, "task 0 of job 'worker'"),
-        ({"worker": ["a:1", "a:1"]}, "stands twice"),
+        ({"worker": ["a:1", "a:1"]}, "is used twice"),
         ({"host": ["10.0.0.1:2222"]}, "has no job 'worker'; it has host"),
     ],
 )
@@ -89,7 +89,7 @@ def test_a_taken_port_names_its_holder_with_status_1(refused):
         port = server.getsockname()[1]
         status, sentence = refused({"host": [f"127.0.0.1:{port}"]}, "--job=host", "--task=0")
     assert status == 1
-    assert sentence.startswith(f"port {port} of host:0 is taken by ")
+    assert sentence.startswith(f"port {port} of host:0 is in use by ")
     assert f"process {os.getpid()}" in sentence
 
 

@@ -109,7 +109,7 @@ def test_a_bad_address_is_named_with_its_task(config, entry):
 @pytest.mark.parametrize("spec", [{"worker": ["a:1", "a:1"]}, {"worker": ["b:1", "a:1"], "host": ["a:1"]}], ids=str)
 def test_an_address_that_stands_twice_is_named_with_both_tasks(config, spec):
     config.write_text(json.dumps(spec), encoding="utf-8")
-    assert re.search(r"a:1 stands twice, as worker:\d and as (worker|host):\d", sentence_of(config))
+    assert re.search(r"a:1 is used twice, by worker:\d and (worker|host):\d", sentence_of(config))
 
 
 @pytest.mark.parametrize(

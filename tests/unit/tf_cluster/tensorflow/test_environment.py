@@ -112,7 +112,7 @@ def test_each_making_has_an_id_of_its_own(plan, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("requirements", "words"), [("echo no such package >&2; exit 2", "no such package"), ("sleep 9", "did not end within 1 s")]
+    ("requirements", "words"), [("echo no such package >&2; exit 2", "no such package"), ("sleep 9", "timed out after 1 s")]
 )
 def test_a_failure_is_a_sentence_and_leaves_the_old_environment(plan, requirements, words):
     environment.make(plan)
@@ -131,7 +131,7 @@ def test_a_call_that_waits_too_long_for_another_says_so(plan):
 
 
 def test_a_call_that_waits_for_another_says_so_and_goes_on_waiting(plan, monkeypatch):
-    monkeypatch.setattr(environment, "RETRY", 1)
+    monkeypatch.setattr(environment, "RETRY_SECONDS", 1)
     plan["timeout"] = 3
     with open(environment.LOCK, "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

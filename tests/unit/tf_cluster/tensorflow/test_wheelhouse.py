@@ -161,5 +161,5 @@ def test_another_tensorflow_than_the_locked_one_gives_a_sentence(index, tmp_path
         index("tensorflow", version)
     (tmp_path / "wanted.txt").write_text("tensorflow==3.0", encoding="utf-8")
     options = SimpleNamespace(extra=tmp_path / "wanted.txt", python="3.11", machine="x86_64")
-    with pytest.raises(SystemExit, match="does not go together with the locked packages"):
+    with pytest.raises(SystemExit, match="conflicts with the locked packages"):
         make_wheelhouse.added(["tensorflow-cpu==2.0 \\\n    --hash=sha256:aa\n"], options, tmp_path)
