@@ -25,6 +25,7 @@ from ansible_collections.distributed.tensorflow.plugins.plugin_utils import arch
 
 # With any input, ssh gives the program no terminal, so that stderr and stdout stay separate.
 NOTHING = b"\n"
+TASK_PYTHON = ("/opt/tf-cluster/venv/bin/python", "-I", "-m")
 PIECE = 8 * 1024 * 1024  # bytes per call
 TELL_SECONDS = 10  # between two lines that report the waiting
 STUCK_SECONDS = 600  # without new data, until the wait for another collection times out
@@ -61,6 +62,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         if argv[0] == "python":
             python, facts = self.python(task_vars or {})
             argv, result = [*python, *argv[1:]], result | facts
+        elif argv[0].startswith("tf_cluster."):
+            argv = [*TASK_PYTHON, *argv]
         try:
             return {**result, "changed": True, "answer": self.call_until_done(argv, options)}
         except AnsibleActionFail as error:

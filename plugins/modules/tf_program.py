@@ -15,7 +15,9 @@ description:
   - With C(failure), a sentence, the task fails.
 options:
   argv:
-    description: The program and its arguments. C(python) stands for the Python that runs Ansible's modules.
+    description:
+      - The program and its arguments. C(python) stands for the Python that runs Ansible's modules. A module
+        C(tf_cluster.<stage>) is called with the Python of the machine's tasks.
     type: list
     elements: str
     required: true
@@ -46,7 +48,7 @@ author: [Distributed TensorFlow by Ansible]
 EXAMPLES = """
 - name: Check that every task answers
   distributed.tensorflow.tf_program:
-    argv: [/opt/tf-cluster/venv/bin/python, -I, -m, tf_cluster.ready, --json]
+    argv: [tf_cluster.ready, --json]
     statuses: [0, 1]
 """
 
