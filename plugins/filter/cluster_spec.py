@@ -35,6 +35,7 @@ MACHINE_VARIABLES = (
 UNRELATED_GROUPS = ("hosts",)  # a usual group name, so not necessarily a misspelling of 'host'
 CONTROLLER_VARIABLES = ("tf_cache", "tf_output")  # not suggested: Terraform's variables have similar names
 MIN_SIMILARITY = 0.8  # from 0 to 1, of two names of which one is a misspelling of the other
+TRAIN_PORT_OFFSET = 1000  # added to a task's port for its process of a training
 TUNNEL_NETWORK = "fd74:6663:6c75::/64"  # from the private addresses (RFC 4193)
 # Option of a task -> its kind and its default. The defaults are the seed's, except for thread_spinning.
 NUMBER = "a whole number from 0"
@@ -88,6 +89,7 @@ class Inventory:
     jobs: Sequence[str]
     tunnel: Network | None  # None without encryption
     problems: list[str]
+    train_port_offset: Any  # not validated here, because only trainings and the firewall need it
     open_jobs: set[str]  # jobs whose number of tasks is not known yet
     members: dict[str, set[str]]  # job -> machines
     tasks: dict[str, list[Task]]  # job -> tasks, by index
@@ -117,6 +119,8 @@ class Inventory:
         self.check_groups()
         self.tunnel = self.read_tunnel()
         machines = dict.fromkeys(name for job in self.jobs for name in self.groups.get(job, []))
+        offset = self.common("train_port_offset", machines)
+        self.train_port_offset = TRAIN_PORT_OFFSET if offset is None else offset
         self.members = {job: set(self.groups.get(job, [])) for job in self.jobs}
         by_machine = {machine: self.read_machine(machine) for machine in machines}
         for job in self.jobs:
@@ -425,7 +429,7 @@ class Inventory:
         gpu_machines = [machine for machine, tasks in machines.items() if any(task["options"]["gpus"] for task in tasks)]
         return {
             "spec": spec, "machines": machines, "tasks": names, "host": names["host:0"], "tunnel": tunnel,
-            "gpu_machines": gpu_machines,
+            "gpu_machines": gpu_machines, "train_port_offset": self.train_port_offset,
         }  # fmt: skip
 
 

@@ -133,7 +133,7 @@ def test_without_the_hosts_machine_nobody_is_asked(site, tmp_path):
     away.write_text(yaml.safe_dump({"all": {"hosts": {site.host: {"ansible_port": 3}}}}), encoding="utf-8")
     done = site.cluster.playbook("site.yml", f"--inventory={away}")
     assert done.returncode != 0
-    assert f"Machine {site.host}, which carries host:0, is to ask the tasks" in said(done), said(done)
+    assert f"The tasks were not checked, because {site.host} (host:0) checks them." in said(done), said(done)
 
 
 def test_a_damaged_environment_and_another_version_are_mended(site, faults):

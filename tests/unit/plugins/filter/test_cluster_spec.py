@@ -549,3 +549,14 @@ def test_a_task_of_a_foreign_play_is_completed():
 def test_completing_a_task_of_the_cluster_changes_nothing():
     tasks = [task for own in cluster_of(three())["machines"].values() for task in own]
     assert module.complete_tasks(tasks) == tasks
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, 1000), ({"train_port_offset": "500"}, "500")])
+def test_the_offset_of_trainings_is_one_for_all_machines(given, found):
+    machines = {name: (jobs, {**variables, **given}) for name, (jobs, variables) in three().items()}
+    assert cluster_of(machines)["train_port_offset"] == found
+
+
+def test_offsets_that_differ_are_a_problem():
+    [sentence] = cluster_of(three(one={"train_port_offset": 2000}))["problems"]
+    assert sentence.startswith("train_port_offset differs between machines.")
