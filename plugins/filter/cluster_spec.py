@@ -313,7 +313,7 @@ class Inventory:
 
     def entry_per_gpu(self, where: str, machine: str, job: str) -> list[dict[str, Any]]:
         """Return an entry for each GPU that was found on the machine."""
-        found = (self.value(machine, "ansible_facts") or {}).get("tf_machine", {}).get("gpus")
+        found = (self.value(machine, "spec_gpus") or {}).get("answer")
         if not isinstance(found, dict) and self.provisional:
             self.open_jobs.add(job)
             return [{"options": {"gpus": [0]}}]
@@ -485,6 +485,7 @@ def _known_variables() -> set[str]:
     return {
         *MACHINE_VARIABLES,
         "spec_cluster",
+        "spec_gpus",
         "tf_machine",
         "tf_run",
         "program_args",

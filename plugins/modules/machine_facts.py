@@ -46,6 +46,7 @@ ansible_facts:
         init: {description: "C(systemd), or the name of process 1", type: str}
         addresses: {description: "The machine's own addresses, without their zones", type: list, elements: str}
         interfaces: {description: Names of its network interfaces, type: list, elements: str}
+        ports: {description: The ports of which the listeners were looked up, type: list, elements: int}
         listeners:
           description: Processes that listen on the ports, with C(port), C(name), C(pid), C(user), and C(unit) if it is a task
           type: list

@@ -128,7 +128,10 @@ def main() -> None:
     )
     lock_file = open(LOCK, "w", encoding="utf-8")  # noqa: SIM115 (keeps the lock until the process exits)
     if not lock.acquire(lock_file, LOCK_SECONDS):
-        module.fail_json(msg=f"Timed out after {LOCK_SECONDS} s waiting for another site.yml on this machine.")
+        module.fail_json(
+            msg=f"Timed out after {LOCK_SECONDS} s waiting for another site.yml on this machine. "
+            f"'lslocks' shows which process has locked {LOCK}."
+        )
     template, target = module.params["template"], module.params["target"]
     wanted = {template.replace("@", f"@{task}"): inputs for task, inputs in module.params["tasks"].items()}
     systemd = Systemd(module)

@@ -161,8 +161,8 @@ machine_variables = st.fixed_dictionaries(
         "tf_encryption": st.one_of(st.booleans(), values),
         "tf_tunnel_network": st.one_of(tunnels, values),
         "tf_tunnel_address": st.one_of(addresses, tunnels, values),
-        "ansible_facts": st.sampled_from(
-            [{}, *({"tf_machine": {"gpus": found}} for found in ({"gpus": [], "pci": []}, {"gpus": [{}], "pci": [{}, {}]}))]
+        "spec_gpus": st.sampled_from(
+            [{}, *({"answer": found} for found in ({"gpus": [], "pci": []}, {"gpus": [{}], "pci": [{}, {}]}))]
         ),
     },
 )

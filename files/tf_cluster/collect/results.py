@@ -73,7 +73,7 @@ def noted_of(run: Run) -> dict[str, Any]:
         begun, ended = run.folder.joinpath("program").stat().st_mtime, run.folder.joinpath("stdout.log").stat().st_mtime
         return {
             "run_id": run.id, "program": "?", "task": "?", "asked": min(begun, ended), "ended": ended, "damaged": True,
-            "failure": f"{run.folder}/run.json is damaged",
+            "failure": f"{run.folder}/run.json on {os.uname().nodename} is damaged",
         }  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def pack_waiting(run: Run, waited: float) -> dict[str, Any]:
         except BlockingIOError as error:
             waited += REPORT_SECONDS
             if waited >= PACK_TIMEOUT_SECONDS:
-                raise OSError(f"{error}; timed out after {waited:.0f} s waiting for another collection") from None
+                raise OSError(f"timed out after {waited:.0f} s waiting for another collection. {error}") from None
             line = f"waiting for another collection of this run ({waited:.0f} s)"
             return {"lines": [line], "next": ["pack", run.id, f"--waited={waited}"]}
         return pack_locked(run)

@@ -48,6 +48,7 @@ def collect(ports: list[int], venv: str) -> dict[str, Any]:
         "processor": platform.machine(),
         "init": "systemd" if os.path.isdir("/run/systemd/system") else Path("/proc/1/comm").read_text().strip(),
         **network(),
+        "ports": ports,
         "listeners": listeners(ports, units),
         "account": account("tensorflow"),
         "disk_mb": free_megabytes("/opt"),

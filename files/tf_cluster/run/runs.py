@@ -83,9 +83,7 @@ class Run:
         path = self.folder / f"{what}.lock"
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
             if not lock.acquire(file, timeout_seconds):
-                raise BlockingIOError(
-                    f"{path} has been locked for {timeout_seconds:g} s. 'lslocks' on its machine shows the process"
-                )
+                raise BlockingIOError(f"{path} is locked by another process. 'lslocks' on its machine shows it")
             yield
 
     def reserve(self) -> None:

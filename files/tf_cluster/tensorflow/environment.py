@@ -65,16 +65,22 @@ def digest(folder: str) -> str:
 
 def make(plan: dict[str, Any]) -> dict[str, Any]:
     """Create the environment unless it is complete; return the result, or ``lines`` and ``next`` while it is locked."""
-    waited, seconds = plan.get("waited", 0), plan["timeout"]
+    now, seconds = time.clock_gettime(time.CLOCK_BOOTTIME), plan["timeout"]
+    waited, reported = now - plan.get("since", now), plan.get("reported", -REPORT_SECONDS)
     with open(LOCK, "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if waited >= seconds:
-                return {"failure": f"Timed out after {seconds} s waiting for another site.yml on this machine."}
-            lines = [] if waited % REPORT_SECONDS else [f"waiting for another site.yml on {os.uname().nodename} ({waited} s)"]
+                return {
+                    "failure": f"Timed out after {seconds} s waiting for another site.yml on this machine. "
+                    f"'lslocks' shows which process has locked {LOCK}."
+                }
+            lines = []
+            if waited >= reported + REPORT_SECONDS:
+                reported, lines = waited, [f"waiting for another site.yml on {os.uname().nodename} ({waited:.0f} s)"]
             time.sleep(RETRY_SECONDS)
-            return {"lines": lines, "next": [json.dumps({**plan, "waited": waited + RETRY_SECONDS})]}
+            return {"lines": lines, "next": [json.dumps({**plan, "since": now - waited, "reported": reported})]}
         found = look(plan["venv"])
         there = found["whole"] and found["made_of"] == plan["made_of"]
         return {"id": found["id"], "made": False} if there else install(plan, time.monotonic() + seconds - waited)

@@ -248,14 +248,14 @@ def test_the_machines_of_which_a_task_uses_a_gpu_are_named(gpus, machines):
 
 @pytest.mark.parametrize("found", [{"gpus": [{}] * 8, "pci": [{}] * 8}, {"gpus": [], "pci": [{}] * 8}])
 def test_a_task_for_each_gpu(found):
-    cluster = cluster_of(three(one={"tf_tasks": {"worker": "per_gpu"}, "ansible_facts": {"tf_machine": {"gpus": found}}}))
+    cluster = cluster_of(three(one={"tf_tasks": {"worker": "per_gpu"}, "spec_gpus": {"answer": found}}))
     assert [task["options"]["gpus"] for task in cluster["machines"]["one"]] == [[number] for number in range(8)]
     assert cluster["spec"]["worker"] == ["10.0.0.1:2222", *(f"10.0.0.1:{port}" for port in range(2224, 2231)), TWO]
 
 
 @pytest.mark.parametrize(
     ("found", "words"),
-    [({}, "are unknown"), ({"ansible_facts": {"tf_machine": {"gpus": {"gpus": [], "pci": []}}}}, "has no NVIDIA GPU")],
+    [({}, "are unknown"), ({"spec_gpus": {"answer": {"gpus": [], "pci": []}}}, "has no NVIDIA GPU")],
 )
 def test_a_task_for_each_gpu_takes_gpus(found, words):
     problems = sentences_of(three(one={"tf_tasks": {"worker": "per_gpu"}, **found}))
