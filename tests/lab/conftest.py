@@ -25,6 +25,7 @@ class Cluster:
     """The scenario's cluster."""
 
     scenario = SCENARIO
+    keys = Path.home() / ".local/state" / LAB
     output = ROOT / ".cache/output" / SCENARIO.name  # scenarios run side by side
     inventory = (f"--inventory={ROOT}/inventory/lab/lab.yml", f"--inventory={SCENARIO}/inventory")
 
@@ -74,9 +75,8 @@ class Cluster:
 
     def ssh(self, machine, line, **more):
         """Run a line of shell on a machine; with the lab's keys and without Ansible, whose commands take ten times as long."""
-        state = Path.home() / ".local/state" / LAB
-        options = {"UserKnownHostsFile": state / "known_hosts", "GlobalKnownHostsFile": "/dev/null", "IdentitiesOnly": "yes"}
-        options |= {"IdentityFile": state / "id_ed25519", "ConnectTimeout": 10}
+        options = {"UserKnownHostsFile": self.keys / "known_hosts", "GlobalKnownHostsFile": "/dev/null", "IdentitiesOnly": "yes"}
+        options |= {"IdentityFile": self.keys / "id_ed25519", "ConnectTimeout": 10}
         words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         address = self.inventory_data["_meta"]["hostvars"][machine]["ansible_host"]
         return subprocess.run(

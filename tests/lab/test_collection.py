@@ -20,7 +20,7 @@ OURS += "getent passwd tensorflow; nft list tables | grep -i tf; true"
 
 
 class Project:
-    """A folder that has the installed collection and an inventory of its own."""
+    """A folder with the installed collection and a separate inventory."""
 
     def __init__(self, folder, machines):
         self.folder, self.machines = folder, machines
@@ -51,10 +51,9 @@ class Project:
 @pytest.fixture(scope="module")
 def project(cluster, tmp_path_factory):
     """Return another project, with the ways to the lab's machines in its inventory."""
-    listed = json.loads(cluster.command("ansible-inventory", "--list").stdout)["_meta"]["hostvars"]
+    listed = cluster.inventory_data["_meta"]["hostvars"]
     templates = {name: {f"ansible_{key}": listed[name][f"ansible_{key}"] for key in CONNECTION} for name in MACHINES}
-    state = Path.home() / ".local/state/tf-test-collection"
-    text = re.sub(r"\{\{ *lab_folder *\}\}", str(state), json.dumps(templates))
+    text = re.sub(r"\{\{ *lab_folder *\}\}", str(cluster.keys), json.dumps(templates))
     return Project(tmp_path_factory.mktemp("project"), json.loads(text))
 
 
