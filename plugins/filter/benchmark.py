@@ -28,13 +28,14 @@ def benchmark_problems(seconds: Any, iperf: object) -> list[str]:
     return problems
 
 
-def network_links(cluster: Cluster, seconds: float | str, offset: int | str = 1000) -> list[Link]:
+def network_links(cluster: Cluster, seconds: float | str) -> list[Link]:
     """Return the links that fit into the time. In each round, every machine sends once and receives once."""
     names = list(cluster["machines"])
     pairs = [(name, names[(place + shift) % len(names)]) for shift in range(1, len(names)) for place, name in enumerate(names)]
     first = {name: tasks[0] for name, tasks in cluster["machines"].items()}
+    offset = int(cluster["train_port_offset"])
     return [
-        {"from": begin, "to": end, "address": first[end]["address"].strip("[]"), "port": first[end]["port"] + int(offset)}
+        {"from": begin, "to": end, "address": first[end]["address"].strip("[]"), "port": first[end]["port"] + offset}
         for begin, end in pairs[: max(1, int(float(seconds) / LINK_SECONDS))]
     ]
 

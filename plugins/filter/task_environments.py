@@ -1,9 +1,10 @@
-"""Compute the environment files of tasks and describe program files for the module write_files."""
+"""Compute what a machine's servers need, and describe program files for the module write_files."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,32 @@ FOLDER = "/etc/tf-cluster/tasks"
 SHARED_DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 NODES_UNIT = "tf-gpu-nodes.service"
 GPU_START_SECONDS = 300
+
+
+def server_state(tasks: list[Task], files: list[File], inputs: str, packages: str = "") -> dict[str, Any]:
+    """Return ``files``, those of all tasks and of each, and ``tasks``: name -> digest of its inputs, if it has a server.
+
+    ``files`` are those of all tasks, ``inputs`` is a pattern of the paths that a server starts with.
+    """
+    environments = task_environments(tasks, [file for file in files if re.search(inputs, file["path"])], packages)
+    return {
+        "files": [*files, *(file for environment in environments for file in environment["files"])],
+        "tasks": {own["name"]: own["inputs"] for task, own in zip(tasks, environments) if task["standing"]},
+    }
+
+
+def server_stands(wanted: dict[str, Any], machine: dict[str, Any], only: Iterable[str] = ()) -> bool:
+    """Return whether a machine has the files and runs the tasks that the filter server_state returned.
+
+    ``machine`` is the fact tf_machine, ``only`` the option of the module write_files.
+    """
+    return (
+        machine["tasks"] == wanted["tasks"]
+        and (machine["target"] or not wanted["tasks"])
+        and machine["compiled"]
+        and not machine["reload"]
+        and not files_differ(wanted["files"], machine["digests"], only)
+    )
 
 
 def task_environments(tasks: list[Task], files: list[File], packages: str = "") -> list[dict[str, Any]]:
@@ -95,7 +122,8 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
-            "task_environments": task_environments,
+            "server_state": server_state,
+            "server_stands": server_stands,
             "program_file": program_file,
             "package_files": package_files,
             "files_differ": files_differ,

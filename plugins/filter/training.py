@@ -16,14 +16,14 @@ def training(
     cluster: Cluster,
     run_id: str = "",
     jobs: str | Iterable[str] = "worker",
-    offset: Any = 1000,  # this and the following are not validated yet
-    restarts: Any = 0,
+    restarts: Any = 0,  # this, join and the cluster's offset are not validated yet
     join: Any = 60,
 ) -> dict[str, Any]:
     """Return the training of the tasks of these jobs, or all problems of the options."""
     jobs = [job.strip() for job in jobs.split(",")] if isinstance(jobs, str) else list(jobs)
     problems = [problem for job in jobs if (problem := _job_problem(job, cluster))]
     numbers: dict[str, Any] = {}
+    offset = cluster["train_port_offset"]
     for name, value, lowest in (("train_port_offset", offset, 1), ("train_restarts", restarts, 0), ("train_join", join, 1)):
         try:
             numbers[name] = float(value) if name == "train_join" else int(value)
@@ -53,13 +53,13 @@ def training(
     }
 
 
-def cluster_ports(cluster: Cluster, machine: str | None = None, offset: Any = 1000) -> list[int]:
+def cluster_ports(cluster: Cluster, machine: str | None = None) -> list[int]:
     """Return the sorted ports of the tasks of one or all machines, including the ports of their trainings."""
     own = [task for name, tasks in cluster["machines"].items() if machine in (None, name) for task in tasks]
     ports = {task["port"] for task in own}
     jobs = [job for job in JOBS if _tasks(cluster, job)]
     for chosen in {(job,) for job in jobs} | {tuple(jobs)}:
-        plan = training(cluster, jobs=chosen, offset=offset)
+        plan = training(cluster, jobs=chosen)
         if plan["problems"]:
             raise ValueError(" ".join(plan["problems"]))
         entries = [(task, entry) for job in plan["cluster"] for task, entry in _entries(plan, job)]

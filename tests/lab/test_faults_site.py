@@ -244,7 +244,7 @@ def test_site_interrupted_at_each_stage(site, faults):
     site.on(site.first, "systemctl stop tf-firewall")
     site.interrupt("TASK [distributed.tensorflow.firewall : Close | Load the rules", after=0)
     site.cluster.shell("worker", "echo {} > /etc/tf-cluster/config.json; sed -i s/FILES/EDITED/ /etc/tf-cluster/tasks/*.env")
-    site.interrupt("TASK [distributed.tensorflow.server : Write the cluster spec", after=1)
+    site.interrupt("TASK [distributed.tensorflow.server : Update | Write the cluster spec", after=1)
     site.cluster.shell("worker", "systemctl stop 'tf-server@*'")
     site.interrupt("TASK [distributed.tensorflow.server : Start new tasks", after=0.3)
     interrupted = time.monotonic() - begun

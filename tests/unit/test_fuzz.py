@@ -226,7 +226,7 @@ def test_the_firewalls_peers(given_addresses, more, offset):
         assert {ipaddress.ip_address(address).version for address in found["ipv4"]} <= {4}
         assert {ipaddress.ip_address(address).version for address in found["ipv6"]} <= {6}
     task = {"job": "worker", "index": 0, "port": 2222, "address": "10.0.0.1", "machine": "m"}
-    found, sentence = outcome(ValueError, training.cluster_ports, {"machines": {"m": [task]}}, "m", offset)
+    found, sentence = outcome(ValueError, training.cluster_ports, {"machines": {"m": [task]}, "train_port_offset": offset}, "m")
     if sentence:
         assert "train_port_offset" in sentence
         assert a_sentence(sentence)

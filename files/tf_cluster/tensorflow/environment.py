@@ -26,8 +26,9 @@ from typing import Any
 
 RETRY_SECONDS, REPORT_SECONDS = 2, 10  # between two attempts to lock, and between two reports
 LOCK = "/run/tf-cluster-install.lock"
-# Not part of the digest: the note itself, files of the role server, byte code, and uv's lock.
-EXCLUDED_FILES = ("made-of", "tf-cluster.pth", "byte-compiled", "__pycache__", ".lock")
+# Not part of the digest: the note itself, files of the role server, byte code, uv's lock, and headers: two thirds of the files,
+# which only a compiler reads.
+EXCLUDED_FILES = ("made-of", "tf-cluster.pth", "byte-compiled", "__pycache__", ".lock", "include")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
-"""The filter task_environments: what a task is started with, and when that changes."""
+"""The filters of task_environments.py: what a task is started with, and when that changes."""
 
+import hashlib
 import shlex
 
 import pytest
@@ -161,3 +162,59 @@ def test_a_program_is_a_file_that_may_be_run():
         "content": (ROOT / "files/tf_cluster/cli.py").read_text(encoding="utf-8"),
         "mode": "0755",
     }
+
+
+COMMON = [{"path": "/etc/tf-cluster/config.json", "content": "spec"}, {"path": "/opt/tf-cluster/lib/run.py", "content": "a"}]
+
+
+def server_state(*given, common=COMMON):
+    """Return the wanted state of these tasks."""
+    return filters.server_state(list(given), common, "config[.]json$", "3f2a")
+
+
+def test_a_machine_gets_all_files_and_the_inputs_of_its_servers():
+    server, run = tasks({}, {})
+    found = server_state(server, {**run, "standing": False})
+    assert [file["path"].rpartition("/")[2] for file in found["files"]] == [
+        "config.json",
+        "run.py",
+        "worker-0.env",
+        "worker-1.env",
+    ]
+    assert found["tasks"] == {"worker-0": environments({})[0]["inputs"]}
+
+
+def test_only_files_that_a_server_starts_with_are_its_inputs():
+    changed = [COMMON[0], {**COMMON[1], "content": "b"}]
+    assert server_state(*tasks({}), common=changed)["tasks"] == server_state(*tasks({}))["tasks"]
+
+
+def machine(wanted, **changes):
+    """Return the facts of a machine that is as wanted, except for the changes."""
+    digests = {file["path"]: f"{hashlib.sha256(file['content'].encode()).hexdigest()} 0644" for file in wanted["files"]}
+    return {"tasks": wanted["tasks"], "target": True, "compiled": True, "reload": False, "digests": digests, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "stands"),
+    [
+        ({}, True), ({"tasks": {}}, False), ({"tasks": {"worker-0": None}}, False), ({"target": False}, False),
+        ({"compiled": False}, False), ({"reload": True}, False), ({"digests": {}}, False),
+    ],
+)  # fmt: skip
+def test_a_machine_stands_if_nothing_differs(changes, stands):
+    wanted = server_state(*tasks({}))
+    assert filters.server_stands(wanted, machine(wanted, **changes)) is stands
+
+
+def test_a_machine_without_servers_needs_no_target():
+    wanted = server_state()
+    assert filters.server_stands(wanted, machine(wanted, target=False))
+
+
+def test_an_obsolete_file_differs():
+    wanted = server_state(*tasks({}))
+    found = machine(wanted)
+    found["digests"]["/etc/tf-cluster/tasks/worker-7.env"] = "x"
+    assert filters.server_stands(wanted, found)
+    assert not filters.server_stands(wanted, found, ["/etc/tf-cluster/tasks/*.env"])

@@ -51,7 +51,7 @@ def test_parts_are_in_the_order_of_the_indices():
 
 
 def test_an_offset_may_be_given_as_text():
-    assert filters.training(cluster(), offset="500")["cluster"]["worker"][0] == "10.0.0.1:2722"
+    assert filters.training({**cluster(), "train_port_offset": "500"})["cluster"]["worker"][0] == "10.0.0.1:2722"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,8 @@ def test_an_offset_may_be_given_as_text():
     ],
 )
 def test_what_cannot_be_gives_a_sentence(given, words):
-    [sentence] = filters.training(cluster(), **given)["problems"]
+    offset = {"train_port_offset": given.pop("offset")} if "offset" in given else {}
+    [sentence] = filters.training({**cluster(), **offset}, **given)["problems"]
     assert [word for word in words if word not in sentence] == []
 
 
@@ -89,7 +90,7 @@ def test_the_parts_of_a_machine_are_all_its_tasks_but_the_chiefs():
 def test_the_ports_that_are_closed_to_others_are_those_of_tasks_and_trainings():
     """Also where a training has to pass over a task's port."""
     assert filters.cluster_ports(cluster(), "a") == [2222, 3222, 4222]
-    assert filters.cluster_ports(cluster(), offset="7000") == [2222, 2223, 2224, 2225, 9222, 9224, 16222, 16224]
+    assert filters.cluster_ports({**cluster(), "train_port_offset": "7000"}) == [2222, 2223, 2224, 2225, 9222, 9224, 16222, 16224]
     busy = cluster(a={"worker": [{"port": 2222}, {"port": 3222}]})
     plan = filters.training(busy)
     wanted = {int(entry.rpartition(":")[2]) for entry in plan["cluster"]["worker"][:2]}
@@ -100,4 +101,4 @@ def test_the_ports_that_are_closed_to_others_are_those_of_tasks_and_trainings():
 @pytest.mark.parametrize("offset", ["x", 0, 70000, None])
 def test_ports_that_cannot_be_are_an_error(offset):
     with pytest.raises(ValueError, match="train_port_offset"):
-        filters.cluster_ports(cluster(), offset=offset)
+        filters.cluster_ports({**cluster(), "train_port_offset": offset})

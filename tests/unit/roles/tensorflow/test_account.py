@@ -16,11 +16,21 @@ def tasks(name):
     return [(task["ansible.builtin.user"], task["when"]) for task in found if "ansible.builtin.user" in task]
 
 
-def test_only_a_new_account_gets_the_comment():
-    (created, when), (changed, _when) = tasks("main")
-    assert created["comment"] == "{{ __tensorflow_account_comment }}"
-    assert when == "ansible_facts.tf_machine.account | length == 0"
-    assert "comment" not in changed
+@pytest.mark.parametrize(
+    ("account", "called", "comment"),
+    [
+        ([], True, COMMENT),
+        (["tensorflow", "x", 1001, 1001, "Jo", "/home/tensorflow", "/bin/bash"], True, "omit"),
+        (["tensorflow", "x", 998, 998, COMMENT, "/var/lib/tf-cluster", "/usr/sbin/nologin"], False, "omit"),
+    ],
+)
+def test_only_a_new_account_gets_the_comment(account, called, comment):
+    [(created, when)] = tasks("main")
+    environment = jinja2.Environment(autoescape=True)
+    environment.filters["ternary"] = lambda value, yes, no: yes if value else no
+    given = {"ansible_facts": {"tf_machine": {"account": account}}, "__tensorflow_account_comment": COMMENT, "omit": "omit"}
+    assert environment.compile_expression(when)(**given) is called
+    assert environment.from_string(created["comment"]).render(**given) == comment
 
 
 def test_a_comment_fits_into_a_line_of_passwd():

@@ -26,7 +26,7 @@ def cluster(count):
         f"m{place}": [{"job": "worker", "index": place, "address": f"[fd00::{place}]", "port": 2222, "options": {"gpus": []}}]
         for place in range(count)
     }
-    return {"machines": machines}
+    return {"machines": machines, "train_port_offset": 1000}
 
 
 def test_a_runs_own_task_is_not_measured():
