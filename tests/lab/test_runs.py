@@ -307,7 +307,7 @@ def test_a_run_that_there_is_not(cluster, run, words):
         ("print('before'); raise SystemExit(7)", "exited with status 7"),
         ("import os, signal; print('before'); os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
         ("import time; print('before'); time.sleep(600)", "still running after 4"),
-        ("print('before'); 1 / 0", "exited with status 1"),
+        ("print('before'); 1 / 0", "exited with status 1: ZeroDivisionError: division by zero."),
     ],
 )
 def test_a_program_that_fails_keeps_what_it_left(cluster, program, text, reason):
@@ -370,7 +370,6 @@ def broken(cluster):
     ("line", "mend", "state"),
     [
         ("systemctl stop tf-server@worker-1", "systemctl start tf-server@worker-1", "refused"),
-        ("systemctl kill -s STOP tf-server@worker-1", "systemctl kill -s CONT tf-server@worker-1", "hangs"),
         (
             "systemctl stop tf-server@worker-1; systemd-run -u stranger python3 -m http.server 2222; sleep 1",
             "systemctl stop stranger; systemctl start tf-server@worker-1",
@@ -388,6 +387,23 @@ def test_no_run_starts_while_a_task_does_not_answer(cluster, broken, line, mend,
     assert row in said(done), said(done)
     assert "worker:0 test-worker-0 10.89.78.10:2222 answers" in said(done)
     assert "tf-server@worker-1.service is" in said(done)
+
+
+def test_a_task_that_hangs_is_restarted_unless_a_run_is_in_progress(cluster, broken, program):
+    time.sleep(3)  # the servers were cleared of the run before
+    cluster.run(program("import time; time.sleep(40)"), "--extra-vars=detach=true", "--extra-vars=run_name=slow")
+    broken("systemctl kill -s STOP tf-server@worker-1", "systemctl kill -s CONT tf-server@worker-1")
+    done = cluster.playbook("run_demo.yml", "--extra-vars=ready_timeout=3")
+    assert done.returncode != 0
+    assert "worker:1 test-worker-1 10.89.78.11:2222 hangs" in said(done), said(done)
+    assert "tf-server@worker-1.service is" in said(done)
+    [run] = re.findall(
+        r"run (\S+-slow-\S+)", cluster.shell("host", "systemctl show --property=Description 'tf-run-*'")[cluster.host]
+    )
+    cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
+    done = cluster.playbook("run_demo.yml", "--extra-vars=ready_timeout=3")
+    assert done.returncode == 0, said(done)
+    assert "worker:1 on test-worker-1, which does not answer and is used by no run" in said(done)
 
 
 def test_a_task_that_is_stopped_turns_the_status_red(cluster, broken):
