@@ -495,6 +495,7 @@ def _known_variables() -> set[str]:
         "train_jobs",
         "train_restarts",
         "train_join",
+        "train_ends_with",
         "train_port_offset",
         "benchmark_seconds",
         *(name for entry in entries for name in entry.get("options", {})),

@@ -9,6 +9,7 @@ Cluster = dict[str, Any]  # as the filter cluster_spec returns it
 Task = dict[str, Any]  # one of its tasks
 
 JOBS = ("chief", "worker")  # of MultiWorkerMirroredStrategy; the first task of the first job is the chief
+ENDS = ("all", "chief")  # the tasks whose end is the training's
 MAX_PORT = 65535
 
 
@@ -18,6 +19,7 @@ def training(
     jobs: str | Iterable[str] = "worker",
     restarts: Any = 0,  # this, join and the cluster's offset are not validated yet
     join: Any = 60,
+    ends_with: Any = "all",
 ) -> dict[str, Any]:
     """Return the training of the tasks of these jobs, or all problems of the options."""
     jobs = [job.strip() for job in jobs.split(",")] if isinstance(jobs, str) else list(jobs)
@@ -31,6 +33,8 @@ def training(
             numbers[name] = lowest - 1
         if not lowest <= numbers[name] <= MAX_PORT:
             problems.append(f"{name} is {value!r}. Set a number from {lowest} to {MAX_PORT}.")
+    if ends_with not in ENDS:
+        problems.append(f"train_ends_with is {ends_with!r}. Set {' or '.join(ENDS)}.")
     if not jobs:
         problems.append("train_jobs is empty. Set jobs, as in [worker].")
     if problems:
@@ -50,6 +54,7 @@ def training(
         "machines": {_name(task): task["machine"] for task in tasks},
         "restarts": numbers["train_restarts"],
         "join": numbers["train_join"],
+        "ends_with": ends_with,
     }
 
 

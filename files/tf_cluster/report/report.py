@@ -109,7 +109,19 @@ class Collected:
     def program_failure(self) -> list[str]:
         """Return a sentence on the run's failure, if it failed."""
         failure = self.outcome["failure"]
-        return [failure[0].upper() + failure[1:] + "."] if failure else []
+        if not failure:
+            return []
+        reason = self.outcome.get("reason") or {}
+        task = reason.get("task", "")
+        named = f"{known_as(self.outcome, task)} on machine {self.machine_of(task)}"
+        failure = failure.replace(f"({task})", f"({named})") if task and self.machine_of(task) else failure
+        remedy = reason.get("remedy", "")
+        return [f"{failure[0].upper()}{failure[1:]}.", *([f"{remedy}."] if remedy else [])]
+
+    def machine_of(self, task: str) -> str:
+        """Return the machine of a task as the run names it; empty if unknown."""
+        found = [each["machine"] for each in self.tasks if each["task"] == known_as(self.outcome, task)]
+        return found[0] if found else ""
 
     def uncollected(self) -> list[str]:
         """Return why output or results could not be collected."""

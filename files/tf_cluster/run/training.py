@@ -26,7 +26,7 @@ from typing import Any
 from .. import cli
 from ..server import ports
 from ..spec import cluster_config
-from . import runs
+from . import reason, runs
 
 HEARTBEAT_SECONDS = 5.0
 HEARTBEAT_TIMEOUT_SECONDS = 30.0  # without a heartbeat, after which the connection counts as lost
@@ -171,16 +171,36 @@ class Coordinator:
         return ""
 
     async def watch(self, attempt: int) -> str:
-        """Wait until all programs have succeeded or one fails; return a sentence on the failure."""
+        """Wait until the programs have succeeded or one fails; return a sentence on the failure.
+
+        The others fail when a program ends before them in the middle of a step, so the failure names those that had ended.
+        """
         running = set(self.training["machines"])
+        done: dict[str, float] = {}
         while running:
             task, message = await self.events.get()
             if not message or message.get("attempt", attempt) != attempt:
                 continue
             if message.get("ended") != "":
-                return self.sentence(task, message)
+                return "; ".join([self.sentence(task, message), *self.before(done), *self.left(message, running)])
             running.discard(task)
+            done[task] = time.monotonic()
+            if task == self.training["chief"] and self.training.get("ends_with") == "chief":
+                log(f"{task} finished, so the training ends (train_ends_with)")
+                return ""
+            if running:
+                log(f"{task} finished; waiting for {' and '.join(sorted(running))}")
         return ""
+
+    def left(self, message: dict[str, Any], running: set[str]) -> list[str]:
+        """Return a phrase on the tasks that were still running when systemd stopped the training."""
+        return [f"still running: {', '.join(sorted(running))}"] if "run_timeout" in message.get("leaves", "") else []
+
+    def before(self, done: dict[str, float]) -> list[str]:
+        """Return a phrase on the tasks that had ended before a failure: task -> time of the monotonic clock."""
+        now = time.monotonic()
+        names = [f"{self.name(task)} ({now - ended:.0f} s before)" for task, ended in done.items()]
+        return [f"the program of {' and '.join(names)} had already finished"] if names else []
 
     async def stop(self, attempt: int) -> bool:
         """Stop all programs; return whether all can restart."""
@@ -216,9 +236,10 @@ class Coordinator:
 class Member:
     """One task of the training: starts and stops the program on the coordinator's messages."""
 
-    def __init__(self, noted: dict[str, Any]) -> None:
+    def __init__(self, noted: dict[str, Any], output: Path) -> None:
         self.training, self.task, self.command = noted["training"], noted["task"], noted["command"]
         self.begun, self.limit = time.monotonic(), noted["limit"]
+        self.output = output
         job, index = self.task.split(":")
         self.port = cluster_config.split_address(self.training["cluster"][job][int(index)])[1]
         self.process: asyncio.subprocess.Process | None = None
@@ -264,7 +285,7 @@ class Member:
                     self.outcome = f"was stopped after {self.limit:g} s (run_timeout)" if late else "was stopped from outside"
                     await channel.send(leaves=self.outcome)
                 if self.process and self.process.returncode is not None:
-                    ended = exit_description(self.process.returncode)
+                    ended = exit_description(self.process.returncode, self.output)
                     self.outcome = ended or "done"
                     await self.end()
                     await channel.send(ended=ended, attempt=self.attempt)
@@ -363,10 +384,14 @@ def refuse(training: dict[str, Any], task: str, sentence: str) -> None:
     asyncio.run(tell())
 
 
-def exit_description(status: int) -> str:
-    """Return how a program failed; empty if it succeeded."""
-    if status >= 0:
-        return f"exited with status {status}" if status else ""
+def exit_description(status: int, output: Path) -> str:
+    """Return how a program failed, with the reason in its output; empty if it succeeded."""
+    if status == 0:
+        return ""
+    if status > 0:
+        found = reason.reason_of(output)
+        remedy = f". {found.remedy}" if found and found.remedy else ""
+        return f"exited with status {status}{f': {found}' if found else ''}{remedy}"
     return f"was killed by {signal.Signals(-status).name}"
 
 
@@ -380,7 +405,7 @@ async def take_part(noted: dict[str, Any], part: Path) -> str:
 
     ``noted`` is the content of run.json. The result is written to ``part`` as JSON.
     """
-    training, member, coordinating = noted["training"], Member(noted), None
+    training, member, coordinating = noted["training"], Member(noted, part.with_name("stdout.log")), None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, member.leaving.set)
     try:
         if noted["task"] == training["chief"]:

@@ -65,6 +65,7 @@ def test_an_offset_may_be_given_as_text():
         ({"offset": "x"}, ["train_port_offset is 'x'"]),
         ({"restarts": -1}, ["train_restarts is -1"]),
         ({"join": "soon"}, ["train_join is 'soon'"]),
+        ({"ends_with": "worker"}, ["train_ends_with is 'worker'", "all or chief"]),
     ],
 )
 def test_what_cannot_be_gives_a_sentence(given, words):

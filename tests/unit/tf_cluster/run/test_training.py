@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -39,13 +40,13 @@ def short(monkeypatch):
 
 
 ALONE = """
-import asyncio, sys
+import asyncio, pathlib, sys
 from tf_cluster.run import training as train_task
 train_task.adopt_orphans()
 noted = {"training": {"cluster": {"worker": ["127.0.0.1:1"]}}, "task": "worker:0", "limit": 9}
 noted["command"] = [sys.executable, sys.argv[1]]
 async def main():
-    member = train_task.Member(noted)
+    member = train_task.Member(noted, pathlib.Path("none"))
     await member.start(1)
     await asyncio.sleep(float(sys.argv[2]))
     await member.end()
@@ -100,7 +101,7 @@ class Training:
                 f"import os, pathlib, signal, sys, time\nhere = pathlib.Path({str(folder)!r})\n{text}", encoding="utf-8"
             )
             noted = {"training": self.plan, "task": f"worker:{index}", "command": [sys.executable, str(path)], "limit": limit}
-            self.members.append(train_task.Member(noted))
+            self.members.append(train_task.Member(noted, folder / f"{index}.log"))
 
     @property
     def address(self):
@@ -159,7 +160,10 @@ async def test_one_that_fails_ends_all_within_seconds(tmp_path, text, outcome):
     begun = time.monotonic()
     found = await Training(tmp_path, stubborn, f"time.sleep(0.3)\n{text}", "").run()
     assert time.monotonic() - begun < 5
-    assert {each["failure"] for each in found} == {f"the program of worker:1 on machine b {outcome}"}
+    [failure] = {each["failure"] for each in found}
+    assert re.sub(r"\d+ s before", "N s before", failure) == (
+        f"the program of worker:1 on machine b {outcome}; the program of worker:2 on machine c (N s before) had already finished"
+    )
     assert [each["outcome"] for each in found] == ["was stopped with the others", outcome, "done"]
 
 
@@ -219,7 +223,31 @@ async def test_a_training_that_takes_too_long_says_so(tmp_path):
     training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)", limit=0.5)
     later(0.8, training.members[1].leaving.set)
     found = await training.run()
-    assert found[0]["failure"] == "the process of worker:1 on machine b was stopped after 0.5 s (run_timeout)"
+    assert (
+        found[0]["failure"]
+        == "the process of worker:1 on machine b was stopped after 0.5 s (run_timeout); still running: worker:0, worker:1"
+    )
+
+
+@in_a_loop
+async def test_a_failure_names_the_tasks_that_had_ended_before(tmp_path, capsys):
+    """Those that go on fail in their next step, because nobody else takes part."""
+    (tmp_path / "0.log").write_text("Traceback (most recent call last):\n  File\nValueError: no more\n", encoding="utf-8")
+    found = await Training(tmp_path, "time.sleep(0.5); sys.exit(1)", "").run()
+    assert re.sub(r"\d+ s before", "N s before", found[0]["failure"]) == (
+        "the program of worker:0 on machine a exited with status 1: ValueError: no more; "
+        "the program of worker:1 on machine b (N s before) had already finished"
+    )
+    assert "[training] worker:1 finished; waiting for worker:0" in capsys.readouterr().out
+
+
+@in_a_loop
+async def test_a_training_may_end_with_its_chief(tmp_path):
+    training = Training(tmp_path, "", "time.sleep(60)")
+    training.plan["ends_with"] = "chief"
+    found = await training.run()
+    assert [each["failure"] for each in found] == ["", ""]
+    assert found[0]["outcome"] == "done"
 
 
 @pytest.mark.parametrize("silent", [True, False])

@@ -1,0 +1,75 @@
+"""run/reason.py: why a program failed, from its output."""
+
+import pytest
+from project import load
+
+reason = load("tf_cluster.run.reason")
+
+BEGIN = ["some output", "Traceback (most recent call last):", '  File "main.py", line 3, in <module>', "    run()"]
+ERRORS = "tensorflow.python.framework.errors_impl"
+OOM = "OOM when allocating tensor on /job:worker/replica:0/task:0/device:GPU:0"
+MISSING = "/r1/results/ckpt-1_temp/part; No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("lines", "found", "task", "remedy"),
+    [
+        ([*BEGIN, "ValueError: too small"], "ValueError: too small", "", ""),
+        ([*BEGIN, "KeyboardInterrupt"], "KeyboardInterrupt", "", ""),
+        ([*BEGIN, "AssertionError"], "AssertionError", "", ""),
+        ([*BEGIN, "mine.Stop: enough", "", "[cluster] worker:1 was restarted"], "Stop: enough", "", ""),
+        # The last of a chain counts.
+        ([*BEGIN, "KeyError: 1", "", "During handling of the above exception, another exception occurred:", "", *BEGIN[1:],
+          "OSError: 2"], "OSError: 2", "", ""),
+        (['  File "main.py", line 3', "    x = = 1", "SyntaxError: invalid syntax"], "SyntaxError: invalid syntax", "", ""),
+        (
+            [*BEGIN, f"{ERRORS}.NotFoundError: From /job:worker/replica:0/task:1:", "/data/a.txt; No such file or directory",
+             "\t [[{{node ReadFile}}]]"],
+            "NotFoundError: /data/a.txt; No such file or directory (worker:1)", "worker:1", "program_data",
+        ),
+        (
+            [*BEGIN, f"{ERRORS}.NotFoundError: Graph execution error:", "", "Detected at node 'save' defined at",
+             '    File "x.py", line 1', "Node: 'save'", "From /job:ps/replica:0/task:0:",
+             MISSING, "\t [[{{node save}}]] [Op:__inference_9]"],
+            f"NotFoundError: {MISSING} (ps:0)", "ps:0", "experimental_io_device",
+        ),
+        (
+            [*BEGIN, "ValueError: in user code:", "", '    File "bad.py", line 3, in f  *', "        def f(x): return g(x)", "",
+             "    ValueError: Cannot reshape a tensor"],
+            "ValueError: Cannot reshape a tensor", "", "",
+        ),
+        (
+            [*BEGIN, "ValueError: Disallowed task type found in cluster spec. Allowed types are {'chief', 'worker'}"],
+            "ValueError: Disallowed task type found in cluster spec. Allowed types are {'chief', 'worker'}", "", "train.yml",
+        ),
+        (
+            [*BEGIN, f"{ERRORS}.ResourceExhaustedError: {OOM}"],
+            f"ResourceExhaustedError: {OOM} (worker:0)",
+            "worker:0", "gpu_memory_fraction",
+        ),
+        (
+            [*BEGIN, "ValueError: Attempt to convert a value (PerReplica:{", "  0: <tf.Tensor>", "}) with an unsupported type"],
+            "ValueError: Attempt to convert a value (PerReplica:{", "", "Keras 2",
+        ),
+    ],
+)  # fmt: skip
+def test_the_exception_and_its_first_meaningful_line_are_found(lines, found, task, remedy):
+    result = reason.find_reason(lines)
+    assert (str(result), result.task) == (found, task)
+    assert (remedy in result.remedy) if remedy else not result.remedy
+
+
+@pytest.mark.parametrize("lines", [[], ["done"], ["Error: no"], ["Traceback (most recent call last):", "  File"], ["W0000 x: y"]])
+def test_an_output_without_an_exception_gives_no_reason(lines):
+    assert reason.find_reason(lines) is None
+
+
+def test_a_long_line_is_cut():
+    assert len(str(reason.find_reason([*BEGIN, "ValueError: " + "x" * 5000]))) < 400
+
+
+def test_the_end_of_a_long_output_is_read(tmp_path):
+    log = tmp_path / "stdout.log"
+    assert reason.reason_of(log) is None
+    log.write_bytes(b"\xff line\n" * 100_000 + "\n".join([*BEGIN, "ValueError: \x1b[31mred\x1b[0m"]).encode())
+    assert str(reason.reason_of(log)) == "ValueError: red"
