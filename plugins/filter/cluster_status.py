@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -43,6 +44,7 @@ def cluster_status(
                     **_answer(task, {"reason": not_checked, **answer}, state, problem, runs),
                     "version": answer.get("version"),
                     "gpus": answer.get("gpus", []),
+                    "holds": answer.get("runs", {}),
                     "run": ", ".join(runs) or None,
                 }
             )
@@ -53,7 +55,33 @@ def cluster_status(
     unwanted = [name for name, firewall in firewalls.items() if name in unguarded and (firewall["version"] or firewall["wanted"])]
     disabled = [name for name in firewalls if name in unguarded and name not in unwanted]
     complete = all(task["state"] in ("answers", "free", "runs") for task in tasks) and not broken and not unwanted
-    return {"ok": complete, "open": _firewall_problems(broken, unwanted, disabled), "tasks": tasks}
+    active = {run["run"] for state in states.values() for run in state.get("runs", [])}
+    return {
+        "ok": complete,
+        "open": _firewall_problems(broken, unwanted, disabled),
+        "held": _held_states(tasks, active),
+        "tasks": tasks,
+    }
+
+
+def _held_states(tasks: list[dict[str, Any]], active: Collection[str]) -> list[str]:
+    """Return a sentence for each run that is over and whose state is still on servers."""
+    held: dict[str, dict[str, Any]] = {}
+    on: dict[str, list[str]] = {}
+    for task in tasks:
+        for run, user in task["holds"].items():
+            if run not in active:
+                held[run] = user
+                on.setdefault(run, []).append(task["task"])
+    return [
+        f"{', '.join(on[run])}: holds the state of run {run} since {_moment(user['since'])}. The next run "
+        f"{'finds it (run_keep_state)' if user['kept'] else 'clears it'}."
+        for run, user in held.items()
+    ]
+
+
+def _moment(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _is_intact(firewall: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
     gate.py --config /etc/tf-cluster/config.json --timeout 10
 
 Prints a table, with ``--json`` an object ``{"ok": bool, "cluster": config.json's, "tasks": [...]}``; each task has
-``task``, ``address``, ``state``, ``reason``, ``version``, ``devices``, ``gpus`` (their UUIDs), ``incarnation`` (a new
+``task``, ``address``, ``state``, ``reason``, ``version``, ``devices``, ``gpus`` (their UUIDs), ``runs``, ``incarnation`` (a new
 value each time its server starts) and ``seconds``. Exit status: 0 if all tasks answer, 1 if one does not, 2 if the
 configuration is invalid. Takes 0.3 s for a healthy cluster and at most the timeout plus two seconds. The states:
 
@@ -17,6 +17,8 @@ configuration is invalid. Takes 0.3 s for a healthy cluster and at most the time
     other version  its TensorFlow version differs from this machine's
     no GPU       TensorFlow found fewer GPUs than the task should have, or a GPU computes incorrectly (--prove)
     no device    the task lacks a device that a program needs (--needs)
+
+``runs`` are the runs whose state the task holds (see server/control.py).
 """
 
 from __future__ import annotations
@@ -31,13 +33,15 @@ import time
 from typing import Any
 
 from .. import cli
-from ..server import identity
+from ..server import control
 from ..spec import cluster_config
 from ..table import table
 from ..tensorflow import capi
 from . import gpu_check
 
 DEADLINE_EXCEEDED, UNIMPLEMENTED = 4, 12
+CONNECTION_LOST = (10, 14)  # aborted, unavailable: the server ended meanwhile
+RETRY_SECONDS = 0.2
 CONNECT_TIMEOUT_SECONDS = 3.0
 
 
@@ -104,7 +108,7 @@ class Task:
         self.address = cluster_config.split_address(entry)
         self.report: dict[str, Any] = {
             "task": f"{job}:{index}", "address": entry, "state": "unreachable", "version": None, "devices": [], "gpus": [],
-            "incarnation": "", "reason": f"the name {self.address[0]} could not be resolved in time", "seconds": None,
+            "runs": {}, "incarnation": "", "reason": f"the name {self.address[0]} could not be resolved in time", "seconds": None,
         }  # fmt: skip
         self.thread: threading.Thread
 
@@ -116,8 +120,11 @@ class Task:
         """Fill in the report by the time ``deadline`` (of the monotonic clock)."""
         begun = time.monotonic()
         try:
-            if self.connects(deadline):
-                self.ask_tensorflow(deadline)
+            # A server that renews itself closes its connections and listens again after half a second.
+            while self.connects(deadline) and self.ask_tensorflow(deadline) in CONNECTION_LOST:
+                if time.monotonic() + RETRY_SECONDS > deadline:
+                    break
+                time.sleep(RETRY_SECONDS)
         except Exception as error:  # an error of one task must not stop the gate
             self.answer("hangs", f"{type(error).__name__}: {error}")
         self.report["seconds"] = round(time.monotonic() - begun, 3)
@@ -140,39 +147,29 @@ class Task:
                 self.answer("unreachable", "no answer from the machine: it is down, or a firewall drops the packets")
             except OSError as error:
                 self.answer("unreachable", f"{error.strerror or error}")
-            if time.monotonic() + 0.2 > deadline:
+            if time.monotonic() + RETRY_SECONDS > deadline:
                 return False
-            time.sleep(0.2)
+            time.sleep(RETRY_SECONDS)
 
-    def ask_tensorflow(self, deadline: float) -> None:
-        """Fetch the devices and the published identity from the server."""
+    def ask_tensorflow(self, deadline: float) -> int:
+        """Fetch the devices and the published identity from the server. Return TensorFlow's error code if the server hangs."""
         try:
             session = self.session(max(0.2, deadline - time.monotonic()))
+            try:
+                self.ask_session(session, session.devices(), deadline)
+            finally:
+                session.close()
         except capi.TensorFlowError as error:
             self.explain(error, deadline)
-            return
-        try:
-            self.ask_session(session, deadline)
-        finally:
-            session.close()
+            return error.code if self.report["state"] == "hangs" else 0
+        return 0
 
     def session(self, seconds: float) -> capi.Session:
-        """Open a session on the task with the identity graph; each step may take ``seconds``."""
-        # A filter that matches no task leaves the server's own devices: the session waits for no other
-        # task, and the devices show the server's real name.
-        config = capi.message("config_pb2", "ConfigProto")(
-            device_filters=["/job:nobody"], operation_timeout_in_ms=int(seconds * 1000)
-        )
-        graph = self.identity_graph(f"/job:{self.job}/replica:0/task:{self.index}/device:CPU:0")
-        return self.library.session(f"grpc://{self.report['address']}", config.SerializeToString(), graph)
+        """Open a session on the task; each step may take ``seconds``."""
+        return control.session(self.library, self.report["task"], self.report["address"], seconds)
 
-    def ask_session(self, session: capi.Session, deadline: float) -> None:
-        """Fill in the report from a session on the task."""
-        try:
-            found = session.devices()
-        except capi.TensorFlowError as error:
-            self.explain(error, deadline)
-            return
+    def ask_session(self, session: capi.Session, found: dict[str, str], deadline: float) -> None:
+        """Fill in the report from a session on the task, with the devices ``found``."""
         devices = [name for name in found if "XLA" not in name]
         own = [name for name in devices if name.startswith(f"/job:{self.job}/replica:0/task:{self.index}/")]
         if not own:
@@ -180,11 +177,14 @@ class Task:
             return
         self.answer("answers", devices=devices, incarnation=found[own[0]])
         try:
-            card = json.loads(session.fetch_bytes("card"))
-        except capi.TensorFlowError:
+            card = json.loads(session.fetch_bytes("identity"))
+            runs = control.read_users(session)
+        except capi.TensorFlowError as error:
+            if error.code in CONNECTION_LOST:
+                raise
             self.answer("other spec", "a TensorFlow server that is not started by this project's unit")
             return
-        self.report.update(version=card["version"], gpus=card["gpus"])
+        self.report.update(version=card["version"], gpus=card["gpus"], runs=runs)
         if card["spec"] != self.spec_digest:
             self.answer("other spec", "it was started with another config.json; is it a task of another cluster?")
         elif card["version"] != self.library.version:
@@ -211,22 +211,6 @@ class Task:
             elif time.monotonic() < deadline:
                 self.answer("answers", f"{len(found)} GPU(s) computed the same as the processor")
 
-    def identity_graph(self, device: str) -> bytes:
-        """Return a graph whose operation "card" returns the bytes of the task's identity."""
-        graph = capi.message("graph_pb2", "GraphDef")()
-        graph.versions.producer = 1087
-        types = capi.message("types_pb2", "DataType")
-        path = graph.node.add(name="path", op="Const", device=device)
-        path.attr["dtype"].type = types.Value("DT_STRING")
-        path.attr["value"].tensor.dtype = types.Value("DT_STRING")
-        path.attr["value"].tensor.tensor_shape.SetInParent()
-        path.attr["value"].tensor.string_val.append(identity.PATH.encode())
-        graph.node.add(name="read", op="ReadFile", input=["path"], device=device)
-        card = graph.node.add(name="card", op="DecodeRaw", input=["read"], device=device)
-        card.attr["out_type"].type = types.Value("DT_UINT8")
-        serialised: bytes = graph.SerializeToString()
-        return serialised
-
     def explain(self, error: capi.TensorFlowError, deadline: float) -> None:
         """Set the state from the first bytes that the port sends, after TensorFlow got no answer."""
         first = self.first_bytes(max(0.5, min(1.5, deadline + 1 - time.monotonic())))
@@ -234,7 +218,7 @@ class Task:
         if first[3:4] == b"\x04" and error.code == UNIMPLEMENTED:
             self.answer("not_tensorflow", "the gRPC server on the port is not TensorFlow")
         elif first[3:4] == b"\x04":
-            state = "hangs" if error.code == DEADLINE_EXCEEDED else "other task"
+            state = "hangs" if error.code in (DEADLINE_EXCEEDED, *CONNECTION_LOST) else "other task"
             self.answer(state, str(error).splitlines()[0][:200])
         elif first:
             self.answer("not_tensorflow", f"not a TensorFlow server: it sent {first[:24]!r}")

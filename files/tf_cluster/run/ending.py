@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from . import runs
+from .reason import Reason, reason_of
 from .runs import USER, Run
 from .unit import CONFIG, INSTALL_TIMEOUT_SECONDS, PYTHON_MODULE, layer_of
 
@@ -30,13 +31,19 @@ class Ending(NamedTuple):
     part: dict[str, Any]  # of a training: the content of part.json
     task_lost: bool  # whether the run was stopped because a task did not answer
     result_missing: bool  # whether the required result.json is missing
-    not_started: bool  # whether the program's packages could not be installed
+    not_started: bool  # whether the preparation failed: servers could not be cleared, or packages not be installed
     disk_full: bool
+    lacks_packages: bool = False  # whether packages of the run are not installed
+    reason: Reason | None = None  # that the program's output gives
 
 
 # The first condition that is true selects the sentence. An empty sentence means success.
 ENDINGS: tuple[tuple[Callable[[Ending], object], Callable[[Ending], str]], ...] = (
     (lambda end: end.noted.get("cancelled"), lambda end: end.noted["cancelled"]),
+    (
+        lambda end: end.not_started and not end.lacks_packages,
+        lambda _end: "the program was not started: servers could not be cleared of earlier runs' state; see the run's output",
+    ),
     (
         lambda end: end.not_started and end.result == "timeout",
         lambda _end: f"the program was not started: installing its packages took longer than {INSTALL_TIMEOUT_SECONDS} s",
@@ -62,7 +69,7 @@ ENDINGS: tuple[tuple[Callable[[Ending], object], Callable[[Ending], str]], ...] 
     ),
     (
         lambda end: end.result == "exit-code",
-        lambda end: end.part.get("failure") or f"the program exited with status {end.status}",
+        lambda end: end.part.get("failure") or f"the program exited with status {end.status}{because(end.reason)}",
     ),
     (lambda end: end.result == "signal", lambda end: f"the program was killed by SIG{end.status}"),
     (lambda end: end.result == "core-dump", lambda end: f"the program crashed with SIG{end.status}"),
@@ -83,9 +90,16 @@ def note_ending(run: Run, environment: Mapping[str, str]) -> None:
     if failure and end.disk_full:
         failure += f"; the disk that holds {runs.RUNS} is full"
     more: dict[str, Any] = {"part": end.part} if end.part else {}
+    if failure and end.reason:
+        more["reason"] = end.reason._asdict()
     if failure and noted.get("servers") and not noted.get("cancelled"):
         more["failed_tasks"] = failed_tasks(noted["servers"], seen["silent"])
     run.note(ended=ended, failure=failure, exit_status=end.status, **more)
+
+
+def because(reason: Reason | None) -> str:
+    """Return the end of a sentence on a failed program."""
+    return f": {reason}" if reason else ""
 
 
 def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], seen: dict[str, Any]) -> Ending:
@@ -99,7 +113,9 @@ def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], s
         part=part_of(run),
         task_lost=seen["lost"],
         result_missing=bool(noted.get("needs_result")) and noted.get("task") == chief and not has_result(run),
-        not_started=layer_of(run).exists() and not main_started(noted["unit"]),
+        not_started=bool(layer_of(run).exists() or noted.get("renew")) and not main_started(noted["unit"]),
+        reason=reason_of(run.folder / "stdout.log"),
+        lacks_packages=layer_of(run).exists() and not any(layer_of(run).glob("packages/*")),
         disk_full=disk_is_full(run),
     )
 

@@ -8,7 +8,7 @@
 
 Standard input of stage: a line of JSON, which can be too long for a command line, and the tar file. The JSON object has
 ``arguments`` (of the program), ``training`` (see plugins/filter/training.py), ``servers`` (address -> incarnation, from the
-gate) and ``missing`` (addresses of tasks that the run excludes).
+gate), ``missing`` (addresses of tasks that the run excludes) and ``held`` (addresses of tasks that hold state of earlier runs).
 
 A run can be one task of a training; then training.py runs the program together with the others.
 
@@ -46,6 +46,8 @@ from .unit import CONFIG, WRITABLE, layer_of, start_unit, task_of
 CONFINED = Path("/etc/systemd/system/tf-run-.service.d/confined.conf")
 STALE_SECONDS = 3 * 24 * 3600  # age at which partly sent and unfetched files are removed
 PACKAGES_TAR = "packages-of-the-run.tar"  # the program's additional packages
+CLEARING_SECONDS = 10.0  # that a run may take to clear its servers after its end
+GATE_AGE_SECONDS = 1.0  # in the queue, after which the servers are asked again
 WAIT_SECONDS = 2.0  # that one call waits for output or a free task
 REPORT_SECONDS = 10.0  # between two lines that report a queued run
 MAX_OUTPUT_BYTES = 64 * 1024  # of output in one call
@@ -65,6 +67,7 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
         waiting=True, unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait,
         detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
         training=training, lost=options.lost, servers=plan["servers"], missing=plan["missing"],
+        held=plan["held"], keep_state=options.keep_state,
     )  # fmt: skip
     return {} if options.hold else start(argparse.Namespace(run=run.id, told=-1.0))
 
@@ -94,25 +97,49 @@ def attempt(run: Run, told: float) -> dict[str, Any]:
             return {}
         if noted.get("queued", math.inf) > runs.clock():  # or the machine was rebooted
             noted = run.note(queued=runs.clock())
+        interrupted = runs.interrupted(noted["task"])
+        noted = run.note(renew=renewal_of(noted, interrupted))
         tried, other = start_unit(run), "another run"
         if tried.returncode:
             other = runs.property_of(noted["unit"], "Description") or other
         if tried.returncode == 0 or other == f"run {run.id}":
             run.note(waiting=False)
+            for lost in interrupted:
+                lost.note(ended=time.time(), failure=runs.LOST)
             return {"lines": ["installing the packages of the run"]} if layer_of(run).exists() else {}
     if "already" not in tried.stderr:
         return give_up(run, f"systemd could not start the run: {tried.stderr.strip()}")
     waited = runs.clock() - noted["queued"]
-    if waited > noted["wait"]:
+    clearing = is_over(other)
+    if waited > noted["wait"] + (CLEARING_SECONDS if clearing else 0):
         return give_up(
             run,
             f"{noted['task']} is still used by {other} after {waited:.0f} s; try again later, or raise run_queue_timeout",
             forget=True,
         )
-    time.sleep(min(WAIT_SECONDS, max(0.1, noted["wait"] - waited)))
+    time.sleep(0.1 if clearing else min(WAIT_SECONDS, max(0.1, noted["wait"] - waited)))
     if told >= 0 and waited - told < REPORT_SECONDS:
         return {"waited": told}
     return {"lines": [f"queued: {noted['task']} is used by {other} ({waited:.0f} s)"], "waited": waited}
+
+
+def is_over(description: str) -> bool:
+    """Return whether the run in a unit's description has ended and only clears its servers, which takes a second."""
+    folder = runs.RUNS / description.removeprefix("run ")
+    try:
+        return b'"ended"' in (folder / "run.json").read_bytes()
+    except OSError:
+        return False
+
+
+def renewal_of(noted: dict[str, Any], interrupted: list[Run]) -> str:
+    """Return why the servers may hold state of earlier runs, for renew.py; empty if they are known to hold none."""
+    if noted["training"]:
+        return ""  # its tasks have their own servers
+    if any(not run.read().get("keep_state") for run in interrupted):
+        return "lost"
+    # What the gate found may have changed since.
+    return "held" if noted["held"] or runs.clock() - noted["queued"] > GATE_AGE_SECONDS else ""
 
 
 def give_up(run: Run, sentence: str, forget: bool = False) -> dict[str, Any]:
@@ -222,7 +249,7 @@ def follow(options: argparse.Namespace) -> dict[str, Any]:
     if "ended" not in noted and offset == options.offset and not runs.is_alive(noted["unit"], run):
         noted = run.read()
         if "ended" not in noted:
-            noted = run.note(ended=time.time(), failure="the run was lost: its machine or its systemd was restarted")
+            noted = run.note(ended=time.time(), failure=runs.LOST)
     if "ended" in noted and offset >= size:
         answer["outcome"] = runs.timed(noted)
     else:
@@ -295,6 +322,7 @@ def main() -> None:
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")
             sub.add_argument("--detach", action="store_true", help="do not follow the run")
             sub.add_argument("--hold", action="store_true", help="do not start it")
+            sub.add_argument("--keep-state", action="store_true", help="leave the servers' state to the next run")
             sub.add_argument("--trace", action="store_true", help="record TensorFlow's step statistics of all tasks")
         if call in (receive, follow):
             sub.add_argument("--offset", type=int, default=0)

@@ -37,6 +37,7 @@ USER = "tensorflow"  # runs the programs
 RESERVED_BYTES = 64 * 1024  # reserved for the last note, because a program may fill the disk
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 LOCK_TIMEOUT_SECONDS = 30.0  # for all locks except packing
+LOST = "the run was lost: its machine or its systemd was restarted"
 RETRY_SECONDS = 4.0  # systemd does not answer while it restarts itself, for example after an upgrade
 
 
@@ -132,6 +133,20 @@ def is_alive(unit: str, run: Run) -> bool:
     """Return whether the unit still belongs to the run and is active, including ExecStopPost."""
     state = property_of(unit, "ActiveState")
     return state not in ("", "inactive", "failed") and property_of(unit, "Description") == f"run {run.id}"
+
+
+def interrupted(task: str) -> list[Run]:
+    """Return the runs of a task that neither ended nor run: their machine failed."""
+    found = []
+    for path in RUNS.glob("[!.]*/run.json"):
+        run = Run(path.parent.name)
+        with contextlib.suppress(OSError, cluster_config.ConfigError):
+            if b'"ended"' not in path.read_bytes():
+                noted = run.read()
+                ran = noted.get("task") == task and not noted.get("waiting") and not noted.get("training")
+                if ran and not is_alive(noted["unit"], run):
+                    found.append(run)
+    return found
 
 
 def property_of(unit: str, name: str, timeout_seconds: float = RETRY_SECONDS) -> str:

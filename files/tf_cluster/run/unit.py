@@ -41,7 +41,8 @@ def start_unit(run: Run) -> subprocess.CompletedProcess[str]:
     run.note(started=time.time(), command=words)
     command = ["systemd-run", "--quiet", "--collect", f"--unit={noted['unit']}", "--service-type=exec", "--slice=tf-run.slice"]
     command += [f"--property={text}" for text in properties_of(run, noted, f"{job}-{index}")]
-    command += ["--no-block"] if layer_of(run).exists() else []  # does not wait for the installation of packages
+    # Does not wait for the installation of packages and for servers.
+    command += ["--no-block"] if layer_of(run).exists() or noted.get("renew") else []
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     # systemd expands variables in a command; "$$" is a literal dollar.
     command += [*PYTHON_MODULE, "tf_cluster.run.training", run.id] if training else [word.replace("$", "$$") for word in words]
@@ -72,6 +73,7 @@ def environment_of(
         "HOME": "/tmp",  # noqa: S108 (the unit's own)
         "no_grpc_proxy": ",".join(sorted(addresses)),
     }
+    environment |= {"TF_CLUSTER_KEEP_STATE": "1"} if noted.get("keep_state") else {}
     if noted.get("trace"):
         # Errors only: TensorFlow warns in each traced step that a CPU has no GPU trace.
         environment |= {"TF_CLUSTER_TRACE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -92,6 +94,10 @@ def properties_of(run: Run, noted: dict[str, Any], task: str) -> list[str]:
         install += ["--python", sys.executable, "--target", f"{layer}/packages", "--find-links", f"{layer}/wheels"]
         properties.append(f"ExecStartPre={shlex.join([*install, '-r', f'{layer}/requirements.txt'])}")
         properties += [f"ReadWritePaths={layer}/packages", f"TimeoutStartSec={INSTALL_TIMEOUT_SECONDS}"]
+    if noted.get("renew"):
+        lost = ["--lost"] if noted["renew"] == "lost" else []
+        properties.append(f"ExecStartPre={shlex.join([*PYTHON_MODULE, 'tf_cluster.run.renew', *lost])}")
+        properties.append(f"TimeoutStartSec={INSTALL_TIMEOUT_SECONDS}")
     if noted["training"]:
         properties.append("KillMode=mixed")  # training.py stops the program and tells the others
     return properties

@@ -10,6 +10,7 @@ written to part.json, for ending.py. With ``--lost`` it exits with TASK_LOST_STA
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -19,9 +20,15 @@ from pathlib import Path
 
 from .. import cli
 from ..ready import gate
+from ..server import control, ports
 from ..spec import cluster_config
 from ..tensorflow import capi
+from .renew import standing, this_run
+from .unit import CONFIG
 
+IDLE_SECONDS = 2.0  # without work of the program, after which it is considered waiting
+IDLE_CPU_SECONDS = 0.2  # of the processor within that time
+WAIT_CHECKS = 5  # how often the program is checked for waiting
 INTERVAL_SECONDS = 5.0  # between two checks of a task
 RETRY_SECONDS = 1.0  # after a failed check
 TIMEOUT_SECONDS = 5.0
@@ -40,6 +47,7 @@ class Watched:
         self.probe = gate.Task(job, index, entry, library, "", argparse.Namespace())
         self.heard, self.failed, self.server = time.monotonic(), 0, ""
         self.silent, self.longest = False, 0.0
+        self.noted = ""  # the server that notes this run
 
     def ask(self) -> tuple[str, str]:
         """Return the server's incarnation, or an empty string and the reason."""
@@ -49,11 +57,26 @@ class Watched:
         try:
             session = self.probe.session(TIMEOUT_SECONDS)
             try:
-                return next(iter(session.devices().values())), ""
+                server = control.incarnation(session)
+                if server != self.noted:
+                    with contextlib.suppress(capi.TensorFlowError):  # the next answer is another chance
+                        self.note_run()
+                        self.noted = server
+                return server, ""
             finally:
                 session.close()
         except (capi.TensorFlowError, StopIteration) as error:
             return "", f"the port accepts connections but does not answer ({str(error)[:100]})"
+
+    def note_run(self) -> None:
+        """Let the server note that it holds state of this run."""
+        run, users = this_run()
+        # A run without some tasks has other names for the rest.
+        [task] = [name for name, entry in standing(cluster_config.load(CONFIG)) if entry == self.entry] or [self.task]
+        with contextlib.closing(control.session(self.library, task, self.entry, TIMEOUT_SECONDS)) as opened:
+            noted = control.read_users(opened)
+        if run not in noted:
+            control.note_users(self.library, task, self.entry, TIMEOUT_SECONDS, {**noted, **users})
 
     def note(self, server: str, reason: str) -> str:
         """Record an answer or a failure; return a message, empty if there is nothing to report."""
@@ -83,6 +106,65 @@ class Watched:
             time.sleep(RETRY_SECONDS if self.failed else every)
 
 
+def cpu_seconds(pids: list[int]) -> float:
+    """Return the processor time of processes."""
+    found = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            columns = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            found += int(columns[11]) + int(columns[12])
+    return found / os.sysconf("SC_CLK_TCK")
+
+
+def siblings() -> list[int]:
+    """Return the processes with the same parent as this one: the program of the run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
+            found += [int(path.parent.name)] if int(parent) == os.getppid() and path.parent.name != str(os.getpid()) else []
+    return found
+
+
+def has_session(pids: list[int], remote: set[int]) -> bool:
+    """Return whether one of the processes has a connection to one of the ``remote`` ports."""
+    sockets = set()
+    for path in (path for pid in pids for path in Path(f"/proc/{pid}/fd").glob("*")):
+        with contextlib.suppress(OSError):
+            sockets.add(os.readlink(path))
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for row in Path(table).read_text(encoding="ascii").splitlines()[1:]:
+                column = row.split()
+                if column[3] == "01" and int(column[2].rpartition(":")[2], 16) in remote and f"socket:[{column[9]}]" in sockets:
+                    return True
+    return False
+
+
+def watch_own_task(news: queue.Queue[str], spec: dict[str, list[str]]) -> None:
+    """Report once that the program has a session, waits, and runs no server for its own task.
+
+    A session without device filters waits until every task of its cluster answers, without any message.
+    """
+    [user] = this_run()[1].values()
+    job, _colon, index = user["task"].partition(":")
+    if int(index) >= len(spec.get(job, [])):
+        return
+    own = cluster_config.split_address(spec[job][int(index)])[1]
+    others = {cluster_config.split_address(entry)[1] for entries in spec.values() for entry in entries} - {own}
+    for _check in range(WAIT_CHECKS):
+        program = siblings()
+        before = cpu_seconds(program)
+        time.sleep(IDLE_SECONDS)
+        idle = cpu_seconds(program) - before < IDLE_CPU_SECONDS
+        if program and idle and ports.port_is_free(own) and has_session(program, others):
+            news.put(
+                f"[cluster] {user['task']} has no server: a session without device_filters waits for it. Start it in the program "
+                f'(tf.distribute.Server(spec, "{job}", {index})), or set device_filters'
+            )
+            return
+
+
 def main() -> None:
     """Check the tasks until systemd stops this with the run, or a task is lost."""
     parser = argparse.ArgumentParser(description="Check the cluster's tasks during a run.")
@@ -99,6 +181,7 @@ def main() -> None:
         for index, entry in enumerate(entries)
     ]
     news: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=watch_own_task, args=(news, spec), daemon=True).start()
     for task in tasks:
         threading.Thread(
             target=task.watch, args=(news, max(INTERVAL_SECONDS, len(tasks) / TASKS_PER_SECOND)), daemon=True

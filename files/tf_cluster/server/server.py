@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -92,6 +94,21 @@ def notify(text: str) -> None:
             channel.send(text.encode())
 
 
+def start_again(_argument: object) -> None:
+    """Replace this process by a new server: TensorFlow's operation Abort ended it (see control.py).
+
+    systemd sees no end: the process ID stays, and the new server reports itself when it listens.
+    """
+    print("renews itself: starts again without the state of earlier runs", flush=True)
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            os.set_inheritable(int(name), int(name) <= 2)  # closed by execv: TensorFlow's threads still use them
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606 (no shell is needed)
+
+
+AT_EXIT = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(start_again)  # referenced as long as C may call it
+
+
 def main() -> None:
     """Start the server, report it, and wait for SIGTERM or SIGINT."""
     begun, started_with = time.monotonic(), inputs()
@@ -113,6 +130,8 @@ def main() -> None:
     except capi.TensorFlowError as error:
         cli.fail(f"{options.job}:{options.task} could not start on {entry}: {error}", 1)
     publish_identity(spec, options.job, options.task, library.version)
+    # exit(3) calls this first, before it destroys anything of TensorFlow; Python's own atexit would not be called.
+    ctypes.CDLL(None).__cxa_atexit(AT_EXIT, None, None)
     name = f"{options.job}:{options.task} listens on {entry}, TensorFlow {library.version}"
     notify(f"READY=1\nSTATUS={name}, inputs {started_with}")
     print(f"{name}, after {time.monotonic() - begun:.2f} s", flush=True)

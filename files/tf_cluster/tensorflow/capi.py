@@ -138,6 +138,11 @@ class Session:
                 self.library.call(call, self.handle)
         self.library.tf.TF_DeleteGraph(self.graph)
 
+    def run(self, operation: str) -> None:
+        """Run ``operation`` and fetch nothing."""
+        target = (ctypes.c_void_p * 1)(self.library.tf.TF_GraphOperationByName(self.graph, operation.encode()))
+        self.library.call("TF_SessionRun", self.handle, None, None, None, 0, None, None, 0, target, 1, None)
+
     def fetch_bytes(self, operation: str) -> bytes:
         """Run ``operation`` and return the raw bytes of its first output."""
         tf = self.library.tf

@@ -148,3 +148,16 @@ def test_a_machine_whose_firewall_is_another_than_the_inventory_says_is_told_of(
     assert status["ok"] is ok
     assert len(status["open"]) == 1
     assert words in status["open"][0]
+
+
+def test_state_of_earlier_runs_is_named_with_its_tasks():
+    kept = {"task": "host:0", "since": 1767225600.0, "kept": True}
+    gate = [{**task, "runs": {"r0": kept, "r1": {**kept, "kept": False}}} for task in GATE]
+    status = filters.cluster_status(CLUSTER, gate, STATES)
+    assert status["held"] == [
+        "worker:0, worker:1: holds the state of run r0 since 2026-01-01T00:00:00+00:00. The next run finds it (run_keep_state)."
+    ]  # r1 is still running
+    status = filters.cluster_status(CLUSTER, [{**GATE[0], "runs": {"r2": {**kept, "kept": False}}}, GATE[1]], STATES)
+    assert status["held"] == ["worker:0: holds the state of run r2 since 2026-01-01T00:00:00+00:00. The next run clears it."]
+    assert status["tasks"][0]["holds"] == {"r2": {**kept, "kept": False}}
+    assert filters.cluster_status(CLUSTER, GATE, STATES)["held"] == []

@@ -29,7 +29,7 @@ class Deaf:
 @pytest.fixture
 def ask(monkeypatch):
     """Return a function that asks one task on a port and returns its report."""
-    monkeypatch.setattr(ready.Task, "identity_graph", lambda *_arguments: b"")
+    monkeypatch.setattr(ready.control, "graph_of", lambda *_arguments: b"")
     monkeypatch.setattr(ready.capi, "message", lambda *_names: lambda **_fields: type("M", (), {"SerializeToString": bytes})())
 
     def ask(entry, seconds=0.3, library=None):

@@ -807,7 +807,18 @@ def started(run, monkeypatch, tmp_path):
     monkeypatch.setattr(run_program, "unpack", lambda run: None)
     (run.folder / "run.json").unlink()
 
-    def started(stderr="", task="host:0", wait=600.0, detach=False, trace=False, training=None, missing=(), program="demo.py"):
+    def started(
+        stderr="",
+        task="host:0",
+        wait=600.0,
+        detach=False,
+        trace=False,
+        training=None,
+        missing=(),
+        held=(),
+        program="demo.py",
+        keep=False,
+    ):
         commands = []
 
         def pretend(command, **_more):
@@ -818,10 +829,11 @@ def started(run, monkeypatch, tmp_path):
         monkeypatch.setattr(run_program.subprocess, "run", pretend)
         options = SimpleNamespace(
             run=run.id, program=program, task=task, timeout=60.0, wait=wait, detach=detach, output_mb=0.5, needs_result=False,
-            trace=trace, hold=False, told=-1, lost=30.0,
+            trace=trace, hold=False, told=-1, lost=30.0, keep_state=keep,
         )  # fmt: skip
         servers = {"10.0.0.1:2222": "00a1"}
         plan = {"arguments": ["--", "5 $HOME"], "training": training or {}, "servers": servers, "missing": list(missing)}
+        plan["held"] = list(held)
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(json.dumps(plan).encode() + b"\n")))
         return run_program.stage(options), commands[0]
 
@@ -1051,9 +1063,9 @@ def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
     (run.folder / "run.json").unlink()
     options = SimpleNamespace(
         run=run.id, program="demo.py", task="host:0", timeout=60.0, wait=1.0, detach=True, output_mb=0.5, needs_result=False,
-        trace=False, hold=True, lost=0.0,
+        trace=False, hold=True, lost=0.0, keep_state=False,
     )  # fmt: skip
-    plan = b'{"arguments": [], "training": {}, "servers": {}, "missing": []}\n'
+    plan = b'{"arguments": [], "training": {}, "servers": {}, "missing": [], "held": []}\n'
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(plan)))
     monkeypatch.setattr(run_program, "start_unit", lambda _run: pytest.fail("started"))
     assert run_program.stage(options) == {}
@@ -1070,6 +1082,45 @@ def test_packages_that_cannot_be_installed_are_why_a_run_failed(run, monkeypatch
     for name in ("EXIT_CODE", "EXIT_STATUS"):
         monkeypatch.delenv(name, raising=False)
     assert words in finish(run)["failure"]
+
+
+def test_servers_that_cannot_be_cleared_are_why_a_run_failed(run, monkeypatch):
+    run.note(renew="held")
+    monkeypatch.setattr(runs, "property_of", lambda _unit, _name, _patience: "0")
+    monkeypatch.setenv("SERVICE_RESULT", "exit-code")
+    for name in ("EXIT_CODE", "EXIT_STATUS"):
+        monkeypatch.delenv(name, raising=False)
+    assert "servers could not be cleared" in finish(run)["failure"]
+
+
+def before_the_program(command):
+    """Return the commands that a unit runs before the program."""
+    return [word.partition("-m ")[2] for word in command if word.startswith("--property=ExecStartPre=")]
+
+
+def test_servers_are_asked_before_a_run_only_if_they_may_hold_state(started, run):
+    assert before_the_program(started()[1]) == []
+    (run.folder / "run.json").unlink()
+    command = started(held=["10.0.0.1:2222"])[1]
+    assert before_the_program(command) == ["tf_cluster.run.renew"]
+    assert "--no-block" in command
+
+
+def test_a_run_whose_machine_failed_leaves_state_that_is_cleared(started, run, monkeypatch):
+    other = runs.Run("r0")
+    other.folder.mkdir()
+    other.note(run_id="r0", task="host:0", unit="tf-run-host-0.service", started=1.0, waiting=False, training={})
+    monkeypatch.setattr(runs, "is_alive", lambda *_given: False)
+    assert before_the_program(started()[1]) == ["tf_cluster.run.renew --lost"]
+    assert other.read()["failure"] == runs.LOST
+    (run.folder / "run.json").unlink()
+    assert before_the_program(started()[1]) == []
+
+
+def test_state_that_is_kept_is_said_to_the_unit(started, run):
+    assert "--setenv=TF_CLUSTER_KEEP_STATE=1" not in started()[1]
+    (run.folder / "run.json").unlink()
+    assert "--setenv=TF_CLUSTER_KEEP_STATE=1" in started(keep=True)[1]
 
 
 def test_a_run_does_not_wait_for_ever(started, capsys, run):

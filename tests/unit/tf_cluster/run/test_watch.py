@@ -1,7 +1,9 @@
 """run/watch.py: when a task is called silent, back, or a new server, and when a run is given up for it."""
 
 import json
+import os
 import queue
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -90,3 +92,38 @@ def test_a_task_that_does_not_answer_is_asked_more_often(monkeypatch, task, answ
 def test_a_config_that_is_none_is_a_sentence(tmp_path):
     done = call("tf_cluster.run.watch", f"--config={tmp_path}/none.json", f"--part={tmp_path}/part.json")
     assert done.returncode not in (0, watch_tasks.TASK_LOST_STATUS)
+
+
+def test_a_connection_of_a_process_is_found():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert not watch_tasks.has_session([os.getpid()], {port})
+        with socket.create_connection(server.getsockname()), server.accept()[0]:
+            assert watch_tasks.has_session([os.getpid()], {port, 1})
+            assert not watch_tasks.has_session([1], {port})
+            assert not watch_tasks.has_session([os.getpid()], {1})
+
+
+@pytest.mark.parametrize(("session", "busy", "told"), [(True, 0.0, True), (False, 0.0, False), (True, 1.0, False)])
+def test_a_program_that_waits_for_its_own_server_is_told(monkeypatch, session, busy, told):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    used = iter([0.0, busy] * watch_tasks.WAIT_CHECKS)
+    monkeypatch.setattr(watch_tasks, "siblings", lambda: [1])
+    monkeypatch.setattr(watch_tasks, "cpu_seconds", lambda _pids: next(used))
+    monkeypatch.setattr(watch_tasks, "has_session", lambda _pids, remote: session and remote == {2222})
+    monkeypatch.setattr(watch_tasks, "IDLE_SECONDS", 0.01)
+    monkeypatch.setenv("TF_RUN_ID", "r1")
+    monkeypatch.setenv("TF_CONFIG", '{"task": {"type": "host", "index": 0}}')
+    news = queue.Queue()
+    watch_tasks.watch_own_task(news, {"worker": ["10.0.0.1:2222"], "host": [f"10.0.0.3:{port}"]})
+    assert (not news.empty()) is told
+    if told:
+        assert news.get().startswith("[cluster] host:0 has no server: a session without device_filters waits for it.")
+
+
+def test_the_processor_time_of_a_process_is_found():
+    begun = watch_tasks.cpu_seconds([os.getpid(), 2**30])
+    assert begun > 0
+    while watch_tasks.cpu_seconds([os.getpid()]) < begun + 0.05:
+        pass

@@ -4,6 +4,8 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from project import call, load
@@ -116,7 +118,7 @@ def test_a_proxy_does_not_matter(refused):
 def test_the_identity_cannot_be_changed_and_is_published_under_systemd_alone(monkeypatch):
     """The gate believes it, and a graph may open whatever the server may."""
     identity = load("tf_cluster.server.identity")
-    card = identity.PATH
+    card = identity.IDENTITY_PATH
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     identity.publish_identity({"worker": ["a:1", "b:1"]}, "worker", 1, "2.21.0")
     assert not os.path.exists(card)
@@ -128,5 +130,25 @@ def test_the_identity_cannot_be_changed_and_is_published_under_systemd_alone(mon
                 os.write(os.open(card, os.O_WRONLY | flags), b"x")
         with open(card, encoding="utf-8") as file:
             assert json.load(file)["task"] == "worker:1"
+        for text in ('{"r1": {}}', "{}"):  # the runs can change
+            Path(identity.RUNS_PATH).write_text(text, encoding="utf-8")
+            assert Path(identity.RUNS_PATH).read_text(encoding="utf-8") == text
     finally:
-        os.close(identity.DESCRIPTOR)
+        os.close(identity.IDENTITY_DESCRIPTOR)
+        os.close(identity.RUNS_DESCRIPTOR)
+
+
+@pytest.mark.parametrize(
+    ("text", "users"),
+    [
+        (b"", {}),
+        (b"{}", {}),
+        (b'{"r1": {"task": "host:0", "since": 5, "kept": true, "x": 1}}', {"r1": {"task": "host:0", "since": 5.0, "kept": True}}),
+        (b"[]", None), (b"x", None), (b"\xff", None), (b'{"r1": {}}', None),
+        (b'{"r1": {"task": "", "since": "x", "kept": 1}}', None),
+    ],
+)  # fmt: skip
+def test_what_a_server_holds_may_be_damaged(text, users):
+    control = load("tf_cluster.server.control")
+    found = control.read_users(SimpleNamespace(fetch_bytes=lambda _name: text))
+    assert found == (control.DAMAGED if users is None else users)

@@ -1,0 +1,165 @@
+"""Renew the servers of a run, so that the next run finds nothing of it. Runs in the run's unit.
+
+    tf_cluster.run.renew --ended       after the program's end: renews the servers that the run used
+    tf_cluster.run.renew               before its start: renews servers that still hold the state of an earlier run
+    tf_cluster.run.renew --lost        the same, also if they do not name the run: its machine failed
+
+A server is not renewed while a run of another task uses it, nor if its state is kept (run_keep_state). Prints a sentence for each
+task that could not be renewed; then the exit status is 1, and the program does not start. Reads the variables of the run's unit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from .. import cli
+from ..server import control
+from ..server.server import server_def
+from ..spec import cluster_config
+from ..tensorflow import capi
+from .unit import CONFIG
+
+SESSION_SECONDS = 3.0  # of one step of a session
+RENEWAL_SECONDS = 6.0  # from the order until the new server answers; systemd allows ten seconds after the program's end
+GPU_RENEWAL_SECONDS = 60.0  # before a start: CUDA starts anew
+POLL_SECONDS = 0.02
+MAX_THREADS = 64
+
+
+class Renewal(NamedTuple):
+    """What a call has to do."""
+
+    users: control.Users  # this run, as servers note it
+    task: str
+    keep: bool  # whether the next run finds the state
+    ended: bool
+    lost: bool
+    seconds: float  # until the new server must answer
+    via: str = ""  # address of this task's server, which opens the sessions; empty: each server opens its own
+
+
+def this_run() -> tuple[str, control.Users]:
+    """Return the ID of this unit's run, and the entry with which its servers note it."""
+    run, task = os.environ["TF_RUN_ID"], json.loads(os.environ["TF_CONFIG"])["task"]
+    kept = os.environ.get("TF_CLUSTER_KEEP_STATE") == "1"
+    return run, {run: {"task": f"{task['type']}:{task['index']}", "since": round(time.time(), 1), "kept": kept}}
+
+
+def standing(cluster: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """Return name and address of each task of the cluster that has a server."""
+    return [
+        (f"{job}:{index}", entry)
+        for job, entries in cluster.items()
+        if job not in cluster_config.RUN_JOBS
+        for index, entry in enumerate(entries)
+    ]
+
+
+def note_to_write(users: control.Users, renewal: Renewal) -> control.Users | None:
+    """Return the runs that a server with these runs notes next: none if it must be renewed, None if nothing changes."""
+    others = {run: user for run, user in users.items() if user["task"] not in ("", renewal.task)}
+    if renewal.ended:
+        if renewal.keep:
+            return None if renewal.users.keys() <= users.keys() else {**users, **renewal.users}
+        return {} if not others else (others if others != users else None)
+    own = [user for user in users.values() if user["task"] in ("", renewal.task)]
+    if others or any(user["kept"] for user in own):
+        return None
+    return {} if own or renewal.lost else None
+
+
+def renew(library: capi.Library, task: str, entry: str, renewal: Renewal) -> str:
+    """Renew one server if necessary, and wait for it; return a sentence if that failed."""
+    try:
+        opened = control.session(library, task, entry, SESSION_SECONDS, via=renewal.via)
+        users = control.read_users(opened)
+        wanted = note_to_write(users, renewal)
+        if wanted == {}:
+            if not renewal.ended:
+                runs = ", ".join(users) or "a run whose machine failed"
+                print(f"[cluster] {task} is cleared of the state of {runs}", flush=True)
+            # The server cannot answer: TensorFlow tries again for seconds, and closing the session would do so too.
+            threading.Thread(target=order, args=(opened,), daemon=True).start()
+            return "" if listens_again(entry, renewal.seconds) else f"{task} on {entry} did not start again"
+        opened.close()
+        if wanted:
+            control.note_users(library, task, entry, SESSION_SECONDS, wanted, renewal.via)
+    except capi.TensorFlowError as error:
+        return f"{task} on {entry} does not answer: {str(error).splitlines()[0][:200]}"
+    return ""
+
+
+def order(opened: capi.Session) -> None:
+    """Let a server renew itself."""
+    with contextlib.suppress(capi.TensorFlowError):
+        opened.run("renew")
+
+
+def listens_again(entry: str, seconds: float) -> bool:
+    """Wait until a server has closed its port and opened it again; return whether it has."""
+    deadline, closed = time.monotonic() + seconds, False
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(cluster_config.split_address(entry), timeout=1.0).close()
+            if closed:
+                return True
+        except OSError:
+            closed = True
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+def own_server(library: capi.Library, spec: dict[str, list[str]], task: str) -> str:
+    """Start a server of this unit's task, whose program does not run, and return its address; empty if that fails."""
+    job, _colon, index = task.partition(":")
+    options = {"gpu_memory_fraction": 0.1, "gpu_allow_growth": True, "intra_op_threads": 1, "inter_op_threads": 0}
+    try:
+        library.start_server(server_def(spec, argparse.Namespace(job=job, task=int(index), thread_spinning=False, **options)))
+    except capi.TensorFlowError:
+        return ""
+    return spec[job][int(index)]
+
+
+def main() -> None:
+    """Renew the servers of this unit's run."""
+    parser = argparse.ArgumentParser(description="Renew the servers of a run.")
+    parser.add_argument("--ended", action="store_true", help="whether the run has ended")
+    parser.add_argument("--lost", action="store_true", help="whether servers may hold state of a run that they do not name")
+    options = parser.parse_args()
+    _run, users = this_run()
+    [user] = users.values()
+    if user["task"].partition(":")[0] not in cluster_config.RUN_JOBS:
+        return  # a training's tasks have their own servers
+    # TensorFlow reports on standard error that the server ended. After the program's end, the output is complete.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    if options.ended:
+        os.dup2(2, 1)
+    cli.remove_proxy_variables()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this process computes nothing
+    library, cluster = capi.Library(), cluster_config.load(CONFIG)
+    seconds = RENEWAL_SECONDS if options.ended else GPU_RENEWAL_SECONDS
+    via = own_server(library, cluster, user["task"])
+    renewal = Renewal(users, user["task"], user["kept"], options.ended, options.lost, seconds, via)
+    used = {entry for entries in cluster_config.load(os.environ["TF_CLUSTER_CONFIG"]).values() for entry in entries}
+    servers = [(task, entry) for task, entry in standing(cluster) if entry in used]
+    with ThreadPoolExecutor(MAX_THREADS) as pool:
+        problems = [
+            problem for problem in pool.map(lambda server: renew(library, server[0], server[1], renewal), servers) if problem
+        ]
+    for problem in problems:
+        print(f"[cluster] {problem}", flush=True)
+    sys.stdout.flush()
+    os._exit(1 if problems else 0)  # a thread may still wait on a dead connection
+
+
+if __name__ == "__main__":
+    main()

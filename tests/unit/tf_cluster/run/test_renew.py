@@ -1,0 +1,127 @@
+"""run/renew.py and server/control.py: when a server is cleared of a run's state, and when not."""
+
+import socket
+import threading
+import time
+
+import pytest
+from project import load
+
+renew = load("tf_cluster.run.renew")
+control = load("tf_cluster.server.control")
+
+
+def user(task="host:0", kept=False):
+    """Return what a server notes of a run."""
+    return {"task": task, "since": 1.0, "kept": kept}
+
+
+def renewal(**given):
+    """Return what a call for the run r2 of host:0 has to do."""
+    users = {"r2": user(kept=given.get("keep", False))}
+    default = {"users": users, "task": "host:0", "keep": False, "ended": False, "lost": False, "seconds": 0.5}
+    return renew.Renewal(**{**default, **given})
+
+
+@pytest.mark.parametrize(
+    ("users", "given", "note"),
+    [
+        # Before the program: state of an earlier run of the same task, which cannot run any more.
+        ({}, {}, None),
+        ({"r1": user()}, {}, {}),
+        (control.DAMAGED, {}, {}),
+        ({"r1": user(kept=True)}, {}, None),
+        ({"r1": user(), "r0": user(kept=True)}, {}, None),
+        ({"r1": user("chief:0")}, {}, None),
+        ({"r1": user(), "c1": user("chief:0")}, {}, None),
+        # The machine failed before the servers noted the run.
+        ({}, {"lost": True}, {}),
+        ({"c1": user("chief:0")}, {"lost": True}, None),
+        ({"r1": user(kept=True)}, {"lost": True}, None),
+        # After the program.
+        ({}, {"ended": True}, {}),
+        ({"r2": user()}, {"ended": True}, {}),
+        ({"r2": user(), "r1": user(kept=True)}, {"ended": True}, {}),
+        ({"r2": user(), "c1": user("chief:0")}, {"ended": True}, {"c1": user("chief:0")}),
+        ({"c1": user("chief:0")}, {"ended": True}, None),
+        ({"r2": user(kept=True)}, {"ended": True, "keep": True}, None),
+        ({}, {"ended": True, "keep": True}, {"r2": user(kept=True)}),
+        ({"r1": user(kept=True)}, {"ended": True, "keep": True}, {"r1": user(kept=True), "r2": user(kept=True)}),
+    ],
+)
+def test_what_a_server_is_told(users, given, note):
+    assert renew.note_to_write(users, renewal(**given)) == note
+
+
+def test_a_run_is_noted_with_its_task(monkeypatch):
+    monkeypatch.setenv("TF_RUN_ID", "r1")
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {}, "task": {"type": "chief", "index": 0}}')
+    for value, kept in (("", False), ("1", True)):
+        monkeypatch.setenv("TF_CLUSTER_KEEP_STATE", value)
+        run, users = renew.this_run()
+        assert (run, users["r1"]["task"], users["r1"]["kept"]) == ("r1", "chief:0", kept)
+        assert abs(users["r1"]["since"] - time.time()) < 5
+
+
+def test_a_server_is_new_once_its_port_was_closed():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        assert not renew.listens_again(f"{host}:{port}", 0.3)
+
+    def come_back():
+        time.sleep(0.3)
+        with socket.create_server((host, port)) as late:
+            late.accept()
+
+    threading.Thread(target=come_back, daemon=True).start()
+    begun = time.monotonic()
+    assert renew.listens_again(f"{host}:{port}", 5)
+    assert 0.2 < time.monotonic() - begun < 2
+
+
+class Server:
+    """Stands for a session on a server."""
+
+    def __init__(self, text):
+        self.text, self.ran, self.closed = text, [], False
+
+    def fetch_bytes(self, _name):
+        """Return the runs."""
+        return self.text
+
+    def run(self, name):
+        """Note the operation."""
+        self.ran.append(name)
+
+    def close(self):
+        """Note the end."""
+        self.closed = True
+
+
+def test_a_server_that_is_used_by_another_task_keeps_its_state(monkeypatch):
+    text = b'{"r2": {"task": "host:0", "since": 1, "kept": false}, "c1": {"task": "chief:0", "since": 1, "kept": false}}'
+    server, written = Server(text), []
+    monkeypatch.setattr(control, "session", lambda *_given, **_more: server)
+    monkeypatch.setattr(control, "note_users", lambda *given: written.append(given[4]))
+    assert renew.renew(None, "worker:0", "a:1", renewal(ended=True)) == ""
+    assert (server.ran, server.closed, written) == ([], True, [{"c1": user("chief:0")}])
+
+
+def test_a_server_that_does_not_answer_is_a_sentence(monkeypatch):
+    def fail(*_given, **_more):
+        raise renew.capi.TensorFlowError(4, "Deadline Exceeded\nmore")
+
+    monkeypatch.setattr(control, "session", fail)
+    assert renew.renew(None, "worker:0", "a:1", renewal()) == "worker:0 on a:1 does not answer: Deadline Exceeded"
+
+
+def test_a_server_that_is_renewed_is_named_with_the_run_it_held(monkeypatch, capsys):
+    server = Server(b'{"r1": {"task": "host:0", "since": 1, "kept": false}}')
+    monkeypatch.setattr(control, "session", lambda *_given, **_more: server)
+    monkeypatch.setattr(renew, "listens_again", lambda *_given: True)
+    assert renew.renew(None, "worker:0", "a:1", renewal()) == ""
+    assert capsys.readouterr().out == "[cluster] worker:0 is cleared of the state of r1\n"
+    deadline = time.monotonic() + 2
+    while not server.ran and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (server.ran, server.closed) == (["renew"], False)
