@@ -31,6 +31,7 @@ from . import reason, runs
 HEARTBEAT_SECONDS = 5.0
 HEARTBEAT_TIMEOUT_SECONDS = 30.0  # without a heartbeat, after which the connection counts as lost
 TERM_SECONDS, STOP_SECONDS = 5.0, 10.0  # for one program to exit after SIGTERM; for all programs to stop
+WAITING_SECONDS = 2.0  # between a task's end and the report of those that are still running
 POLL_SECONDS = 0.1
 SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -177,8 +178,14 @@ class Coordinator:
         """
         running = set(self.training["machines"])
         done: dict[str, float] = {}
+        reported: set[str] = set()
         while running:
-            task, message = await self.events.get()
+            try:
+                task, message = await asyncio.wait_for(self.events.get(), WAITING_SECONDS if done.keys() - reported else None)
+            except asyncio.TimeoutError:
+                log(f"{' and '.join(sorted(done))} finished; waiting for {' and '.join(sorted(running))}")
+                reported = set(done)
+                continue
             if not message or message.get("attempt", attempt) != attempt:
                 continue
             if message.get("ended") != "":
@@ -188,8 +195,6 @@ class Coordinator:
             if task == self.training["chief"] and self.training.get("ends_with") == "chief":
                 log(f"{task} finished, so the training ends (train_ends_with)")
                 return ""
-            if running:
-                log(f"{task} finished; waiting for {' and '.join(sorted(running))}")
         return ""
 
     def left(self, message: dict[str, Any], running: set[str]) -> list[str]:

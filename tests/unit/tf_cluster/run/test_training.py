@@ -34,6 +34,7 @@ def short(monkeypatch):
         "TERM_SECONDS": 0.5,
         "STOP_SECONDS": 2.0,
         "POLL_SECONDS": 0.02,
+        "WAITING_SECONDS": 0.3,
     }.items():
         monkeypatch.setattr(train_task, name, seconds)
     monkeypatch.setattr(train_task, "end_all", lambda _number: False)  # here all members are one process
@@ -233,7 +234,7 @@ async def test_a_training_that_takes_too_long_says_so(tmp_path):
 async def test_a_failure_names_the_tasks_that_had_ended_before(tmp_path, capsys):
     """Those that go on fail in their next step, because nobody else takes part."""
     (tmp_path / "0.log").write_text("Traceback (most recent call last):\n  File\nValueError: no more\n", encoding="utf-8")
-    found = await Training(tmp_path, "time.sleep(0.5); sys.exit(1)", "").run()
+    found = await Training(tmp_path, "time.sleep(2); sys.exit(1)", "").run()
     assert re.sub(r"\d+ s before", "N s before", found[0]["failure"]) == (
         "the program of worker:0 on machine a exited with status 1: ValueError: no more; "
         "the program of worker:1 on machine b (N s before) had already finished"
