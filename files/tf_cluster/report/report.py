@@ -116,7 +116,8 @@ class Collected:
         named = f"{known_as(self.outcome, task)} on machine {self.machine_of(task)}"
         failure = failure.replace(f"({task})", f"({named})") if task and self.machine_of(task) else failure
         remedy = reason.get("remedy", "")
-        return [f"{failure[0].upper()}{failure[1:]}.", *([f"{remedy}."] if remedy else [])]
+        more = [f"{remedy}."] if remedy and remedy not in failure else []
+        return [f"{failure[0].upper()}{failure[1:]}.", *more]
 
     def machine_of(self, task: str) -> str:
         """Return the machine of a task as the run names it; empty if unknown."""

@@ -19,7 +19,7 @@ PRINTED = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Interrupt)
 TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
 # Lines of TensorFlow's messages that say where, not what.
 PREAMBLE = re.compile(
-    r"From /job:|Graph execution error:|Detected at node|Node: |\d+ root error|\(\d+\) [A-Z_]+: ?$|Original stack trace|"
+    r"From /job:|Graph execution error:|Detected at node|File \"|Node: |\d+ root error|\(\d+\) [A-Z_]+: ?$|Original stack trace|"
     r"Additional GRPC error|<stack traces unavailable>"
 )
 
@@ -69,6 +69,10 @@ REMEDIES = (
     (
         r"Address already in use|Could not start gRPC server",
         "Another process uses the port. The verdict's tasks have the ports of the cluster",
+    ),
+    (
+        r"(?s)Collective ops is aborted.*stopped sending heartbeats",
+        "The named task's program ended or failed before; its own output says why. All tasks must take the same number of steps",
     ),
     (r"UNAVAILABLE|UnavailableError|Socket closed", "A task ended or was unreachable; status.yml shows which"),
 )  # fmt: skip

@@ -8,6 +8,7 @@ reason = load("tf_cluster.run.reason")
 BEGIN = ["some output", "Traceback (most recent call last):", '  File "main.py", line 3, in <module>', "    run()"]
 ERRORS = "tensorflow.python.framework.errors_impl"
 OOM = "OOM when allocating tensor on /job:worker/replica:0/task:0/device:GPU:0"
+ABORTED = "Collective ops is aborted by: Error from /job:worker/task:1: it stopped sending heartbeats"
 MISSING = "/r1/results/ckpt-1_temp/part; No such file or directory"
 
 
@@ -32,6 +33,11 @@ MISSING = "/r1/results/ckpt-1_temp/part; No such file or directory"
              '    File "x.py", line 1', "Node: 'save'", "From /job:ps/replica:0/task:0:",
              MISSING, "\t [[{{node save}}]] [Op:__inference_9]"],
             f"NotFoundError: {MISSING} (ps:0)", "ps:0", "experimental_io_device",
+        ),
+        (
+            [*BEGIN, f"{ERRORS}.UnavailableError: Graph execution error:", "", "Detected at node Reduce defined at",
+             '  File "main.py", line 15', "", ABORTED],
+            f"UnavailableError: {ABORTED} (worker:1)", "worker:1", "same number of steps",
         ),
         (
             [*BEGIN, "ValueError: in user code:", "", '    File "bad.py", line 3, in f  *', "        def f(x): return g(x)", "",
