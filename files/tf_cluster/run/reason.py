@@ -49,7 +49,7 @@ REMEDIES = (
         "loop",
     ),
     (
-        r"(?s)ckpt.*_temp.*No such file|No such file.*_temp",
+        r"_temp/\S+; (No such file or directory|Read-only file system)",
         "Each task writes its part of a checkpoint to its own disk. Save with "
         'tf.train.CheckpointOptions(experimental_io_device="/job:chief/task:0/device:CPU:0"), or the task of your program',
     ),

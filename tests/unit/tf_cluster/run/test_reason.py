@@ -40,6 +40,10 @@ MISSING = "/r1/results/ckpt-1_temp/part; No such file or directory"
             f"UnavailableError: {ABORTED} (worker:1)", "worker:1", "same number of steps",
         ),
         (
+            [*BEGIN, f"{ERRORS}.PermissionDeniedError: /r1/results/ckpt-1_temp/part-0.data; Read-only file system"],
+            "PermissionDeniedError: /r1/results/ckpt-1_temp/part-0.data; Read-only file system", "", "experimental_io_device",
+        ),
+        (
             [*BEGIN, "ValueError: in user code:", "", '    File "bad.py", line 3, in f  *', "        def f(x): return g(x)", "",
              "    ValueError: Cannot reshape a tensor"],
             "ValueError: Cannot reshape a tensor", "", "",
