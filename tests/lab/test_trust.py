@@ -356,6 +356,7 @@ def test_who_comes_and_who_leaves(trust, tmp_path):
     refused(trust, "stranger", ["10.89.85.10:2222"])
     wait = "touch /tmp/ask; for i in $(seq 300); do test -s /tmp/held && break; sleep 0.1; done; cat /tmp/held"
     assert trust.shell("stranger", wait)["stranger"] == "silent"
+    trust.shell("host", f"touch /var/lib/tf-cluster/runs/{run}/program/stop")
     attached = trust.playbook("playbooks/attach.yml", f"--extra-vars=run={run}")
     assert attached.returncode == 0, said(attached)
 
