@@ -73,9 +73,7 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict[str
     library = capi.Library()
     tasks = [
         Task(job, index, entry, library, cluster_config.digest(spec), options)
-        for job, entries in spec.items()
-        if job not in cluster_config.RUN_JOBS
-        for index, entry in enumerate(entries)
+        for job, index, entry in cluster_config.standing_tasks(spec)
     ]
     options.needs = [device.replace("/replica:0", "") for device in options.needs]
     known = [f"/job:{task.job}/task:{task.index}/" for task in tasks] + [f"/job:{job}/" for job in cluster_config.RUN_JOBS]

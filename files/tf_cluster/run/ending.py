@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -34,7 +35,7 @@ class Ending(NamedTuple):
     not_started: bool  # whether the preparation failed: servers could not be cleared, or packages not be installed
     disk_full: bool
     lacks_packages: bool = False  # whether packages of the run are not installed
-    reason: Reason | None = None  # that the program's output gives
+    reason: Callable[[], Reason | None] = lambda: None  # that the program's output gives; read once, and only for a failure
 
 
 # The first condition that is true selects the sentence. An empty sentence means success.
@@ -69,7 +70,7 @@ ENDINGS: tuple[tuple[Callable[[Ending], object], Callable[[Ending], str]], ...] 
     ),
     (
         lambda end: end.result == "exit-code",
-        lambda end: end.part.get("failure") or f"the program exited with status {end.status}{because(end.reason)}",
+        lambda end: end.part.get("failure") or f"the program exited with status {end.status}{because(end.reason())}",
     ),
     (lambda end: end.result == "signal", lambda end: f"the program was killed by SIG{end.status}"),
     (lambda end: end.result == "core-dump", lambda end: f"the program crashed with SIG{end.status}"),
@@ -90,8 +91,8 @@ def note_ending(run: Run, environment: Mapping[str, str]) -> None:
     if failure and end.disk_full:
         failure += f"; the disk that holds {runs.RUNS} is full"
     more: dict[str, Any] = {"part": end.part} if end.part else {}
-    if failure and end.reason:
-        more["reason"] = end.reason._asdict()
+    if failure and (reason := end.reason()):
+        more["reason"] = reason._asdict()
     if failure and noted.get("servers") and not noted.get("cancelled"):
         more["failed_tasks"] = failed_tasks(noted["servers"], seen["silent"])
     run.note(ended=ended, failure=failure, exit_status=end.status, **more)
@@ -114,7 +115,7 @@ def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], s
         task_lost=seen["lost"],
         result_missing=bool(noted.get("needs_result")) and noted.get("task") == chief and not has_result(run),
         not_started=bool(layer_of(run).exists() or noted.get("renew")) and not main_started(noted["unit"]),
-        reason=reason_of(run.folder / "stdout.log"),
+        reason=functools.cache(lambda: reason_of(run.folder / "stdout.log")),
         lacks_packages=layer_of(run).exists() and not any(layer_of(run).glob("packages/*")),
         disk_full=disk_is_full(run),
     )

@@ -98,7 +98,9 @@ def attempt(run: Run, told: float) -> dict[str, Any]:
         if noted.get("queued", math.inf) > runs.clock():  # or the machine was rebooted
             noted = run.note(queued=runs.clock())
         interrupted = runs.interrupted(noted["task"])
-        noted = run.note(renew=renewal_of(noted, interrupted))
+        renew = renewal_of(noted, interrupted)
+        if renew != noted.get("renew"):  # a note is written to the disk, and a queued run tries every two seconds
+            noted = run.note(renew=renew)
         tried, other = start_unit(run), "another run"
         if tried.returncode:
             other = runs.property_of(noted["unit"], "Description") or other
@@ -127,7 +129,7 @@ def is_over(description: str) -> bool:
     """Return whether the run in a unit's description has ended and only clears its servers, which takes a second."""
     folder = runs.RUNS / description.removeprefix("run ")
     try:
-        return b'"ended"' in (folder / "run.json").read_bytes()
+        return runs.has_ended(folder)
     except OSError:
         return False
 

@@ -30,7 +30,7 @@ from .unit import CONFIG
 
 SESSION_SECONDS = 3.0  # of one step of a session
 RENEWAL_SECONDS = 6.0  # from the order until the new server answers; systemd allows ten seconds after the program's end
-GPU_RENEWAL_SECONDS = 60.0  # before a start: CUDA starts anew
+GPU_RENEWAL_SECONDS = 60.0  # before a program starts: CUDA starts again
 POLL_SECONDS = 0.02
 MAX_THREADS = 64
 
@@ -52,16 +52,6 @@ def this_run() -> tuple[str, control.Users]:
     run, task = os.environ["TF_RUN_ID"], json.loads(os.environ["TF_CONFIG"])["task"]
     kept = os.environ.get("TF_CLUSTER_KEEP_STATE") == "1"
     return run, {run: {"task": f"{task['type']}:{task['index']}", "since": round(time.time(), 1), "kept": kept}}
-
-
-def standing(cluster: dict[str, list[str]]) -> list[tuple[str, str]]:
-    """Return name and address of each task of the cluster that has a server."""
-    return [
-        (f"{job}:{index}", entry)
-        for job, entries in cluster.items()
-        if job not in cluster_config.RUN_JOBS
-        for index, entry in enumerate(entries)
-    ]
 
 
 def note_to_write(users: control.Users, renewal: Renewal) -> control.Users | None:
@@ -150,7 +140,7 @@ def main() -> None:
     via = own_server(library, cluster, user["task"])
     renewal = Renewal(users, user["task"], user["kept"], options.ended, options.lost, seconds, via)
     used = {entry for entries in cluster_config.load(os.environ["TF_CLUSTER_CONFIG"]).values() for entry in entries}
-    servers = [(task, entry) for task, entry in standing(cluster) if entry in used]
+    servers = [(f"{job}:{index}", entry) for job, index, entry in cluster_config.standing_tasks(cluster) if entry in used]
     with ThreadPoolExecutor(MAX_THREADS) as pool:
         problems = [
             problem for problem in pool.map(lambda server: renew(library, server[0], server[1], renewal), servers) if problem

@@ -135,13 +135,18 @@ def is_alive(unit: str, run: Run) -> bool:
     return state not in ("", "inactive", "failed") and property_of(unit, "Description") == f"run {run.id}"
 
 
+def has_ended(folder: Path) -> bool:
+    """Return whether the run in a folder has ended. Raises OSError if it has no notes."""
+    return b'"ended"' in (folder / "run.json").read_bytes()
+
+
 def interrupted(task: str) -> list[Run]:
     """Return the runs of a task that neither ended nor run: their machine failed."""
     found = []
     for path in RUNS.glob("[!.]*/run.json"):
         run = Run(path.parent.name)
         with contextlib.suppress(OSError, cluster_config.ConfigError):
-            if b'"ended"' not in path.read_bytes():
+            if not has_ended(run.folder):
                 noted = run.read()
                 ran = noted.get("task") == task and not noted.get("waiting") and not noted.get("training")
                 if ran and not is_alive(noted["unit"], run):

@@ -23,7 +23,7 @@ from ..ready import gate
 from ..server import control, ports
 from ..spec import cluster_config
 from ..tensorflow import capi
-from .renew import standing, this_run
+from .renew import this_run
 from .unit import CONFIG
 
 IDLE_SECONDS = 2.0  # without work of the program, after which it is considered waiting
@@ -72,7 +72,11 @@ class Watched:
         """Let the server note that it holds state of this run."""
         run, users = this_run()
         # A run without some tasks has other names for the rest.
-        [task] = [name for name, entry in standing(cluster_config.load(CONFIG)) if entry == self.entry] or [self.task]
+        [task] = [
+            f"{job}:{index}"
+            for job, index, entry in cluster_config.standing_tasks(cluster_config.load(CONFIG))
+            if entry == self.entry
+        ] or [self.task]
         with contextlib.closing(control.session(self.library, task, self.entry, TIMEOUT_SECONDS)) as opened:
             noted = control.read_users(opened)
         if run not in noted:
@@ -174,12 +178,7 @@ def main() -> None:
     options = parser.parse_args()
     cli.remove_proxy_variables()
     library, spec = capi.Library(), cluster_config.load(options.config)
-    tasks = [
-        Watched(job, index, entry, library)
-        for job, entries in spec.items()
-        if job not in cluster_config.RUN_JOBS
-        for index, entry in enumerate(entries)
-    ]
+    tasks = [Watched(job, index, entry, library) for job, index, entry in cluster_config.standing_tasks(spec)]
     news: queue.Queue[str] = queue.Queue()
     threading.Thread(target=watch_own_task, args=(news, spec), daemon=True).start()
     for task in tasks:

@@ -37,6 +37,11 @@ def split_address(entry: str) -> tuple[str, int]:
     return name, int(port)
 
 
+def standing_tasks(spec: dict[str, list[str]]) -> list[tuple[str, int, str]]:
+    """Return job, index and ``address:port`` of each task that has a server, whether or not a run is in progress."""
+    return [(job, index, entry) for job, entries in spec.items() if job not in RUN_JOBS for index, entry in enumerate(entries)]
+
+
 def load(path: str | Path) -> dict[str, list[str]]:
     """Return the cluster spec in the file ``path``: job -> list of ``address:port``.
 
