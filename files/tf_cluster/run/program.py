@@ -97,7 +97,8 @@ def attempt(run: Run, told: float) -> dict[str, Any]:
             return {}
         if noted.get("queued", math.inf) > runs.clock():  # or the machine was rebooted
             noted = run.note(queued=runs.clock())
-        interrupted = runs.interrupted(noted["task"])
+        # A training has its own servers: it clears none, so it leaves interrupted runs to the next run.
+        interrupted = [] if noted["training"] else runs.interrupted(noted["task"])
         renew = renewal_of(noted, interrupted)
         if renew != noted.get("renew"):  # a note is written to the disk, and a queued run tries every two seconds
             noted = run.note(renew=renew)

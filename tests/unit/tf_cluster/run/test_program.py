@@ -1117,6 +1117,16 @@ def test_a_run_whose_machine_failed_leaves_state_that_is_cleared(started, run, m
     assert before_the_program(started()[1]) == []
 
 
+def test_a_training_leaves_an_interrupted_run_to_the_next_run(started, monkeypatch):
+    other = runs.Run("r0")
+    other.folder.mkdir()
+    other.note(run_id="r0", task="host:0", unit="tf-run-host-0.service", started=1.0, waiting=False, training={})
+    monkeypatch.setattr(runs, "is_alive", lambda *_given: False)
+    plan = {"id": "r1", "chief": "host:0", "cluster": {"host": ["10.0.0.3:3223"]}, "control": "10.0.0.3:4223"}
+    started(training={**plan, "machines": {"host:0": "c"}, "restarts": 0, "join": 60})
+    assert "ended" not in other.read()
+
+
 def test_state_that_is_kept_is_said_to_the_unit(started, run):
     assert "--setenv=TF_CLUSTER_KEEP_STATE=1" not in started()[1]
     (run.folder / "run.json").unlink()
