@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import base64
-import glob
+import io
 import json
-import math
 import os
 import re
 import shlex
+import shutil
 import tarfile
-import tempfile
-import time
 from collections.abc import Container
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.executor.interpreter_discovery import discover_interpreter
 from ansible.plugins.action import ActionBase
-from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster import lock
-from ansible_collections.distributed.tensorflow.plugins.plugin_utils import archive, progress
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils import archive, progress, rsync
 
 # With any input, ssh gives the program no terminal, so that stderr and stdout stay separate.
 NOTHING = b"\n"
 TASK_PYTHON = ("/opt/tf-cluster/venv/bin/python", "-I", "-m")
-PIECE = 8 * 1024 * 1024  # bytes per call
-TELL_SECONDS = 10  # between two lines that report the waiting
-STUCK_SECONDS = 600  # without new data, until the wait for another collection times out
+SMALL_BYTES = 4_000_000  # are part of a call; rsync transfers larger files
 ABSENT = re.compile(r"(?:No module named '?|module specification for ')(tf_cluster[a-z_.]*)")  # Python's messages
 NOT_FOUND = 127  # exit status of a shell for a missing program
 DISCOVERED = "discovered_interpreter_python"  # name of Ansible's fact
@@ -49,6 +44,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
                 "argv": {"type": "list", "elements": "str", "required": True},
                 "send": {"type": "list", "elements": "path"},
                 "send_call": {"type": "list", "elements": "str"},
+                "send_keys": {"type": "dict"},
                 "put": {"type": "path"},
                 "script": {"type": "path"},
                 "input": {"type": "raw"},
@@ -75,7 +71,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         combined: dict[str, Any] = {}
         program = program_of(argv)
         if options["send"]:
-            data = self.send([Path(path) for path in options["send"]], [*program, *(options["send_call"] or [])])
+            data = self.send([Path(path) for path in options["send"]], options["send_call"] or [], options["send_keys"] or {})
         elif options["script"]:
             data = Path(options["script"]).read_bytes()
         else:
@@ -85,17 +81,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         if options["announce"]:
             progress.show_line(f"  {options['announce']}")
         last = [self.put(options["put"])] if options["put"] else []
-        silence, may_repeat = progress.Silence(), True
+        silence = progress.Silence()
         while True:
             answer = self.call([*argv, *last], data, options["statuses"])
             for line in answer.get("lines", []):
                 progress.show_line(f"  {line}")
             silence.show(answer.get("lines", []), answer.get("seconds") if "next" in answer else None)
-            if answer.get("fetch") and not self.fetch(program, answer["fetch"], Path(options["save_to"])):
-                if not may_repeat:
-                    raise AnsibleActionFail("another ansible-playbook is collecting this run. Try again later.")
-                may_repeat = False
-                continue
+            if answer.get("fetch"):
+                self.fetch(answer["fetch"], Path(options["save_to"]))
             for name, text in answer.get("files", {}).items():
                 archive.write_below(Path(options["save_to"]), name, text)
             combined.update({name: value for name, value in answer.items() if name not in ("lines", "next", "fetch", "files")})
@@ -144,57 +137,42 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         self._transfer_file(path, target)
         return target
 
-    def send(self, paths: list[Path], call: list[str]) -> bytes:
-        """Return files and folders as a tar file. If it is large, send it in pieces and return no data."""
-        with tempfile.TemporaryFile() as file:
-            archive.pack(paths, file)
-            size = file.tell()
-            file.seek(0)
-            if size <= PIECE:
-                return file.read()
-            shown = progress.Progress("sent", size)
-            for offset in range(0, size, PIECE):
-                self.call([*call, "--offset", str(offset)], file.read(PIECE), [0])
-                shown.show(offset)
-        return NOTHING
+    def send(self, paths: list[Path], call: list[str], keys: dict[str, str]) -> bytes:
+        """Return files and folders as a tar file. Those that are too large for it are sent with rsync.
 
-    def fetch(self, program: list[str], given: dict[str, Any], folder: Path) -> bool:
-        """Fetch a tar file from the machine, in pieces, and unpack it in the folder.
-
-        Returns False if the file is missing on the machine, because another call has collected the run meanwhile.
+        The first path is the program. ``call``: words of the machine's end of rsync. ``keys``: path -> path that it is kept as
+        on the machine, if it is another one.
         """
-        local = folder.parent / f".{folder.name}.{'whole' if 'data' in given else given['made']}.part"
+        transfer, room = rsync.Rsync(self, TASK_PYTHON), SMALL_BYTES
+        transfer.check()  # also for a small program, whose results may be large
+        packed = []
+        for path in paths:
+            size = archive.listed(path).size
+            if size <= room:
+                room -= size
+                packed.append(path)
+            else:
+                transfer.send(path, call, keys.get(str(path), str(path)), top=path is paths[0] and path.is_dir())
+        with io.BytesIO() as file:
+            archive.pack(packed, file, program=paths[0])
+            return file.getvalue()
+
+    def fetch(self, given: dict[str, Any], folder: Path) -> None:
+        """Fetch files from the machine into the folder: as a tar file in ``data``, or with rsync."""
+        if "data" not in given:
+            rsync.Rsync(self, TASK_PYTHON).fetch(given["call"], given, folder)
+            return
+        part = rsync.part_of(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            shown = progress.Progress("collected", given["size"])
-            with local.open("a+b") as file:
-                wait_for_other(file)
-                if not os.fstat(file.fileno()).st_nlink:
-                    return True  # the other call has unpacked and removed it
-                if "data" in given:
-                    file.truncate(0)
-                    file.write(base64.b64decode(given["data"]))
-                while file.seek(0, os.SEEK_END) < given["size"]:
-                    call = [*program, *given["call"], "--made", str(given["made"]), "--offset", str(file.tell())]
-                    answer = self.call(call, NOTHING, [0])
-                    if not answer["data"]:
-                        return False
-                    file.write(base64.b64decode(answer["data"]))
-                    shown.show(file.tell())
-                file.seek(0)
-                with tarfile.open(fileobj=file) as tar:
-                    members = [archive.check_member(member) for member in tar]
-                    archive.remove_conflicts(folder, members)
-                    tar.extractall(folder, members=members)
-                # Before another call gets the lock. Includes files of earlier, interrupted calls.
-                for part in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
-                    part.unlink(missing_ok=True)
-                return True
+            with rsync.only_one(part), tarfile.open(fileobj=io.BytesIO(base64.b64decode(given["data"]))) as tar:
+                members = [archive.check_member(member) for member in tar]
+                archive.remove_conflicts(folder, members)
+                tar.extractall(folder, members=members)
+                shutil.rmtree(part)  # may have files of an interrupted transfer
         except OSError as error:
-            raise AnsibleActionFail(
-                f"{error.filename or local} could not be written ({error.strerror}). The results stay on the machine. Run "
-                f"'ansible-playbook playbooks/collect.yml -e run={folder.name}' to continue."
-            ) from None
+            sentence = f"{error.filename or folder} could not be written ({error.strerror})"
+            raise AnsibleActionFail(rsync.unfinished(sentence, folder)) from None
 
 
 def program_of(argv: list[str]) -> list[str]:
@@ -205,23 +183,3 @@ def program_of(argv: list[str]) -> list[str]:
         if word == "-" or word.endswith(".py"):
             return argv[: place + 1]
     return argv[:1]
-
-
-def wait_for_other(file: IO[bytes]) -> None:
-    """Lock a file that another collection may be writing. Report the waiting, and raise if no more data arrives."""
-    size, arrived, due = -1, time.monotonic(), time.monotonic() + TELL_SECONDS
-
-    def report() -> None:
-        nonlocal size, arrived, due
-        now, before, size = time.monotonic(), size, os.fstat(file.fileno()).st_size
-        arrived = arrived if size == before else now
-        if now - arrived > STUCK_SECONDS:
-            raise AnsibleActionFail(
-                f"{file.name} is locked by another ansible-playbook, which has received nothing for {STUCK_SECONDS} s. Find the "
-                "process with 'lslocks', stop it, and collect the run again."
-            )
-        if now >= due:
-            due = now + TELL_SECONDS
-            progress.show_line(f"  waiting for another ansible-playbook that collects the run ({size // 1_000_000} MB so far)")
-
-    lock.acquire(file, math.inf, report)

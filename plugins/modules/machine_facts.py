@@ -53,6 +53,7 @@ ansible_facts:
           elements: dict
         account: {description: "The entry of the account C(tensorflow) in /etc/passwd; empty if it is missing", type: list}
         disk_mb: {description: "Free disk under /opt, in MB", type: int}
+        rsync: {description: Whether rsync is installed, type: bool}
         gpus: {description: "Its NVIDIA GPUs and driver, see tf_cluster/cuda/gpus.py", type: dict}
         environment:
           description: "C(made_of), C(id) and C(whole) of the environment, see tf_cluster/tensorflow/environment.py"

@@ -10,8 +10,8 @@ description:
   - The program prints a JSON object as its last line. The action shows its C(lines). If there is C(next), it calls the program
     again with these arguments, and with O(script) if there is one. If the program prints nothing for long, the action shows
     C(seconds), the time that has passed. It writes C(files) to O(save_to).
-  - C(fetch) is a tar file, which is unpacked to O(save_to). It is sent in base64 as C(data), or in pieces with the arguments in
-    C(call). An interrupted transfer is continued.
+  - C(fetch) has files for O(save_to). A few megabytes are a tar file in base64 (C(data)). More are fetched with rsync over the
+    task's connection; an interrupted transfer is continued.
   - With C(failure), a sentence, the task fails.
 options:
   argv:
@@ -24,11 +24,15 @@ options:
   send:
     description:
       - Files and folders of the controller that are sent as a tar file to the program's standard input. If the first one is a
-        folder, its content is sent. Links in it are followed. A large tar file is sent first, in pieces, to O(send_call).
+        folder, its content is sent. Links in it are followed.
+      - Those that do not fit into a few megabytes are sent with rsync before the call, over the task's connection.
     type: list
     elements: path
   put: {description: A large file for a program that runs as root. Its path on the machine becomes the last argument, type: path}
-  send_call: {description: Arguments of the call that takes the pieces of a large tar file, type: list, elements: str}
+  send_call: {description: Arguments of C(tf_cluster.transfer) for what is sent with rsync, type: list, elements: str}
+  send_keys:
+    description: Path in O(send) -> path under which the machine keeps it, if the path differs in each call.
+    type: dict
   script: {description: A program of the controller that Python reads from standard input, type: path}
   input:
     description:

@@ -5,34 +5,65 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from ansible.errors import AnsibleActionFail
 
 
-def pack(paths: Iterable[Path], file: IO[bytes]) -> None:
-    """Write files and folders into a tar file. If the first path is a folder, its content is at the top level."""
+class Listed(NamedTuple):
+    """What a path on the controller contains: its size in bytes, and broken links, relative to the path."""
+
+    size: int
+    broken: list[str]
+
+
+def pack(paths: Iterable[Path], file: IO[bytes], program: Path) -> None:
+    """Write files and folders into a tar file. The content of a program's folder is at the top level.
+
+    Files of data, that is all except the program's, get no write permission: as those that rsync sends, the program may only
+    read them.
+    """
     with tarfile.open(fileobj=file, mode="w", dereference=True) as tar:
-        for position, path in enumerate(paths):
-            if not path.exists():
-                raise AnsibleActionFail(f"{path} does not exist on the controller")
+        for path in paths:
             # Not the target of a link: the program is started by the given name.
-            add(tar, path, "." if path.is_dir() and position == 0 else Path(os.path.abspath(path)).name)
+            name = "." if path is program and path.is_dir() else Path(os.path.abspath(path)).name
+            for found, inner in walk(path, []):
+                member = tar.gettarinfo(found, f"{name}/{inner}" if inner else name)
+                if member.isdir():
+                    tar.addfile(member)
+                elif member.isfile():
+                    member.mode = member.mode if path is program else member.mode & 0o555 | 0o444
+                    with found.open("rb") as content:
+                        tar.addfile(member, content)
 
 
-def add(tar: tarfile.TarFile, path: Path, name: str, above: tuple[Path, ...] = ()) -> None:
-    """Add a file, or a folder with its content. Links are followed. ``above`` are the folders that contain the path."""
+def listed(path: Path) -> Listed:
+    """Return what a path contains."""
+    broken: list[str] = []
+    return Listed(sum(found.stat().st_size for found, _name in walk(path, broken) if found.is_file()), broken)
+
+
+def walk(path: Path, broken: list[str], name: str = "", above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, str]]:
+    """Yield a file, or a folder and its content, each with its name below the first path. Links are followed.
+
+    Broken links, as editors create them, are added to ``broken``. ``above`` are the folders that contain the path.
+    """
+    if not above and not path.exists():
+        raise AnsibleActionFail(f"{path} does not exist on the controller")
     real = path.resolve()
     if real in above:
         raise AnsibleActionFail(f"{path} is a link to a folder that contains it. Remove the link.")
-    if path.name == "__pycache__" or not path.exists():
-        return  # a broken link, as editors create them
-    tar.add(path, name, recursive=False)
+    if path.name == "__pycache__" or path.suffix == ".pyc":
+        return
+    if not path.exists():
+        broken.append(name)
+        return
+    yield path, name
     if path.is_dir():
         for inner in sorted(path.iterdir()):
-            add(tar, inner, f"{name}/{inner.name}", (*above, real))
+            yield from walk(inner, broken, f"{name}/{inner.name}" if name else inner.name, (*above, real))
 
 
 def check_member(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -46,11 +77,15 @@ def check_member(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def remove_conflicts(folder: Path, members: Iterable[tarfile.TarInfo]) -> None:
-    """Remove files of earlier collections where a member is a folder, and the reverse. Keep the folder itself."""
+    """Remove files of earlier collections where a member is a folder, and the reverse."""
     for member in members:
-        path = folder / member.name
-        if folder in path.parents and os.path.lexists(path) and path.is_dir() != member.isdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        remove_conflict(folder, folder / member.name, member.isdir())
+
+
+def remove_conflict(folder: Path, path: Path, is_folder: bool) -> None:
+    """Remove a file where there will be a folder, or the reverse. Keep ``folder`` itself."""
+    if folder in path.parents and os.path.lexists(path) and path.is_dir() != is_folder:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def write_below(folder: Path, name: str, text: str) -> None:

@@ -43,9 +43,15 @@ class Progress:
 
     def __init__(self, verb: str, size: int) -> None:
         self.verb, self.size, self.due = verb, size, time.monotonic() + TRANSFER_SECONDS
+        self.before, self.done = 0, 0  # bytes of earlier parts, and of this one
 
     def show(self, done: int) -> None:
         """Report the transferred bytes if a line is due."""
+        self.done = done
         if time.monotonic() >= self.due:
             self.due = time.monotonic() + TRANSFER_SECONDS
-            show_line(f"  {self.verb} {done // 1_000_000} of {self.size // 1_000_000} MB")
+            show_line(f"  {self.verb} {(self.before + done) // 1_000_000} of {self.size // 1_000_000} MB")
+
+    def start_part(self) -> None:
+        """Count the bytes of the next part from zero."""
+        self.before, self.done = self.before + self.done, 0

@@ -1,4 +1,4 @@
-"""Pack a run's files into one tar file, while its program may still write to them.
+"""Find a run's files and pack them into a tar file, while its program may still write to them.
 
 The program's files are opened with the rights of its user, without following links and without blocking, because a listed name
 may have become a link to a file of root, or a pipe. Deleted files are ignored; a file that changes is packed with the size that
@@ -19,21 +19,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 USER = "tensorflow"
-MARGIN_BYTES = 32 * 1024 * 1024  # stay free on the disk
 OVERHEAD_BYTES = 1536  # of a member, without very long names
 KINDS = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
-class NoRoomError(Exception):
-    """The tar file does not fit on the disk. The message is a sentence."""
+class TooLargeError(Exception):
+    """The tar file would be too large."""
 
 
 class Found(NamedTuple):
-    """A file or folder of the program: name in the tar file, path, and size in bytes (None: a folder)."""
+    """A file or folder of the program: name for the controller, path, size in bytes (None: a folder), and time of change."""
 
     name: str
     path: Path
     size: int | None
+    changed: int = 0
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def find(folder: Path, name: str, left: list[str], unwanted: frozenset[str] = fr
                 found.append(Found(its, folder / own, None))
                 waiting.append((folder / own, its))
             elif stat.S_ISREG(status.st_mode):
-                found.append(Found(its, folder / own, status.st_size))
+                found.append(Found(its, folder / own, status.st_size, status.st_mtime_ns))
             else:
                 left.append(f"{shown(its)} ({KINDS.get(stat.S_IFMT(status.st_mode), 'a device')})")
     return found
@@ -86,6 +86,31 @@ def find(folder: Path, name: str, left: list[str], unwanted: frozenset[str] = fr
 def shown(name: str) -> str:
     """Return a file's name in printable form."""
     return name if name.isprintable() else ascii(name)
+
+
+@contextlib.contextmanager
+def opened(found: Found, left: list[str]) -> Iterator[io.BufferedReader | None]:
+    """Yield a file of the program, opened; None if it has become something else or cannot be read."""
+    try:
+        with as_user():
+            descriptor = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        yield None
+        return
+    except OSError as error:
+        left.append(f"{shown(found.name)} ({'a link' if error.errno == errno.ELOOP else error.strerror})")
+        yield None
+        return
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if os.readlink(f"/proc/self/fd/{descriptor}") != str(found.path):
+            left.append(f"{shown(found.name)} (moved)")  # a parent folder may have become a link
+        elif not stat.S_ISREG(status.st_mode):
+            left.append(f"{shown(found.name)} ({KINDS.get(stat.S_IFMT(status.st_mode), 'a device')})")
+        else:
+            yield file
+            return
+    yield None
 
 
 class Packer:
@@ -101,39 +126,19 @@ class Packer:
             member.type = tarfile.DIRTYPE
             self.tar.addfile(member)
             return
-        try:
-            with as_user():
-                descriptor = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            self.left.append(f"{shown(found.name)} ({'a link' if error.errno == errno.ELOOP else error.strerror})")
-            return
-        with os.fdopen(descriptor, "rb") as file:
-            # A parent folder may have become a link.
-            if os.readlink(f"/proc/self/fd/{descriptor}") != str(found.path):
-                self.left.append(f"{shown(found.name)} (moved)")
-                return
-            self.add_open(found.name, file)
+        with opened(found, self.left) as file:
+            if file:
+                self.add_open(found.name, file)
 
     def add_open(self, name: str, file: io.BufferedReader) -> None:
-        """Add an open file if it is regular. Raises NoRoomError if there is no room for it."""
+        """Add an open file. Raises TooLargeError if there is no room for it."""
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            self.left.append(f"{shown(name)} ({KINDS.get(stat.S_IFMT(status.st_mode), 'a device')})")
-            return
         self.room -= taken(status.st_size)
         if self.room < 0:
-            raise NoRoomError(f"{shown(name)} grew to {status.st_size} bytes while it was packed")
+            raise TooLargeError(name)
         member = tarfile.TarInfo(name)
         member.size, member.mtime = status.st_size, status.st_mtime
         self.tar.addfile(member, Padded(file))  # type: ignore[arg-type]  # tarfile always passes a byte count
-
-    def add_text(self, name: str, text: str) -> None:
-        """Add a file with this text."""
-        member, data = tarfile.TarInfo(name), text.encode()
-        member.size = len(data)
-        self.tar.addfile(member, io.BytesIO(data))
 
 
 class Padded:
@@ -151,9 +156,3 @@ class Padded:
 def taken(size: int | None) -> int:
     """Return the bytes that a file of this size takes in the tar file."""
     return OVERHEAD_BYTES + -(-(size or 0) // 512) * 512
-
-
-def free(folder: Path) -> int:
-    """Return how many bytes can be written to the folder's disk."""
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize - MARGIN_BYTES

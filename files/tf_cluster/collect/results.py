@@ -2,10 +2,11 @@
 
     tf_cluster.collect outcome RUN                              how it ended, or that it is running
     tf_cluster.collect collect RUN --seconds 60 --results true --tasks worker-0
-                                                            the run's folder as one tar file, the journals of tasks
-    tf_cluster.collect pack RUN                                 that tar file, if packing it takes long
-    tf_cluster.collect piece RUN --made 17 --offset 0           a piece of that file
+                                                            the run's folder, the journals of tasks
     tf_cluster.collect why worker-0                             the state of a task's unit
+
+A few megabytes of results are a tar file in the answer. Of more, the answer has the names, and the controller fetches them with
+rsync.
 
 Called by the action plugin tf_program, as root, like program.py.
 """
@@ -14,14 +15,14 @@ from __future__ import annotations
 
 import argparse
 import base64
-import contextlib
+import io
 import json
 import os
 import re
 import subprocess
 import tarfile
 import time
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from ..run import runs
@@ -29,11 +30,7 @@ from ..run.runs import Run
 from ..spec import cluster_config
 from . import archive as archives
 
-PIECE_BYTES = 4 * 1024 * 1024  # in one call
-ANNOUNCED_BYTES = 100 * 1000 * 1000  # packing more than this is reported
-REPORT_SECONDS = 10.0  # between two reports that another call packs the same run
-PACK_TIMEOUT_SECONDS = 1800  # that all calls wait for another
-TAIL_BYTES = 64 * 1024  # of output that are collected from a full disk
+SMALL_BYTES = 4_000_000  # of files in an answer
 MAX_NAMES = 50  # of files that were not collected
 RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs"}
 
@@ -45,12 +42,15 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
     answer = {"files": {f"logs/{name}.log": journal(name, since, until) for name in options.tasks}}
     if options.results != "true":
         return answer
-    Run(options.run).restrict()  # an older version made it, or the user's ID has changed
-    size = sum(found.size or 0 for found in contents(Run(options.run), [])[1])
-    if size < ANNOUNCED_BYTES:
-        packed = pack_waiting(Run(options.run), 0)
-        return {**packed, "files": {**answer["files"], **packed.get("files", {})}}
-    return {**answer, "lines": [f"packing {size // 1_000_000} MB on the machine"], "next": ["pack", options.run]}
+    run = Run(options.run)
+    run.restrict()  # an older version made it, or the user's ID has changed
+    left: list[str] = []
+    noted, found = contents(run, left)
+    small = packed(run, found, left)
+    fetch = {"data": base64.b64encode(small).decode()} if small is not None else listed(run, found, left)
+    names = left[:MAX_NAMES] + ([f"{len(left) - MAX_NAMES} more"] if len(left) > MAX_NAMES else [])
+    notes = json.dumps({**noted, "left_behind": names}, indent=1)
+    return {"fetch": fetch, "files": {**answer["files"], "run.json": notes}}
 
 
 def outcome(options: argparse.Namespace) -> dict[str, Any]:
@@ -85,21 +85,22 @@ def journal(name: str, since: float, until: float) -> str:
     return text.decode(errors="replace")[-1_000_000:]
 
 
-def archive(run: Run) -> Path:
-    """Return the path of a run's tar file."""
-    return runs.RUNS / f".{run.id}.tar"
-
-
 def contents(run: Run, left: list[str]) -> tuple[dict[str, Any], list[archives.Found]]:
-    """Return a run's notes and the files to pack; add unpackable files with the reason to ``left``."""
+    """Return a run's notes and what it produced; add files that cannot be collected with the reason to ``left``."""
     noted = noted_of(run)
-    training = noted.get("training")
-    reserved = RESERVED | {"tasks"} if training else RESERVED
+    reserved = RESERVED | {"tasks"} if noted.get("training") else RESERVED
     found = renamed(archives.find(run.folder / "results", "", left), reserved)
-    if not training or noted["task"] == training["chief"]:  # all tasks of a training have the same program
-        found.append(archives.Found("program", run.folder / "program", None))
-        found += archives.find(run.folder / "program", "program", [], frozenset({"__pycache__"}))
-    return noted, found
+    return noted, found + produced(run)
+
+
+def produced(run: Run) -> list[archives.Found]:
+    """Return the files that the run created or changed in its working directory, and their folders."""
+    found = archives.find(run.folder / "program", "program", [], frozenset({"__pycache__"}))
+    given = run.given()
+    files = [each for each in found if each.size is not None and given.get(each.name) != [each.size, each.changed]]
+    folders = {str(parent) for each in files for parent in PurePosixPath(each.name).parents}
+    top = [archives.Found("program", run.folder / "program", None)] if files else []
+    return top + [each for each in found if each.name in folders or each in files]
 
 
 def renamed(found: list[archives.Found], reserved: set[str]) -> list[archives.Found]:
@@ -114,98 +115,48 @@ def renamed(found: list[archives.Found], reserved: set[str]) -> list[archives.Fo
     return [each._replace(name=others.get(top, top) + slash + rest) for each, (top, slash, rest) in zip(found, parts)]
 
 
-def pack(options: argparse.Namespace) -> dict[str, Any]:
-    """Pack a run's files into one tar file; return it, its size, or a report that another call packs it."""
-    return pack_waiting(Run(options.run), options.waited)
-
-
-def pack_waiting(run: Run, waited: float) -> dict[str, Any]:
-    """Pack the run; while another call does, return a report and the next call. Two at once would need double space."""
-    with contextlib.ExitStack() as held:
+def packed(run: Run, found: list[archives.Found], left: list[str]) -> bytes | None:
+    """Return a tar file of what was found and the output; None if it is not small."""
+    log = run.folder / "stdout.log"
+    if sum(archives.taken(each.size) for each in found) + log.stat().st_size > SMALL_BYTES:
+        return None
+    missed: list[str] = []
+    with io.BytesIO() as file, tarfile.open(fileobj=file, mode="w") as tar:
+        packer = archives.Packer(tar, 2 * SMALL_BYTES, missed)
         try:
-            held.enter_context(run.locked("pack", REPORT_SECONDS))
-        except BlockingIOError as error:
-            waited += REPORT_SECONDS
-            if waited >= PACK_TIMEOUT_SECONDS:
-                raise OSError(f"timed out after {waited:.0f} s waiting for another collection. {error}") from None
-            line = f"waiting for another collection of this run ({waited:.0f} s)"
-            return {"lines": [line], "next": ["pack", run.id, f"--waited={waited}"]}
-        return pack_locked(run)
+            with log.open("rb") as output:
+                packer.add_open("stdout.log", output)
+            for each in found:
+                packer.add(each)
+        except archives.TooLargeError:  # it has grown
+            return None
+        tar.close()
+        left += missed
+        return file.getvalue()
 
 
-def pack_locked(run: Run) -> dict[str, Any]:
-    """Pack a run's files into one tar file; return it, or its size if it is large.
-
-    For a run that has ended, a large file is kept until it is fetched, so that an interrupted collection can continue. Its time
-    is noted, because a file from before the end may exist too. If the disk has no space, only the most important files are
-    returned.
-    """
-    path = archive(run)
-    unfinished = path.with_name(f"{path.name}.new")  # overwrites an unfinished file, for example after a power failure
-    noted = noted_of(run)
-    try:
-        if not path.exists() or noted.get("packed") != path.stat().st_mtime_ns:
-            write(run, unfinished)
-            if "ended" in noted and not noted.get("damaged"):
-                run.note(packed=unfinished.stat().st_mtime_ns)
-            unfinished.replace(path)
-    except archives.NoRoomError as error:
-        return without_room(run, f"The results could not be collected: {error}")
-    finally:
-        unfinished.unlink(missing_ok=True)
-    found = path.stat()
-    fetch = {"size": found.st_size, "made": found.st_mtime_ns}
-    if found.st_size > PIECE_BYTES:
-        return {"fetch": {**fetch, "call": ["piece", run.id]}, "next": ["discard", run.id]}
-    # A file of one piece is part of this answer, which saves two calls.
-    data = path.read_bytes()
-    path.unlink()
-    return {"fetch": {**fetch, "data": base64.b64encode(data).decode()}}
-
-
-def write(run: Run, path: Path) -> None:
-    """Write the tar file; the notes in it list the skipped files. Raises NoRoomError before it fills the disk."""
-    left: list[str] = []
-    noted, found = contents(run, left)
-    log, room = run.folder / "stdout.log", archives.free(path.parent)
-    needed = sum(archives.taken(each.size) for each in found) + archives.taken(log.stat().st_size)
-    if needed > room:
-        have = f"{max(0, room) / 1e6:.0f} MB"
-        raise archives.NoRoomError(f"packing needs {needed / 1e6:.0f} MB in {path.parent} of its machine, which has {have} free")
-    with tarfile.open(path, "w") as tar:
-        os.fchmod(tar.fileobj.fileno(), 0o600)  # type: ignore[attr-defined]  # a real file, because it has a path
-        packer = archives.Packer(tar, room, left)
-        with log.open("rb") as file:
-            packer.add_open("stdout.log", file)
-        for each in found:
-            packer.add(each)
-        names = left[:MAX_NAMES] + ([f"{len(left) - MAX_NAMES} more"] if len(left) > MAX_NAMES else [])
-        packer.add_text("run.json", json.dumps({**noted, "left_behind": names}, indent=1))
-
-
-def without_room(run: Run, sentence: str) -> dict[str, Any]:
-    """Return the run's notes and the end of its output, without a tar file, because the disk is full."""
-    with (run.folder / "stdout.log").open("rb") as log:
-        log.seek(max(0, log.seek(0, 2) - TAIL_BYTES))
-        text = log.read().decode(errors="replace")
-    noted = json.dumps({**noted_of(run), "uncollected": sentence}, indent=1)
-    return {"lines": [sentence], "files": {"run.json": noted, "stdout.log": text}}
-
-
-def piece(options: argparse.Namespace) -> dict[str, Any]:
-    """Return a piece of the tar file in base64, at most PIECE_BYTES; empty if the file is missing or another one."""
-    with contextlib.suppress(FileNotFoundError), archive(Run(options.run)).open("rb") as file:
-        if os.fstat(file.fileno()).st_mtime_ns != options.made:
-            return {"data": ""}
-        file.seek(options.offset)
-        return {"data": base64.b64encode(file.read(PIECE_BYTES)).decode()}
-    return {"data": ""}
-
-
-def discard(options: argparse.Namespace) -> dict[str, Any]:
-    """Remove the tar file after it is fetched."""
-    archive(Run(options.run)).unlink(missing_ok=True)
-    return {}
+def listed(run: Run, found: list[archives.Found], left: list[str]) -> dict[str, Any]:
+    """Return the names of what was found and of the output, for rsync; add unreadable files with the reason to ``left``."""
+    names, renamed_tops, size = [], {}, (run.folder / "stdout.log").stat().st_size
+    others = ["stdout.log"]
+    for each in found:
+        if each.size is not None:
+            with archives.opened(each, left) as file:
+                if not file:
+                    continue
+            size += each.size
+        own = os.path.relpath(each.path, (run.folder / "results").resolve())
+        if own.startswith("../program"):
+            others.append(each.name)
+            continue
+        names.append(own)
+        if own.partition("/")[0] != each.name.partition("/")[0]:
+            renamed_tops[own.partition("/")[0]] = each.name.partition("/")[0]
+    return {
+        "call": ["results", run.id],
+        "size": size,
+        "parts": [{"from": "results", "names": names, "renamed": renamed_tops}, {"from": ".", "names": others}],
+    }
 
 
 def why(options: argparse.Namespace) -> dict[str, Any]:
@@ -231,7 +182,7 @@ def main() -> None:
     """Answer one call."""
     parser = argparse.ArgumentParser(description="Return a machine's files of a run.")
     calls = parser.add_subparsers(required=True)
-    for call in (outcome, collect, pack, piece, discard):
+    for call in (outcome, collect):
         sub = calls.add_parser(call.__name__)
         sub.add_argument("run")
         sub.set_defaults(call=call)
@@ -242,11 +193,6 @@ def main() -> None:
                 "--results", choices=["true", "false"], required=True, help="whether the run's folder is on this machine"
             )
             sub.add_argument("--tasks", nargs="*", default=[], help="tasks of this machine, such as worker-0")
-        if call is pack:
-            sub.add_argument("--waited", type=float, default=0, help="seconds that earlier calls waited")
-        if call is piece:
-            sub.add_argument("--offset", type=int, required=True)
-            sub.add_argument("--made", type=int, required=True, help="time of the file, from pack")
     sub = calls.add_parser("why")
     sub.add_argument("tasks", nargs="*")
     sub.set_defaults(call=why)

@@ -52,6 +52,7 @@ def collect(ports: list[int], venv: str) -> dict[str, Any]:
         "listeners": listeners(ports, units),
         "account": account("tensorflow"),
         "disk_mb": free_megabytes("/opt"),
+        "rsync": shutil.which("rsync") is not None,
         "gpus": gpus.find(),
         "environment": environment.look(venv),
         "compiled": os.path.exists(f"{venv}/byte-compiled"),

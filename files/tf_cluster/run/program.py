@@ -1,12 +1,13 @@
 """Run a user's program on a machine, under systemd.
 
-    tf_cluster.run receive RUN --offset 0 < piece              part of a tar file that is too large for one call
     tf_cluster.run stage RUN --program demo.py < plan-and-tar  prepares a run and starts it; --hold: only prepares it
+    tf_cluster.run place RUN < tar                             only places the program and its data, for the machine's servers
     tf_cluster.run start RUN                                   starts it when its task is free
     tf_cluster.run follow RUN --offset 0                       returns new output, and how the run ended
     tf_cluster.run cancel RUN --by NAME                        stops it
 
-Standard input of stage: a line of JSON, which can be too long for a command line, and the tar file. The JSON object has
+Standard input of stage: a line of JSON, which can be too long for a command line, and a tar file with the program and its data.
+What is too large for it was sent with rsync before (see ../transfer/transfer.py). The JSON object has
 ``arguments`` (of the program), ``training`` (see plugins/filter/training.py), ``servers`` (address -> incarnation, from the
 gate), ``missing`` (addresses of tasks that the run excludes) and ``held`` (addresses of tasks that hold state of earlier runs).
 
@@ -26,6 +27,7 @@ import math
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -35,6 +37,7 @@ from typing import Any
 
 from .. import cli
 from ..spec import cluster_config
+from ..transfer.transfer import inbox
 from . import runs
 from . import training as trainings
 from .ending import note_ending
@@ -44,7 +47,7 @@ from .unit import CONFIG, WRITABLE, layer_of, start_unit, task_of
 
 # Confines runs and calls `finish` at their end: see the role server.
 CONFINED = Path("/etc/systemd/system/tf-run-.service.d/confined.conf")
-STALE_SECONDS = 3 * 24 * 3600  # age at which partly sent and unfetched files are removed
+STALE_SECONDS = 3 * 24 * 3600  # age at which what was sent for a run that was not staged is removed
 PACKAGES_TAR = "packages-of-the-run.tar"  # the program's additional packages
 CLEARING_SECONDS = 10.0  # that a run may take to clear its servers after its end
 GATE_AGE_SECONDS = 1.0  # in the queue, after which the servers are asked again
@@ -161,19 +164,11 @@ def give_up(run: Run, sentence: str, forget: bool = False) -> dict[str, Any]:
     return {"lines": [f"{task}: {sentence}"]}
 
 
-def inbox(run: Run) -> Path:
-    """Return the path of the file that receives the pieces."""
-    return runs.RUNS / f".{run.id}.sent"
-
-
-def receive(options: argparse.Namespace) -> dict[str, Any]:
-    """Write a piece of a tar file at its offset."""
-    path = inbox(Run(options.run))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("r+b" if options.offset else "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.seek(options.offset)
-        file.write(sys.stdin.buffer.read())
+def place(options: argparse.Namespace) -> dict[str, Any]:
+    """Place the program and its data for the servers of this machine, at the path that the run has on the host machine."""
+    run = Run(options.run)
+    if not run.folder.exists():  # the host machine may have a server too
+        unpack(run)
     return {}
 
 
@@ -182,24 +177,25 @@ def unpack(run: Run) -> None:
     runs.RUNS.mkdir(parents=True, exist_ok=True)
     sweep()
     run.folder.mkdir(mode=0o700)
-    sent = inbox(run)
+    sent, program = inbox(run), run.folder / "program"
     try:
-        with sent.open("rb") if sent.exists() else io.BytesIO(sys.stdin.buffer.read()) as file, tarfile.open(fileobj=file) as tar:
-            tar.extractall(run.folder / "program", members=[member for member in tar if runs.plain(member)])
+        if sent.exists():
+            sent.rename(program)
+        with io.BytesIO(sys.stdin.buffer.read()) as file, tarfile.open(fileobj=file) as tar:
+            tar.extractall(program, members=[member for member in tar if runs.plain(member)])
         create_run_layout(run)
     except BaseException:
         shutil.rmtree(run.folder, ignore_errors=True)
+        shutil.rmtree(sent, ignore_errors=True)
         raise
-    finally:
-        sent.unlink(missing_ok=True)
 
 
 def sweep() -> None:
-    """Remove old files of interrupted calls: partly sent files and unfetched tar files."""
+    """Remove old files and folders of interrupted calls."""
     for path in runs.RUNS.glob(".*"):
         with contextlib.suppress(FileNotFoundError):
-            if path.is_file() and time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def create_run_layout(run: Run) -> None:
@@ -222,9 +218,13 @@ def create_run_layout(run: Run) -> None:
         (run.folder / name).touch()
     run.share(run.folder / "stdout.log")
     run.reserve()
-    own = [run.folder / name for name in WRITABLE]
-    for path in [*own, *(run.folder / "program").rglob("*")]:
-        os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
+    (run.folder / "program").chmod(0o755)
+    for path in [*(run.folder / name for name in WRITABLE), *(run.folder / "program").rglob("*")]:
+        status = path.lstat()
+        # Data belongs to root: without write permission from the tar file, or linked to the machine's store.
+        if not stat.S_ISREG(status.st_mode) or (status.st_mode & 0o222 and status.st_nlink == 1):
+            os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
+    run.note_given()
 
 
 def finish(options: argparse.Namespace) -> None:
@@ -309,7 +309,7 @@ def main() -> None:
     os.umask(0o022)  # the program's user needs access, whatever the caller's umask is
     parser = argparse.ArgumentParser(description="Run a program on this machine.")
     calls = parser.add_subparsers(required=True)
-    for call in (receive, stage, start, follow, finish, cancel):
+    for call in (stage, place, start, follow, finish, cancel):
         sub = calls.add_parser(call.__name__)
         sub.add_argument("run")
         sub.set_defaults(call=call)
@@ -327,7 +327,7 @@ def main() -> None:
             sub.add_argument("--hold", action="store_true", help="do not start it")
             sub.add_argument("--keep-state", action="store_true", help="leave the servers' state to the next run")
             sub.add_argument("--trace", action="store_true", help="record TensorFlow's step statistics of all tasks")
-        if call in (receive, follow):
+        if call is follow:
             sub.add_argument("--offset", type=int, default=0)
         if call in (start, follow):
             sub.add_argument("--told", type=float, default=-1, help="seconds of waiting at the last report")

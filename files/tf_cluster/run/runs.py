@@ -1,8 +1,8 @@
 """The folder, the notes and the unit of a run on a machine.
 
 A run is a folder: ``run.json`` (the notes: its options and how it ended), ``stdout.log``, ``config.json`` (its cluster spec),
-``program/`` (working directory), ``results/`` (``TF_RUN_DIR``) and ``checkpoints/`` (``TF_CHECKPOINT_DIR``, not collected). In a
-training, each task is a run with a separate ID; the chief's ID is the training's.
+``program/`` (working directory), ``results/`` (``TF_RUN_DIR``), ``checkpoints/`` (``TF_CHECKPOINT_DIR``, not collected) and
+``given.json`` (the files that were sent). In a training, each task is a run with a separate ID; the chief's ID is the training's.
 
 ``waiting`` in the notes marks a queued run: another run uses its task.
 
@@ -104,6 +104,30 @@ class Run:
                 (self.folder / "reserve").unlink(missing_ok=True)
                 self._write(noted)
         return noted
+
+    def note_given(self) -> None:
+        """Note the files in ``program/`` before the program starts: those that it does not change are not collected."""
+        given, waiting = {}, [(self.folder / "program", "program")]
+        while waiting:
+            folder, name = waiting.pop()
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append((Path(entry.path), f"{name}/{entry.name}"))
+                    else:
+                        status = entry.stat(follow_symlinks=False)
+                        given[f"{name}/{entry.name}"] = [status.st_size, status.st_mtime_ns]
+        path = self.folder / "given.json"
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            json.dump(given, file)
+
+    def given(self) -> dict[str, list[int]]:
+        """Return size and modification time of each file that was sent; empty for a run of an older version."""
+        try:
+            found: dict[str, list[int]] = json.loads((self.folder / "given.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found
 
     def _write(self, noted: dict[str, Any]) -> None:
         fresh = self.folder / "run.new"
