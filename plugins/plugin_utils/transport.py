@@ -41,6 +41,8 @@ def main() -> None:
             process.kill()
             os._exit(max(1, process.wait()))
         os.write(there, BEGIN)
+        for descriptor in (0, 1):
+            os.set_blocking(descriptor, True)  # rsync assumes that its remote shell polls
         # A daemon: when the machine's end has exited, rsync may still have this input open.
         threading.Thread(target=relay, args=(0, there), daemon=True).start()
         relay(back, 1)
