@@ -20,7 +20,7 @@ export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
-.PHONY: compiler help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench hooks changelog lab-check lab-down environment lock role-docs clean
+.PHONY: compiler rsync help demo test lint unit molecule test-faults test-cuda test-gpu test-browser bench hooks changelog lab-check lab-down environment lock role-docs clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -73,7 +73,11 @@ compiler: # Install a C compiler: the tests compile a stand-in for the NVIDIA dr
 lab-down: environment ## Remove the lab; packages that were installed for it stay
 	ansible-playbook playbooks/lab_down.yml
 
-environment: $(VENV)/complete ## Only the environment (.venv) that all the commands need
+rsync: # Install rsync, which transfers data and results
+	@command -v rsync >/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends rsync; } \
+	  || echo "rsync is missing and could not be installed: install it"
+
+environment: rsync $(VENV)/complete ## Only the environment (.venv) that all the commands need
 
 $(VENV)/complete: requirements.txt
 	@echo "Making the environment in $(VENV): Ansible, Molecule and the linters, as locked in requirements.txt"

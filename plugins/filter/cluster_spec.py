@@ -490,6 +490,7 @@ def _known_variables() -> set[str]:
         "tf_run",
         "program_args",
         "program_data",
+        "program_data_on",
         "program_requirements",
         "run_name",
         "train_jobs",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ENTRIES = ("main.py", "__main__.py")
+DATA_ON = ("host", "tasks")  # the machine of the program, or also those of the tasks
 YEAR = 366 * 24 * 3600
 # Variable -> lowest value, highest value and unit.
 LIMITS = {
@@ -65,6 +66,8 @@ def program_problems(program: object, given: dict[str, Any] | None = None) -> li
         problems += _name_problems(path, data)
     else:
         problems = [f"program_data is {data!r}. Set the path of a file or folder, or a list of paths."]
+    if given.get("program_data_on", "host") not in DATA_ON:
+        problems.append(f"program_data_on is {given['program_data_on']!r}. Set {' or '.join(DATA_ON)}.")
     problems += _option_problems(given)
     files = sorted(_sources(path)) if path.is_dir() else [path]
     return problems + [sentence for file in files if (sentence := _syntax_problem(file))]

@@ -33,7 +33,8 @@ REPORT_SECONDS = 10  # between two lines that report the waiting
 PARTIAL = ".rsync-partial"  # as in tf_cluster/transfer/transfer.py
 CONNECTIONS = ("ssh", "local")
 # On the machine and on the controller, everyone may read, and only the owner may write.
-COMMON = ["--protect-args", "--times", "--perms", "--chmod=Du=rwx,Dgo=rx,Fu=rwX,Fgo=rX", "--from0"]
+# Times are compared with nanoseconds: a file may change within a second.
+COMMON = ["--protect-args", "--times", "--modify-window=-1", "--perms", "--chmod=Du=rwx,Dgo=rx,Fu=rwX,Fgo=rX", "--from0"]
 COMMON += ["--info=progress2", "--no-human-readable", f"--timeout={STUCK_SECONDS}"]
 PROGRESS = re.compile(rb"(\d+)\s+\d+%")
 FULL = "No space left on device"

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import resource
-import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -154,14 +152,6 @@ def test_what_is_no_program_is_said_before_anything_runs(cluster, program):
     assert "program.py, line 1 is not Python" in said(done)
 
 
-def test_large_things_go_and_come_whole(cluster, program, tmp_path):
-    (tmp_path / "large.bin").write_bytes(os.urandom(40_000_000))
-    text = "import os, shutil; shutil.copy('large.bin', os.environ['TF_RUN_DIR'] + '/back.bin')"
-    done, folder = cluster.run(program(text), f"--extra-vars=program_data={tmp_path / 'large.bin'}")
-    assert done.returncode == 0, said(done)
-    assert (folder / "back.bin").read_bytes() == (tmp_path / "large.bin").read_bytes()
-
-
 @pytest.fixture
 def detached(cluster, program):
     """Return a function that starts a program without following it and returns the run's id."""
@@ -204,30 +194,6 @@ def test_a_run_can_be_cancelled(cluster, detached):
     assert again.returncode == 0, said(again)
     assert f"run {run} has already ended" in said(again)
     assert (folder_of(done) / "kept.txt").read_text(encoding="utf-8") == "kept"
-
-
-def test_a_collection_that_was_interrupted_goes_on_where_it_stopped(cluster, detached):
-    """Also where two go on with it at once; and what is large goes through the controller's memory piece by piece."""
-    run = detached("import os; open(os.environ['TF_RUN_DIR'] + '/large.bin', 'wb').write(os.urandom(1 << 20) * 300)")
-    words = ("ansible-playbook", "playbooks/collect.yml", f"--extra-vars=run={run}")
-    time.sleep(3)
-    first, deadline, part = cluster.begin(*words), time.monotonic() + 60, []
-    while time.monotonic() < deadline and not (part and part[0].stat().st_size > 30_000_000):
-        part = list(cluster.output.glob(f".{run}.*.part"))
-        time.sleep(0.02)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
-    there = part[0].stat()
-    with part[0].open("rb") as same, ThreadPoolExecutor() as pool:
-        both = list(pool.map(lambda _each: cluster.command(*words), range(2)))
-        assert os.fstat(same.fileno()).st_size > 300 << 20  # the same file was gone on with, and then removed
-    assert [done.returncode for done in both] == [0, 0], said(both[0]) + said(both[1])
-    assert 30_000_000 < there.st_size < 300 << 20
-    assert not part[0].exists()
-    assert (folder_of(both[0]) / "large.bin").stat().st_size == 300 << 20
-    # The largest of all that this process has waited for, in kilobytes; see getrusage(2).
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 300_000
-    shutil.rmtree(folder_of(both[0]))
 
 
 def test_a_run_that_waits_can_be_followed_and_cancelled(cluster, detached):

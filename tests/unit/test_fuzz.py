@@ -294,7 +294,8 @@ def test_a_program_on_its_way_to_the_machine(folder, name, data, around):
         if not paths or program.program_problems(paths[0], {"program_data": beside}):
             return
         tar, commands = io.BytesIO(), []
-        archive.pack([Path(path) for path in (paths[0], *beside)], tar)
+        whole = [Path(path) for path in (paths[0], *beside)]
+        archive.pack(whole, tar, whole[0])
         with (
             mock.patch.object(run_program.runs, "RUNS", place / "runs"),
             mock.patch.object(run_program, "USER", pwd.getpwuid(os.getuid()).pw_name),
@@ -320,11 +321,9 @@ def test_a_program_on_its_way_to_the_machine(folder, name, data, around):
 TAKEN = ["logs", "program-logs", "verdict.json", "program-verdict.json", "program-program-verdict.json"]
 
 
-def fetched(place, given_by, data):
-    """Let the action fetch a tar file into the folder "output/r1", piece by piece."""
-    action = object.__new__(tf_program.ActionModule)
-    action.call = lambda argv, _data, _statuses: {"data": base64.b64encode(data[int(argv[-1]) :][:5000]).decode()}
-    return action.fetch(["run.py"], {**given_by, "size": len(data)}, place / "output/r1")
+def fetched(place, data):
+    """Let the action unpack a tar file into the folder "output/r1"."""
+    object.__new__(tf_program.ActionModule).fetch({"data": base64.b64encode(data).decode()}, place / "output/r1")
 
 
 @settings(max_examples=80)
@@ -336,10 +335,10 @@ def test_what_a_run_left_on_its_way_home(folder, left):
         (place / "runs/r1/stdout.log").write_text("", encoding="utf-8")
         with mock.patch.object(run_program.runs, "RUNS", place / "runs"):
             run_program.Run("r1").note(run_id="r1", task="host:0")
-            packed = collect_run.pack(mock.Mock(run="r1", waited=0))
-        assert fetched(place, packed["fetch"], base64.b64decode(packed["fetch"]["data"]))
+            packed = collect_run.collect(mock.Mock(run="r1", results="true", seconds=0, until=0, tasks=[]))
+        fetched(place, base64.b64decode(packed["fetch"]["data"]))
         home, there = content_of(place / "output/r1"), content_of(place / "runs/r1/results")
-        assert {"run.json", "stdout.log"} <= set(home)
+        assert "stdout.log" in home
         own = {name: text for name, text in home.items() if text.startswith("# ")}
         assert sorted(own.values()) == sorted(there.values())
         assert {name.partition("/")[0] for name in own} & collect_run.RESERVED == set()
@@ -360,7 +359,7 @@ def test_a_tar_file_of_a_machine_that_cannot_be_trusted(folder, members):
                 member.type, member.linkname = kind, str(place / "0/kept")
                 with suppress(UnicodeEncodeError):
                     tar.addfile(member)
-        _done, sentence = outcome(AnsibleActionFail, fetched, place, {"call": ["piece", "r1"], "made": 1}, buffer.getvalue())
+        _done, sentence = outcome(AnsibleActionFail, fetched, place, buffer.getvalue())
         assert not sentence or "does not belong" in sentence or "could not be written" in sentence
         assert (place / "0/kept").read_text(encoding="utf-8") == "# 0"
         assert set(os.listdir(place)) <= {"0", "output"}

@@ -74,7 +74,7 @@ def make_verdict(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     collected = Collected(folder, facts)
     tasks = collected.training()
     result, unreadable = collected.result()
-    failures = [*collected.program_failure(), *collected.uncollected(), *collected.failed_tasks(), *unreadable]
+    failures = [*collected.program_failure(), *collected.failed_tasks(), *unreadable]
     failures += [*collected.missing_logs(), *collected.lost_parts(tasks)]
     outcome = facts["outcome"]
     started = datetime.datetime.fromtimestamp(outcome["started"], datetime.timezone.utc)
@@ -123,10 +123,6 @@ class Collected:
         """Return the machine of a task as the run names it; empty if unknown."""
         found = [each["machine"] for each in self.tasks if each["task"] == known_as(self.outcome, task)]
         return found[0] if found else ""
-
-    def uncollected(self) -> list[str]:
-        """Return why output or results could not be collected."""
-        return [f"{task}{noted['uncollected']}." for task, noted in self.notes.items() if noted.get("uncollected")]
 
     def failed_tasks(self) -> list[str]:
         """Return a sentence for each task that did not work when the run failed."""

@@ -5,14 +5,13 @@ import fcntl
 import io
 import os
 import tarfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 from ansible.errors import AnsibleActionFail
-from ansible_collections.distributed.tensorflow.plugins.plugin_utils import archive, progress
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils import archive, progress, rsync
 from project import load
 
 tf_program = load("plugins/action/tf_program.py")
@@ -78,7 +77,7 @@ def test_a_link_leads_a_text_nowhere_else(tmp_path):
 def packed(*paths):
     """Return the names in the tar file that paths become."""
     file = io.BytesIO()
-    archive.pack(paths, file)
+    archive.pack(paths, file, paths[0])
     return names_in(file.getvalue())
 
 
@@ -104,7 +103,7 @@ def test_data_comes_to_lie_beside_the_program(tmp_path):
 def content(path, name):
     """Return the text of one file of the tar file that a path becomes."""
     file = io.BytesIO()
-    archive.pack([path], file)
+    archive.pack([path], file, path)
     file.seek(0)
     with tarfile.open(fileobj=file) as tar:
         return tar.extractfile(name).read().decode()
@@ -146,19 +145,45 @@ def test_a_program_that_is_not_there_gives_a_sentence(tmp_path):
         packed(tmp_path / "demo.py")
 
 
-def test_what_is_large_goes_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(tf_program, "PIECE", 4096)
-    (tmp_path / "a.bin").write_bytes(os.urandom(30_000))
-    action, sent = object.__new__(tf_program.ActionModule), b""
+def test_data_may_only_be_read(tmp_path):
+    for name in ("main.py", "data.csv", "tool"):
+        (tmp_path / name).write_text("", encoding="utf-8")
+        (tmp_path / name).chmod(0o755 if name == "tool" else 0o664)
+    file = io.BytesIO()
+    archive.pack(paths := [tmp_path / name for name in ("main.py", "data.csv", "tool")], file, paths[0])
+    file.seek(0)
+    with tarfile.open(fileobj=file) as tar:
+        assert {member.name: member.mode for member in tar} == {"main.py": 0o664, "data.csv": 0o444, "tool": 0o555}
 
-    def call(argv, data, _statuses):
-        nonlocal sent
-        assert argv == ["run.py", "receive", "r1", "--offset", str(len(sent))]
-        sent += data
 
-    action.call = call
-    assert action.send([tmp_path / "a.bin"], ["run.py", "receive", "r1"]) == tf_program.NOTHING
-    assert names_in(sent) == ["a.bin"]
+@pytest.fixture
+def sending(monkeypatch, tmp_path):
+    """Return a function that sends files of given sizes, and returns the names in the tar file and those sent with rsync."""
+
+    def sending(*sizes):
+        sent, paths = [], []
+        monkeypatch.setattr(rsync.Rsync, "check", lambda _self: None)
+        monkeypatch.setattr(
+            rsync.Rsync, "send", lambda _self, path, call, key, top: sent.append((path.name, call, key == str(path), top))
+        )
+        for number, size in enumerate(sizes):
+            paths.append(tmp_path / str(number))
+            with paths[-1].open("wb") as file:
+                file.truncate(size)
+        data = object.__new__(tf_program.ActionModule).send(paths, ["store", "r1"], {str(tmp_path / "2"): "/kept/as"})
+        return names_in(data), sent
+
+    return sending
+
+
+def test_little_goes_with_the_call(sending):
+    assert sending(1000, 2_000_000, 1_000_000) == (["0", "1", "2"], [])
+
+
+def test_what_does_not_fit_goes_with_rsync(sending):
+    names, sent = sending(1000, 3_000_000, 5_000_000, 1_500_000, 10)
+    assert names == ["0", "1", "4"]
+    assert sent == [("2", ["store", "r1"], False, False), ("3", ["store", "r1"], True, False)]
 
 
 @pytest.fixture
@@ -178,7 +203,7 @@ def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch, put, las
     (tmp_path / "script.py").write_text("print(1)", encoding="utf-8")
     answers, called = [{"next": ["again"]}, {"done": True}], []
     action = object.__new__(tf_program.ActionModule)
-    options = dict.fromkeys(("send", "send_call", "input", "save_to", "announce", "reconnect"))
+    options = dict.fromkeys(("send", "send_call", "send_keys", "input", "save_to", "announce", "reconnect"))
     options |= {"argv": ["python", "-", "first"], "script": str(tmp_path / "script.py"), "statuses": [0], "put": put}
     action._connection = SimpleNamespace(_shell=SimpleNamespace(join_path=os.path.join))
     action._make_tmp_path, transferred = lambda: "/tmp/made", []
@@ -206,9 +231,9 @@ def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch, put, las
 )
 def test_data_is_a_line_before_what_is_sent(monkeypatch, given, data):
     action, called = object.__new__(tf_program.ActionModule), []
-    options = dict.fromkeys(("send", "send_call", "input", "save_to", "announce", "reconnect", "script", "put"))
+    options = dict.fromkeys(("send", "send_call", "send_keys", "input", "save_to", "announce", "reconnect", "script", "put"))
     action.validate_argument_spec = lambda _spec: (None, options | {"argv": ["/run.py"], "statuses": [0]} | given)
-    action.send = lambda _paths, _call: b"tar"
+    action.send = lambda _paths, _call, _keys: b"tar"
     action.call = lambda _argv, data, _statuses: called.append(data) or {}
     monkeypatch.setattr(tf_program.ActionBase, "run", lambda *_words: {})
     action.run(task_vars={})
@@ -221,7 +246,7 @@ def test_data_is_a_line_before_what_is_sent(monkeypatch, given, data):
 )
 def test_a_failure_is_a_result_that_failed_when_applies_to(monkeypatch, answer, msg):
     action = object.__new__(tf_program.ActionModule)
-    options = dict.fromkeys(("send", "send_call", "input", "save_to", "announce", "reconnect", "script", "put"))
+    options = dict.fromkeys(("send", "send_call", "send_keys", "input", "save_to", "announce", "reconnect", "script", "put"))
     action.validate_argument_spec = lambda _spec: (None, options | {"argv": ["/run.py"], "statuses": [0]})
     monkeypatch.setattr(tf_program.ActionBase, "run", lambda *_words: {})
 
@@ -287,42 +312,21 @@ def test_what_is_not_json_is_called_so(calls, stdout):
 def fetch(tmp_path):
     """Return a function that fetches a tar file of some members from a machine into the folder "output/run"."""
 
-    def fetch(*members, breaks_after=10**9, made=1, before_piece=lambda: None, at_once=False):
+    def fetch(*members):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for member in members:
                 tar.addfile(member)
-        data, offsets = buffer.getvalue(), []
-        action = object.__new__(tf_program.ActionModule)
-
-        def call(argv, _data, _statuses):
-            assert argv[:5] == ["run.py", "piece", "r1", "--made", str(made)]
-            before_piece()
-            offsets.append(int(argv[-1]))
-            if len(offsets) > breaks_after:
-                raise AnsibleActionFail("the connection broke")
-            return {"data": base64.b64encode(data[offsets[-1] :][:1000]).decode()}
-
-        action.call = call
-        how = {"data": base64.b64encode(data).decode()} if at_once else {"call": ["piece", "r1"]}
-        given = {**how, "size": len(data), "made": made}
-        action.fetch(["run.py"], given, tmp_path / "output/run")
-        return offsets
+        given = {"data": base64.b64encode(buffer.getvalue()).decode()}
+        object.__new__(tf_program.ActionModule).fetch(given, tmp_path / "output/run")
 
     return fetch
 
 
-def test_a_fetch_that_was_interrupted_goes_on_where_it_stopped(fetch, tmp_path):
-    with pytest.raises(AnsibleActionFail, match="the connection broke"):
-        fetch(member("a"), breaks_after=3)
-    assert fetch(member("a"))[0] == 3000
-    assert [path.name for path in (tmp_path / "output").rglob("*")] == ["run", "a"]
-
-
 def test_a_small_file_comes_with_the_answer_also_where_an_earlier_fetch_was_interrupted(fetch, tmp_path):
-    with pytest.raises(AnsibleActionFail, match="the connection broke"):
-        fetch(member("a"), breaks_after=3)
-    assert fetch(member("a"), at_once=True) == []
+    (tmp_path / "output/.run.part/results").mkdir(parents=True)
+    (tmp_path / "output/.run.part/results/a").write_text("half", encoding="utf-8")
+    fetch(member("a"))
     assert (tmp_path / "output/run/a").is_file()
     assert os.listdir(tmp_path / "output") == ["run"]
 
@@ -330,69 +334,46 @@ def test_a_small_file_comes_with_the_answer_also_where_an_earlier_fetch_was_inte
 def test_small_files_of_one_run_are_unpacked_one_after_the_other(fetch, tmp_path):
     (tmp_path / "output").mkdir()
     with ThreadPoolExecutor() as pool:
-        with (tmp_path / "output/.run.whole.part").open("wb") as other:
+        with (tmp_path / "output/.run.part.lock").open("wb") as other:
             fcntl.flock(other, fcntl.LOCK_EX)
-            waiting = pool.submit(fetch, member("a"), made=2, at_once=True)
+            waiting = pool.submit(fetch, member("a"))
             time.sleep(0.3)
             assert not waiting.done()
         waiting.result(timeout=10)
     assert (tmp_path / "output/run/a").is_file()
 
 
-def test_another_file_is_fetched_from_its_beginning(fetch, tmp_path):
-    with pytest.raises(AnsibleActionFail, match="the connection broke"):
-        fetch(member("a"), breaks_after=3)
-    assert fetch(member("a"), made=2)[0] == 0
-    assert list((tmp_path / "output").glob(".*")) == []
-
-
-def test_two_that_fetch_one_file_at_once_fetch_it_once(fetch, tmp_path):
-    begun, offsets = threading.Event(), []
-    with ThreadPoolExecutor() as pool:
-        first = pool.submit(fetch, member("a"), before_piece=lambda: (begun.set(), time.sleep(0.05)))
-        begun.wait(5)
-        offsets = fetch(member("a"))
-    assert (offsets, len(first.result())) == ([], 11)
-    assert [path.name for path in (tmp_path / "output").rglob("*")] == ["run", "a"]
-
-
 def test_one_that_is_stopped_does_not_hold_another_for_ever_nor_in_silence(fetch, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(tf_program, "TELL_SECONDS", 0.2)
-    monkeypatch.setattr(tf_program, "STUCK_SECONDS", 0.6)
+    monkeypatch.setattr(rsync, "REPORT_SECONDS", 0.2)
+    monkeypatch.setattr(rsync, "STUCK_SECONDS", 0.6)
     monkeypatch.setattr(progress.Display, "display", lambda _self, line, **_more: shown.append(line))
     (tmp_path / "output").mkdir()
-    with (tmp_path / "output/.run.1.part").open("wb") as file:
+    with (tmp_path / "output/.run.part.lock").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(AnsibleActionFail, match=r"/.run.1.part is locked .*received nothing for 0.6 s"):
+        with pytest.raises(AnsibleActionFail, match=r"/.run.part.lock is locked .*received nothing for 0.6 s"):
             fetch(member("a"))
     assert shown[0] == "  waiting for another ansible-playbook that collects the run (0 MB so far)"
-    assert fetch(member("a"))
+    fetch(member("a"))
 
 
 def test_one_that_fetches_is_waited_for_as_long_as_something_comes(fetch, tmp_path, monkeypatch):
-    monkeypatch.setattr(tf_program, "STUCK_SECONDS", 0.4)
-    (tmp_path / "output").mkdir()
-    with ThreadPoolExecutor() as pool, (tmp_path / "output/.run.1.part").open("wb", 0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    monkeypatch.setattr(rsync, "STUCK_SECONDS", 0.4)
+    (tmp_path / "output/.run.part").mkdir(parents=True)
+    with (
+        ThreadPoolExecutor() as pool,
+        (tmp_path / "output/.run.part.lock").open("wb") as held,
+        (tmp_path / "output/.run.part/big").open("wb", 0) as file,
+    ):
+        fcntl.flock(held, fcntl.LOCK_EX)
         waiting = pool.submit(fetch, member("a"))
         for _each in range(10):
             time.sleep(0.15)
-            file.write(b"x")
-        file.truncate(0)
-        fcntl.flock(file, fcntl.LOCK_UN)
-        assert waiting.result()
-
-
-def test_one_that_is_done_does_not_break_another(fetch, tmp_path):
-    assert fetch(member("a"), before_piece=lambda: fetch(member("b"), made=2))[-1] == 10_000
-    assert sorted(path.name for path in (tmp_path / "output").rglob("*")) == ["a", "b", "run"]
-
-
-def test_a_file_that_is_gone_is_asked_for_again(tmp_path):
-    action = object.__new__(tf_program.ActionModule)
-    action.call = lambda *_words: {"data": ""}
-    assert action.fetch(["run.py"], {"call": ["piece", "r1"], "size": 9, "made": 1}, tmp_path / "output/run") is False
+            file.write(os.urandom(8192))
+            os.fsync(file)
+        fcntl.flock(held, fcntl.LOCK_UN)
+        waiting.result()
+    assert (tmp_path / "output/run/a").is_file()
 
 
 def test_what_a_machine_sends_is_unpacked_in_the_folder_alone(fetch, tmp_path):
@@ -406,7 +387,7 @@ def test_what_a_machine_sends_is_unpacked_in_the_folder_alone(fetch, tmp_path):
 def test_what_was_a_file_may_come_as_a_folder_and_the_other_way_round(fetch, tmp_path):
     fetch(member("model"), member("data", tarfile.DIRTYPE), member("data/a"))
     (tmp_path / "output/run/link").symlink_to(tmp_path)
-    fetch(member("model", tarfile.DIRTYPE), member("model/a"), member("data"), member("link"), made=2)
+    fetch(member("model", tarfile.DIRTYPE), member("model/a"), member("data"), member("link"))
     found = {str(path.relative_to(tmp_path / "output/run")): path.is_dir() for path in (tmp_path / "output/run").rglob("*")}
     assert found == {"model": True, "model/a": False, "data": False, "link": False}
 
@@ -414,14 +395,14 @@ def test_what_was_a_file_may_come_as_a_folder_and_the_other_way_round(fetch, tmp
 def test_the_folder_itself_does_not_make_way(fetch, tmp_path):
     fetch(member("kept"))
     with pytest.raises(AnsibleActionFail, match="could not be written"):
-        fetch(member("."), made=2)
+        fetch(member("."))
     assert (tmp_path / "output/run/kept").exists()
 
 
 def test_of_a_tar_file_that_reaches_outside_nothing_is_unpacked(fetch, tmp_path):
     with pytest.raises(AnsibleActionFail):
         fetch(member("good"), member("../evil"))
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".part"] == []
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 
 
 @pytest.fixture
@@ -430,7 +411,7 @@ def silence(monkeypatch):
 
     def silence(*printed):
         shown, clock = [], iter(range(len(printed) + 1))
-        monkeypatch.setattr(tf_program.time, "monotonic", lambda: float(next(clock)))
+        monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
         monkeypatch.setattr(progress.Display, "display", lambda _self, line, **_more: shown.append(line))
         watched = progress.Silence()
         for second, lines in enumerate(printed, 1):

@@ -412,16 +412,10 @@ def test_what_was_left_behind_is_told_and_is_no_failure(run):
 
 def test_of_a_training_it_is_told_whose_it_was(run):
     (run.folder / "tasks/worker-1").mkdir(parents=True)
-    part = {"part": {"outcome": "done"}, "left_behind": ["link (a link)"], "uncollected": "there is no room"}
+    part = {"part": {"outcome": "done"}, "left_behind": ["link (a link)"]}
     run.write("tasks/worker-1/run.json", json.dumps(part))
     verdict = run.report(training=TRAINING, part={"outcome": "done", "attempts": 1})["verdict"]
     assert verdict["left_behind"] == ["worker:1: link (a link)"]
-    assert verdict["failures"] == ["worker:1: there is no room."]
-
-
-def test_what_could_not_be_collected_is_a_failure(run):
-    run.write("run.json", json.dumps({"uncollected": "The results could not be collected: no room"}))
-    assert run.report()["verdict"]["failures"] == ["The results could not be collected: no room."]
 
 
 @pytest.mark.parametrize("text", ['{"a": "\\ud83d"}', '{"\\ud83d": 1}', '{"matrix": [["\\ud83d"]]}'])

@@ -338,43 +338,59 @@ def collect(run):
 
 
 def pack(run):
-    """Return what one call of ``collect`` puts together: name -> text, None for a folder."""
-    answer, data = collect(run), b""
-    if answer["fetch"]["size"] <= collect_run.PIECE_BYTES:
-        data = base64.b64decode(answer["fetch"]["data"])
-        assert "next" not in answer
-        assert not collect_run.archive(run).exists()
-    else:
-        assert answer["next"] == ["discard", run.id]
-        assert answer["fetch"]["call"] == ["piece", run.id]
-    while len(data) < answer["fetch"]["size"]:
-        given = SimpleNamespace(run=run.id, offset=len(data), made=answer["fetch"]["made"])
-        data += base64.b64decode(collect_run.piece(given)["data"])
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        return {member.name: tar.extractfile(member).read().decode() if member.isfile() else None for member in tar}
+    """Return what one call of ``collect`` answers: name -> text, None for a folder."""
+    answer = collect(run)
+    assert "next" not in answer
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(answer["fetch"]["data"]))) as tar:
+        found = {member.name: tar.extractfile(member).read().decode() if member.isfile() else None for member in tar}
+    return found | answer["files"]
 
 
-def test_an_archive_of_many_pieces_comes_whole(run, monkeypatch):
-    monkeypatch.setattr(collect_run, "PIECE_BYTES", 1000)
-    (run.folder / "results/a.txt").write_text("0123456789" * 1000, encoding="utf-8")
-    assert pack(run)["a.txt"] == "0123456789" * 1000
+def test_more_than_a_few_megabytes_are_listed_for_rsync(run, monkeypatch):
+    monkeypatch.setattr(collect_run, "SMALL_BYTES", 5000)
+    (run.folder / "results/deep").mkdir()
+    for name in ("results/deep/a.txt", "results/verdict.json", "program/model"):
+        (run.folder / name).write_text("0123456789" * 200, encoding="utf-8")
+    answer = collect(run)
+    assert answer["fetch"] == {
+        "call": ["results", run.id],
+        "size": 6000,
+        "parts": [
+            {"from": "results", "names": ["deep", "verdict.json", "deep/a.txt"], "renamed": {"verdict.json": "program-verdict.json"}},
+            {"from": ".", "names": ["stdout.log", "program", "program/model"]},
+        ],
+    }
+    assert json.loads(answer["files"]["run.json"])["left_behind"] == []
 
 
-def test_a_run_that_has_ended_is_packed_once(run, monkeypatch):
-    monkeypatch.setattr(collect_run, "PIECE_BYTES", 1000)
-    run.note(ended=time.time() - 10)
-    first = collect(run)["fetch"]
-    (run.folder / "results/late.txt").write_text("too late", encoding="utf-8")
-    assert collect(run)["fetch"] == first
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_longer_a_file_is_not_listed_for_rsync(run, changing, monkeypatch, kind):
+    monkeypatch.setattr(collect_run, "SMALL_BYTES", 5)
+    (run.folder / "results/a").write_text("left " * 10, encoding="utf-8")
+    changing(swap(kind))
+    answer = collect(run)
+    assert answer["fetch"]["parts"][0]["names"] == []
+    assert json.loads(answer["files"]["run.json"])["left_behind"] == [f"a (a {kind})"]
 
 
-def test_a_run_that_goes_on_is_packed_anew(run, monkeypatch):
-    monkeypatch.setattr(collect_run, "PIECE_BYTES", 1000)
-    first = collect(run)["fetch"]
-    (run.folder / "results/more.txt").write_text("more" * 5000, encoding="utf-8")
-    assert collect(run)["fetch"]["size"] > first["size"]
-    run.note(ended=time.time() + 1)
-    assert collect(run)["fetch"]["made"] != first["made"]
+def test_what_grows_meanwhile_is_left_to_rsync(run, changing, monkeypatch):
+    monkeypatch.setattr(collect_run, "SMALL_BYTES", 5000)
+    (run.folder / "results/a").write_bytes(b"")
+    changing(lambda folder: os.truncate(folder / "a", 4 * 10**12))
+    assert collect(run)["fetch"]["parts"][0]["names"] == ["a"]
+
+
+def test_what_was_given_is_not_collected_unless_the_run_changed_it(run):
+    for name in ("main.py", "log.txt", "data/a.csv", "data/b.csv"):
+        (run.folder / "program" / name).parent.mkdir(exist_ok=True)
+        (run.folder / "program" / name).write_text(name, encoding="utf-8")
+    run.note_given()
+    assert set(pack(run)) == {"run.json", "stdout.log"}
+    (run.folder / "program/log.txt").write_text("new text", encoding="utf-8")
+    (run.folder / "program/data/model\n.keras").write_text("model", encoding="utf-8")
+    os.utime(run.folder / "program/data/b.csv", (1, 1))
+    changed = {"program", "program/log.txt", "program/data", "program/data/model\n.keras", "program/data/b.csv"}
+    assert set(pack(run)) == {"run.json", "stdout.log", *changed}
 
 
 @pytest.mark.parametrize("text", ["", "\0" * 300, '{"run_id": "20', "\udcff"])
@@ -415,15 +431,6 @@ def set_clock(monkeypatch):
 
 
 @pytest.mark.parametrize("step", [-3600, 3600])
-def test_what_was_packed_before_the_end_is_not_the_last_word_whatever_the_clock_says(run, set_clock, step):
-    assert collect(run)["fetch"]  # and is never fetched
-    (run.folder / "results/last.txt").write_text("last", encoding="utf-8")
-    set_clock(step)
-    run.note(ended=time.time())
-    assert pack(run)["last.txt"] == "last"
-
-
-@pytest.mark.parametrize("step", [-3600, 3600])
 def test_how_long_a_run_took_does_not_depend_on_the_time_of_day(run, set_clock, step):
     run.note(started=time.time())
     time.sleep(0.1)
@@ -443,15 +450,6 @@ def test_a_run_tells_how_it_is(run, noted, failure):
     answer = collect_run.outcome(SimpleNamespace(run=run.id))
     assert answer["outcome"]["failure"] == failure
     assert 60 <= answer["age"] < 70
-
-
-def test_pieces_are_put_together(run, monkeypatch):
-    for offset, data in ((0, b"abc"), (3, b"def"), (3, b"DEF")):
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
-        run_program.receive(SimpleNamespace(run=run.id, offset=offset))
-    path = run_program.inbox(run)
-    assert path.read_bytes() == b"abcDEF"
-    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
@@ -506,7 +504,7 @@ def test_links_and_special_files_stay_behind_and_are_named(run):
     (run.folder / "results/folder").symlink_to("/etc")
     os.mkfifo(run.folder / "results/pipe")
     packed = pack(run)
-    assert set(packed) == {"run.json", "stdout.log", "program"}
+    assert set(packed) == {"run.json", "stdout.log"}
     assert json.loads(packed["run.json"])["left_behind"] == ["folder (a link)", "link (a link)", "pipe (a pipe)"]
 
 
@@ -528,13 +526,11 @@ def changing(run, monkeypatch):
     """Return a function that lets something happen between the listing of the program's files and their packing."""
 
     def changing(change):
-        listed, times = collect_run.contents, []
+        listed = collect_run.contents
 
         def contents(*words):
             found = listed(*words)
-            times.append(found)
-            if len(times) == 2:  # the first one is to see how much it is
-                change(run.folder / "results")
+            change(run.folder / "results")
             return found
 
         monkeypatch.setattr(collect_run, "contents", contents)
@@ -587,12 +583,13 @@ class Reading:
 
 @pytest.mark.parametrize(("after", "packed"), [(b"x" * 3, b"xxx\0\0"), (b"x" * 9, b"xxxxx")])
 def test_a_file_is_packed_with_the_size_that_was_found(tmp_path, after, packed):
-    path, buffer = tmp_path / "a", io.BytesIO()
+    path, other, buffer = tmp_path / "a", tmp_path / "b", io.BytesIO()
     path.write_bytes(b"x" * 5)
+    other.write_bytes(b"next")
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         packer = collect_run.archives.Packer(tar, 10**6, [])
         packer.add_open("a", Reading(path, lambda: path.write_bytes(after)))
-        packer.add_text("b", "next")
+        packer.add_open("b", other.open("rb"))
     buffer.seek(0)
     with tarfile.open(fileobj=buffer) as tar:
         assert tar.extractfile("a").read() == packed
@@ -627,60 +624,10 @@ def test_only_the_programs_user_and_root_get_at_a_run(run, monkeypatch):
     assert {(status.st_uid, status.st_gid) for status in found} == {(0, pwd.getpwnam("nobody").pw_gid)}
 
 
-def test_a_file_that_would_fill_the_disk_is_not_packed(run):
-    (run.folder / "stdout.log").write_bytes(b"last words")
-    with (run.folder / "results/hole").open("wb") as file:
-        file.truncate(4 * 10**12)  # takes no space where it is
-    answer = collect_run.pack(SimpleNamespace(run=run.id, waited=0))
-    assert re.search(r"needs 4000000 MB in .* which has \d+ MB free", answer["lines"][0])
-    assert json.loads(answer["files"]["run.json"])["uncollected"] == answer["lines"][0]
-    assert answer["files"]["stdout.log"] == "last words"
-    assert list(runs.RUNS.glob(".*")) == []
-
-
-def test_another_collection_that_packs_is_waited_for_in_words_and_not_for_ever(run, monkeypatch):
-    monkeypatch.setattr(collect_run, "REPORT_SECONDS", 0.1)
-    monkeypatch.setattr(collect_run, "PACK_TIMEOUT_SECONDS", 0.25)
-    with run.locked("pack"):
-        answer = collect(run)
-        assert answer["lines"] == ["waiting for another collection of this run (0 s)"]
-        assert answer["next"] == ["pack", run.id, "--waited=0.1"]
-        assert collect_run.pack(SimpleNamespace(run=run.id, waited=0.1))["next"] == ["pack", run.id, "--waited=0.2"]
-        with pytest.raises(
-            OSError,
-            match=r"timed out after .* waiting for another collection. .*pack.lock is locked by another process. .* shows it",
-        ):
-            collect_run.pack(SimpleNamespace(run=run.id, waited=0.2))
-    assert "fetch" in collect_run.pack(SimpleNamespace(run=run.id, waited=0.1))
-
-
 def test_a_call_that_holds_a_run_is_not_waited_for_without_end(run, monkeypatch):
     monkeypatch.setattr(runs.Run.locked.__wrapped__, "__defaults__", (0.1,))
     with run.locked("note"), pytest.raises(BlockingIOError, match=r".*note.lock is locked by another process"):
         run.note(a=1)
-
-
-def test_what_grows_beyond_the_disk_meanwhile_is_not_packed_either(run, changing):
-    (run.folder / "results/a").write_bytes(b"")
-    changing(lambda folder: os.truncate(folder / "a", 4 * 10**12))
-    assert "a grew to" in collect(run)["lines"][0]
-    assert list(runs.RUNS.glob(".*")) == []
-
-
-def test_of_a_packing_that_broke_off_nothing_stays(run, monkeypatch):
-    (runs.RUNS / f".{run.id}.tar.new").write_bytes(b"of one that was killed")
-    monkeypatch.setattr(collect_run.archives.Packer, "add", lambda *_words: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        pack(run)
-    assert list(runs.RUNS.glob(".*")) == []
-
-
-def test_much_is_packed_in_a_call_of_its_own_that_is_announced(run):
-    with (run.folder / "results/large").open("wb") as file:
-        file.truncate(200_000_000)
-    answer = collect(run)
-    assert answer["lines"] == ["packing 200 MB on the machine"]
-    assert answer["next"] == ["pack", run.id]
 
 
 def test_folders_however_deep_are_packed(run):
@@ -736,10 +683,10 @@ def test_a_good_program_whose_output_is_lost_has_not_run_well(run, monkeypatch):
     assert int(ending.OUTPUT_LOST) == load("tf_cluster.run.output").OUTPUT_LOST
 
 
-def test_what_was_half_sent_long_ago_goes(tmp_path, monkeypatch):
+def test_what_was_sent_for_a_run_that_was_never_staged_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RUNS", tmp_path)
-    for name, age in ((".old.sent", 10**6), (".old.tar", 10**6), (".new.sent", 60), ("run", 10**6)):
-        (tmp_path / name).touch()
+    for name, age in ((".old.sent", 10**6), (".new.sent", 60), ("run", 10**6)):
+        (tmp_path / name / "data").mkdir(parents=True)
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     run_program.sweep()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".new.sent", "run"]
@@ -747,8 +694,9 @@ def test_what_was_half_sent_long_ago_goes(tmp_path, monkeypatch):
 
 def test_of_a_program_that_cannot_be_unpacked_nothing_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RUNS", tmp_path)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"no tar file")))
     run = run_program.Run("r1")
-    run_program.inbox(run).write_bytes(b"no tar file")
+    (run_program.inbox(run) / "data").mkdir(parents=True)
     with pytest.raises(tarfile.TarError):
         run_program.unpack(run)
     assert list(tmp_path.iterdir()) == []
@@ -764,18 +712,6 @@ def test_journals_end_where_the_run_did(run, monkeypatch):
     assert until == pytest.approx(time.time() - 40, abs=2)
 
 
-def test_the_packed_file_is_for_its_owner_alone_and_goes_when_it_was_fetched(run, monkeypatch):
-    monkeypatch.setattr(collect_run, "PIECE_BYTES", 1000)
-    pack(run)
-    [path] = runs.RUNS.glob(".*.tar")
-    assert path.stat().st_mode & 0o777 == 0o600
-    made = path.stat().st_mtime_ns
-    assert collect_run.piece(SimpleNamespace(run=run.id, offset=0, made=made + 1)) == {"data": ""}  # another one's file
-    assert collect_run.discard(SimpleNamespace(run=run.id)) == {}
-    assert not path.exists()
-    assert collect_run.piece(SimpleNamespace(run=run.id, offset=0, made=made)) == {"data": ""}
-
-
 def test_a_program_is_staged_with_a_link_to_the_config(tmp_path, monkeypatch):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -788,8 +724,14 @@ def test_a_program_is_staged_with_a_link_to_the_config(tmp_path, monkeypatch):
     monkeypatch.setattr(run_program, "pwd", SimpleNamespace(getpwnam=lambda _name: us))  # not the module, which tarfile uses too
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(buffer.getvalue())))
     run = run_program.Run("r1")
+    data = tmp_path / "stored.bin"
+    data.write_bytes(b"data")
+    run_program.inbox(run).mkdir(parents=True)
+    os.link(data, run_program.inbox(run) / "data.bin")  # as the machine's end of rsync does
     run_program.unpack(run)
-    assert sorted(path.name for path in (run.folder / "program").iterdir()) == ["config.json", "demo.py"]
+    assert sorted(path.name for path in (run.folder / "program").iterdir()) == ["config.json", "data.bin", "demo.py"]
+    assert (run.folder / "program/data.bin").samefile(data)
+    assert set(run.given()) == {"program/config.json", "program/data.bin", "program/demo.py"}
     assert os.readlink(run.folder / "program/config.json") == str(run.folder / "config.json")
     assert (run.folder / "results").is_dir()
     assert run.folder.stat().st_mode & 0o777 == 0o750
@@ -1228,13 +1170,12 @@ def test_how_a_training_ended_becomes_how_its_part_ended(run, monkeypatch, text,
     assert finish(run)["failure"].startswith(failure)
 
 
-def test_of_a_part_its_program_stays_behind(run):
-    (run.folder / "program/demo.py").write_text("code", encoding="utf-8")
+@pytest.mark.parametrize("task", ["worker:0", "worker:1"])
+def test_of_a_part_of_a_training_the_files_of_the_project_are_renamed_too(run, task):
+    (run.folder / "program/model").write_text("left", encoding="utf-8")
     (run.folder / "results/tasks").mkdir()
-    run.note(training=plan(), task="worker:1")
-    assert set(pack(run)) == {"run.json", "stdout.log", "program-tasks"}
-    run.note(training=plan(), task="worker:0")
-    assert "program/demo.py" in pack(run)
+    run.note(training=plan(), task=task)
+    assert set(pack(run)) == {"run.json", "stdout.log", "program-tasks", "program", "program/model"}
 
 
 def test_a_run_may_have_some_time_to_end_by_itself(run, monkeypatch):
