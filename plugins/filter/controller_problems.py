@@ -42,7 +42,7 @@ def _rsync_problem(wanted: str) -> str:
     if not program:
         return f"Missing program on the controller: rsync, which transfers data and results. {remedy}"
     printed = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    version = re.search(r"version v?(\d+(?:\.\d+)*)", printed)
+    version = re.search(r"rsync +version v?(\d+(?:\.\d+)*)", printed)
     if not version or _numbers(version[1]) < _numbers(wanted):
         found = version[1] if version else "of an unknown version"
         return f"{program} on the controller is {found}, but {wanted} or newer is required. {remedy}"

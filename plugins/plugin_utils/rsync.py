@@ -52,7 +52,8 @@ class Rsync:
         kind = self.action._connection.transport.rpartition(".")[2]
         if kind not in CONNECTIONS:
             raise AnsibleActionFail(
-                f"ansible_connection is {kind}, over which the project cannot transfer files. Set it to {' or '.join(CONNECTIONS)}."
+                f"ansible_connection is {kind}, over which the project cannot transfer files. "
+                f"Set it to {' or '.join(CONNECTIONS)}."
             )
 
     def send(self, path: Path, call: list[str], key: str, top: bool) -> None:
@@ -67,13 +68,13 @@ class Rsync:
             names.write(b"\0".join(map(os.fsencode, excluded)))
             names.seek(0)
             shown = progress.Progress("sent", listed.size)
-            self.run([*options], [os.path.abspath(path), "machine:."], call, names, shown, str(path))
+            self.run(options, [os.path.abspath(path), "machine:."], call, names, shown, str(path))
 
     def fetch(self, call: list[str], given: dict[str, Any], folder: Path) -> None:
         """Fetch files of a run into the folder, if it was not interrupted. A later call continues an interrupted one.
 
-        ``given``: ``size`` in bytes, and ``parts``: lists of ``names`` below a folder ``from`` of the run. ``renamed`` maps names at
-        the top to other ones. Each file is first written to a folder beside ``folder``, where an interrupted transfer stays.
+        ``given``: ``size`` in bytes, and ``parts``: lists of ``names`` below a folder ``from`` of the run. ``renamed`` maps names
+        at the top to other ones. Each file is first written to a folder beside ``folder``, where an interrupted transfer stays.
         """
         part = part_of(folder)
         try:
@@ -89,7 +90,8 @@ class Rsync:
                     shown.start_part()
                 shutil.rmtree(part)  # before another call gets the lock
         except OSError as error:
-            raise AnsibleActionFail(unfinished(f"{error.filename or part} could not be written ({error.strerror})", folder)) from None
+            sentence = f"{error.filename or part} could not be written ({error.strerror})"
+            raise AnsibleActionFail(unfinished(sentence, folder)) from None
 
     def fetch_part(
         self, call: list[str], names: list[str], place: Path, folder: Path, shown: progress.Progress, held: IO[bytes]
@@ -101,7 +103,8 @@ class Rsync:
             listed.write(b"".join(os.fsencode(name) + b"\0" for name in names))
             listed.seek(0)
             try:
-                self.run(options, ["machine:.", f"{place.absolute()}/"], call, listed, shown, folder.name, keep=[held.fileno()])
+                paths = ["machine:.", f"{place.absolute()}/"]
+                self.run(options, paths, call, listed, shown, f"The results of {folder.name}", keep=[held.fileno()])
             except AnsibleActionFail as error:
                 raise AnsibleActionFail(unfinished(error.message.rstrip("."), folder)) from None
 
@@ -169,11 +172,10 @@ def without_sshpass(words: list[str]) -> list[str]:
 
 def watch(process: subprocess.Popen[bytes], shown: progress.Progress) -> str:
     """Show the progress of rsync until it exits, and return its messages."""
-    assert process.stdout and process.stderr  # noqa: S101 (for mypy)
     errors, output = b"", b""
     with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        selector.register(process.stderr, selectors.EVENT_READ)
+        for pipe in filter(None, (process.stdout, process.stderr)):
+            selector.register(pipe, selectors.EVENT_READ)
         while selector.get_map():
             for key, _event in selector.select():
                 data = os.read(key.fd, 65536)
@@ -209,9 +211,8 @@ def failure(errors: str, status: int, what: str) -> str:
 
 def unfinished(sentence: str, folder: Path) -> str:
     """Return a sentence on an interrupted collection, with the remedy."""
-    return (
-        f"{sentence}. The results stay on the machine. Run 'ansible-playbook playbooks/collect.yml -e run={folder.name}' to continue."
-    )
+    remedy = f"Run 'ansible-playbook playbooks/collect.yml -e run={folder.name}' to continue."
+    return f"{sentence}. The results stay on the machine. {remedy}"
 
 
 def encoded(name: str) -> str:

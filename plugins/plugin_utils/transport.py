@@ -3,7 +3,7 @@
 The first argument is a file descriptor with a JSON object: ``command`` starts the machine's end, where PLACE stands for the
 arguments of rsync's server, and ``password`` is for sudo and the like, empty if they need none. It is sent before anything else:
 the machine's end (tf_cluster/transfer) skips it if nobody has read it. What the machine prints before its end is ready, such as
-the greeting of a login script, is skipped here. Only the standard library.
+the greeting of a login script, is skipped here. Standard library only.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def main() -> None:
     arguments = base64.urlsafe_b64encode(json.dumps(sys.argv[3:]).encode()).decode()
     command = [word.replace(PLACE, arguments) for word in plan["command"]]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
-        assert process.stdin and process.stdout  # noqa: S101 (for mypy)
-        there, back = process.stdin.fileno(), process.stdout.fileno()
+        there, back = process.stdin.fileno(), process.stdout.fileno()  # type: ignore[union-attr]  # pipes
         if plan["password"]:
             os.write(there, plan["password"].encode() + b"\n")
         if not wait_until_ready(back):

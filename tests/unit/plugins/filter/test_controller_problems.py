@@ -3,6 +3,7 @@
 import re
 import sys
 
+import pytest
 import yaml
 from project import ROOT, load
 
@@ -41,3 +42,28 @@ def test_the_collections_that_are_checked_are_dependencies_of_ours():
 def test_the_packages_that_are_checked_are_those_of_the_execution_environment():
     lines = (ROOT / "meta/ee-requirements.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if not line.startswith("#")] == PREFLIGHT["__preflight_packages"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "problem"),
+    [
+        ("rsync  version 3.2.5  protocol version 31", ""),
+        ("rsync  version v3.10.0  protocol version 32", ""),
+        ("rsync  version 3.1.3  protocol version 31", "rsync on the controller is 3.1.3, but 3.2.5 or newer is required."),
+        (
+            "openrsync: protocol version 29\nrsync version 2.6.9 compatible",
+            "rsync on the controller is 2.6.9, but 3.2.5 or newer",
+        ),
+        ("?", "rsync on the controller is of an unknown version, but 3.2.5 or newer is required."),
+        (None, "Missing program on the controller: rsync, which transfers data and results."),
+    ],
+)
+def test_an_rsync_that_is_missing_or_too_old_is_named(tmp_path, monkeypatch, printed, problem):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if printed:
+        (tmp_path / "rsync").write_text(f"#!/bin/sh\necho '{printed}'\n", encoding="utf-8")
+        (tmp_path / "rsync").chmod(0o755)
+    (tmp_path / "dnf").symlink_to("/bin/true")
+    found = problems([], [], "3.2.5")
+    assert len(found) == bool(problem)
+    assert not problem or (problem in found[0] and found[0].endswith("Run 'dnf install rsync' as an administrator."))

@@ -351,12 +351,12 @@ def test_more_than_a_few_megabytes_are_listed_for_rsync(run, monkeypatch):
     (run.folder / "results/deep").mkdir()
     for name in ("results/deep/a.txt", "results/verdict.json", "program/model"):
         (run.folder / name).write_text("0123456789" * 200, encoding="utf-8")
-    answer = collect(run)
+    answer, renamed = collect(run), {"verdict.json": "program-verdict.json"}
     assert answer["fetch"] == {
         "call": ["results", run.id],
         "size": 6000,
         "parts": [
-            {"from": "results", "names": ["deep", "verdict.json", "deep/a.txt"], "renamed": {"verdict.json": "program-verdict.json"}},
+            {"from": "results", "names": ["deep", "verdict.json", "deep/a.txt"], "renamed": renamed},
             {"from": ".", "names": ["stdout.log", "program", "program/model"]},
         ],
     }
