@@ -22,7 +22,7 @@ PLACE = "ARGUMENTS-OF-RSYNC"
 # As in tf_cluster/transfer/transfer.py.
 READY, BEGIN, WAITING = b"tf_cluster.transfer: ready", b"tf_cluster.transfer: begin\n", b"tf_cluster.transfer: waiting "
 START_SECONDS = 60.0  # without a line of the machine, until the start times out
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 65536  # what a pipe holds; with 1 MiB, Python takes 0.8 s more for 1 GiB
 
 
 def main() -> None:
