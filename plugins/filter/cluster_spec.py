@@ -36,6 +36,7 @@ UNRELATED_GROUPS = ("hosts",)  # a usual group name, so not necessarily a misspe
 CONTROLLER_VARIABLES = ("tf_cache", "tf_output")  # not suggested: Terraform's variables have similar names
 MIN_SIMILARITY = 0.8  # from 0 to 1, of two names of which one is a misspelling of the other
 TRAIN_PORT_OFFSET = 1000  # added to a task's port for its process of a training
+RUN_SLOTS, MAX_RUN_SLOTS = 4, 64  # programs that run as one task at the same time
 TUNNEL_NETWORK = "fd74:6663:6c75::/64"  # from the private addresses (RFC 4193)
 # Option of a task -> its kind and its default. The defaults are the seed's, except for thread_spinning.
 NUMBER = "a whole number from 0"
@@ -121,6 +122,10 @@ class Inventory:
         machines = dict.fromkeys(name for job in self.jobs for name in self.groups.get(job, []))
         offset = self.common("train_port_offset", machines)
         self.train_port_offset = TRAIN_PORT_OFFSET if offset is None else offset
+        slots = self.common("run_slots", machines)
+        self.run_slots = RUN_SLOTS if slots is None else _whole(slots) or 0
+        if not 1 <= self.run_slots <= MAX_RUN_SLOTS:
+            self.add_problem(f"run_slots is {slots!r}. Set a number from 1 to {MAX_RUN_SLOTS}.")
         self.members = {job: set(self.groups.get(job, [])) for job in self.jobs}
         by_machine = {machine: self.read_machine(machine) for machine in machines}
         for job in self.jobs:
@@ -429,7 +434,7 @@ class Inventory:
         gpu_machines = [machine for machine, tasks in machines.items() if any(task["options"]["gpus"] for task in tasks)]
         return {
             "spec": spec, "machines": machines, "tasks": names, "host": names["host:0"], "tunnel": tunnel,
-            "gpu_machines": gpu_machines, "train_port_offset": self.train_port_offset,
+            "gpu_machines": gpu_machines, "train_port_offset": self.train_port_offset, "run_slots": self.run_slots,
         }  # fmt: skip
 
 
@@ -492,6 +497,8 @@ def _known_variables() -> set[str]:
         "program_data",
         "program_requirements",
         "run_name",
+        "run_slots",
+        "run_tasks",
         "train_jobs",
         "train_restarts",
         "train_join",

@@ -40,9 +40,15 @@ def task_table(tasks: list[Task], explained: Iterable[dict[str, Any]] = ()) -> l
     return lines
 
 
-def missing_problem(tasks: list[Task], allowed: object) -> str:
-    """Return why a run cannot start without the missing tasks, or "". ``allowed`` is how many may be missing."""
+def missing_problem(tasks: list[Task], allowed: object, workers: int = 0) -> str:
+    """Return why a run cannot start without the missing tasks, or "".
+
+    ``allowed`` is how many may be missing. If it needs only a number of ``workers``, all others may be missing.
+    """
     missing = [task for task in tasks if task["state"] != "answers"]
+    if workers:
+        there = sum(task["task"].startswith("worker:") and task["state"] == "answers" for task in tasks)
+        return "" if there >= workers else f"The run needs {workers} worker tasks (run_tasks), but {there} answer."
     text = str(allowed).lower()
     most = {"true": len(tasks), "all": len(tasks), "false": 0}.get(text, int(text) if text.isdecimal() else None)
     if most is None:

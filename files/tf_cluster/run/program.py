@@ -1,14 +1,16 @@
 """Run a user's program on a machine, under systemd.
 
     tf_cluster.run receive RUN --offset 0 < piece              part of a tar file that is too large for one call
-    tf_cluster.run stage RUN --program demo.py < plan-and-tar  prepares a run and starts it; --hold: only prepares it
-    tf_cluster.run start RUN                                   starts it when its task is free
+    tf_cluster.run stage RUN --program demo.py < plan-and-tar  prepares a run and queues it; --hold: only prepares it
+    tf_cluster.run start RUN                                   puts it into the queue, or starts it
     tf_cluster.run follow RUN --offset 0                       returns new output, and how the run ended
-    tf_cluster.run cancel RUN --by NAME                        stops it
+    tf_cluster.run cancel RUN --by NAME                        stops it, or removes it from the queue
+    tf_cluster.run dispatch RUN                                starts the runs whose turn it is, after the end of RUN
 
 Standard input of stage: a line of JSON, which can be too long for a command line, and the tar file. The JSON object has
 ``arguments`` (of the program), ``training`` (see plugins/filter/training.py), ``servers`` (address -> incarnation, from the
-gate), ``missing`` (addresses of tasks that the run excludes) and ``held`` (addresses of tasks that hold state of earlier runs).
+gate), ``missing`` (addresses of tasks that do not answer), ``held`` (addresses of tasks that hold state of earlier runs),
+``wants`` (what the run reserves, see the filter reservation) and ``user`` (who requested the run).
 
 A run can be one task of a training; then training.py runs the program together with the others.
 
@@ -35,114 +37,91 @@ from typing import Any
 
 from .. import cli
 from ..spec import cluster_config
-from . import runs
+from . import queue, runs
 from . import training as trainings
 from .ending import note_ending
 from .runs import USER, Run
 from .text import plain_lines
-from .unit import CONFIG, WRITABLE, layer_of, start_unit, task_of
+from .unit import CONFIG, WRITABLE, layer_of, task_of
 
 # Confines runs and calls `finish` at their end: see the role server.
 CONFINED = Path("/etc/systemd/system/tf-run-.service.d/confined.conf")
 STALE_SECONDS = 3 * 24 * 3600  # age at which partly sent and unfetched files are removed
 PACKAGES_TAR = "packages-of-the-run.tar"  # the program's additional packages
 CLEARING_SECONDS = 10.0  # that a run may take to clear its servers after its end
-GATE_AGE_SECONDS = 1.0  # in the queue, after which the servers are asked again
-WAIT_SECONDS = 2.0  # that one call waits for output or a free task
+WAIT_SECONDS = 2.0  # that one call waits for output or in the queue
+POLL_SECONDS = 0.1
 REPORT_SECONDS = 10.0  # between two lines that report a queued run
 MAX_OUTPUT_BYTES = 64 * 1024  # of output in one call
 
 
 def stage(options: argparse.Namespace) -> dict[str, Any]:
-    """Prepare a run from a tar file on standard input, and start it unless ``hold`` is set."""
+    """Prepare a run from a tar file on standard input, and put it into the queue unless ``hold`` is set."""
     run = Run(options.run)
     if not CONFINED.exists():
         cli.fail(f"{CONFINED} is missing, so the run would not be confined. Run 'ansible-playbook site.yml'.", 1)
     plan = json.loads(sys.stdin.buffer.readline())
-    training = plan["training"]
-    task_of(options.task, training["cluster"] if training else cluster_config.load(CONFIG))
+    job, index = task_of(options.task, cluster_config.load(CONFIG))
     unpack(run)
     run.note(
         run_id=run.id, program=options.program, arguments=plan["arguments"], task=options.task, asked=time.time(),
-        waiting=True, unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait,
+        waiting=True, unit=f"tf-run-{job}-{index}-{run.id}.service", limit=options.timeout, wait=options.wait,
         detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
-        training=training, lost=options.lost, servers=plan["servers"], missing=plan["missing"],
-        held=plan["held"], keep_state=options.keep_state,
+        training=plan["training"], lost=options.lost, servers=plan["servers"], missing=plan["missing"],
+        held=plan["held"], keep_state=options.keep_state, wants=plan["wants"], user=plan["user"],
     )  # fmt: skip
     return {} if options.hold else start(argparse.Namespace(run=run.id, told=-1.0))
 
 
 def start(options: argparse.Namespace) -> dict[str, Any]:
-    """Start a prepared run when its task is free."""
+    """Put a prepared run into the queue, and start it if it is its turn. Wait for that unless it is detached."""
     run = Run(options.run)
-    answer = attempt(run, options.told)
+    queue.enter(run)
+    answer = wait(run, options.told)
     noted = run.read()
-    if answer.get("waited") is not None:
-        answer["next"] = ["start", run.id, "--told", str(answer.pop("waited"))]
-    elif not noted["detached"]:
-        answer["next"] = ["follow", run.id]
+    if "waited" in answer:
+        if not noted["detached"]:
+            answer["next"] = ["start", run.id, "--told", str(answer.pop("waited"))]
     elif noted.get("cancelled"):
         cli.fail(noted["failure"], 1)
+    elif not noted["detached"] and not noted["training"]:
+        answer["next"] = ["follow", run.id]
     return answer
 
 
-def attempt(run: Run, told: float) -> dict[str, Any]:
-    """Start a queued run if its task is free; else return ``waited``, the waiting time at the last report.
+def wait(run: Run, told: float) -> dict[str, Any]:
+    """Start the runs whose turn it is. If this one is still queued, wait a moment, and return ``waited``.
 
-    The original call and all calls that follow a queued run may do this; the run starts once.
+    ``told`` and ``waited`` are the waiting time in seconds at the last report.
     """
-    with run.locked("launch"):
-        noted = run.read()
-        if not noted.get("waiting") or "ended" in noted:
-            return {}
-        if noted.get("queued", math.inf) > runs.clock():  # or the machine was rebooted
-            noted = run.note(queued=runs.clock())
-        # A training has its own servers: it clears none, so it leaves interrupted runs to the next run.
-        interrupted = [] if noted["training"] else runs.interrupted(noted["task"])
-        renew = renewal_of(noted, interrupted)
-        if renew != noted.get("renew"):  # a note is written to the disk, and a queued run tries every two seconds
-            noted = run.note(renew=renew)
-        tried, other = start_unit(run), "another run"
-        if tried.returncode:
-            other = runs.property_of(noted["unit"], "Description") or other
-        if tried.returncode == 0 or other == f"run {run.id}":
-            run.note(waiting=False)
-            for lost in interrupted:
-                lost.note(ended=time.time(), failure=runs.LOST)
-            return {"lines": ["installing the packages of the run"]} if layer_of(run).exists() else {}
-    if "already" not in tried.stderr:
-        return give_up(run, f"systemd could not start the run: {tried.stderr.strip()}")
-    waited = runs.clock() - noted["queued"]
-    clearing = is_over(other)
-    if waited > noted["wait"] + (CLEARING_SECONDS if clearing else 0):
-        return give_up(
-            run,
-            f"{noted['task']} is still used by {other} after {waited:.0f} s; try again later, or raise run_queue_timeout",
-            forget=True,
-        )
-    time.sleep(0.1 if clearing else min(WAIT_SECONDS, max(0.1, noted["wait"] - waited)))
+    waits = queue.dispatch().get(run.id)
+    noted = run.read()
+    if noted.get("refused"):
+        return give_up(run, noted["failure"])
+    if not waits:
+        return {"lines": ["installing the packages of the run"]} if layer_of(run).exists() and "ended" not in noted else {}
+    waited = max(0.0, runs.clock() - noted["queued"])  # negative after a reboot
+    if noted["detached"]:
+        return {"lines": [f"queued at position {waits.position}: {waits.reason}"], "waited": waited}
+    if waited > noted["wait"] + (CLEARING_SECONDS if waits.over else 0):
+        sentence = f"still queued after {waited:.0f} s: {waits.reason}; try again later, or raise run_queue_timeout"
+        with queue.locked():  # prevents a start in between
+            late = run.read().get("waiting")
+            if late:
+                run.note(waiting=False, ended=time.time(), failure=sentence)
+        return give_up(run, sentence, forget=True) if late else {}
+    deadline = time.monotonic() + min(WAIT_SECONDS, max(POLL_SECONDS, noted["wait"] - waited))
+    while run.read().get("waiting") and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
     if told >= 0 and waited - told < REPORT_SECONDS:
         return {"waited": told}
-    return {"lines": [f"queued: {noted['task']} is used by {other} ({waited:.0f} s)"], "waited": waited}
+    return {"lines": [f"queued at position {waits.position}: {waits.reason} ({waited:.0f} s)"], "waited": waited}
 
 
-def is_over(description: str) -> bool:
-    """Return whether the run in a unit's description has ended and only clears its servers, which takes a second."""
-    folder = runs.RUNS / description.removeprefix("run ")
-    try:
-        return runs.has_ended(folder)
-    except OSError:
-        return False
-
-
-def renewal_of(noted: dict[str, Any], interrupted: list[Run]) -> str:
-    """Return why the servers may hold state of earlier runs, for renew.py; empty if they are known to hold none."""
-    if noted["training"]:
-        return ""  # its tasks have their own servers
-    if any(not run.read().get("keep_state") for run in interrupted):
-        return "lost"
-    # What the gate found may have changed since.
-    return "held" if noted["held"] or runs.clock() - noted["queued"] > GATE_AGE_SECONDS else ""
+def dispatch(options: argparse.Namespace) -> None:
+    """Start the runs whose turn it is; systemd calls this at the end of a run and when the machine starts."""
+    queue.dispatch(Run(options.run) if options.run else None)
+    sys.exit()  # prints nothing: it would become part of the run's output
 
 
 def give_up(run: Run, sentence: str, forget: bool = False) -> dict[str, Any]:
@@ -153,7 +132,8 @@ def give_up(run: Run, sentence: str, forget: bool = False) -> dict[str, Any]:
         if forget:
             shutil.rmtree(run.folder)
         cli.fail(sentence, 1)
-    run.note(ended=time.time(), failure=sentence, part={"failure": sentence, "outcome": "was not started", "attempts": 0})
+    part = {"failure": sentence, "outcome": "was not started", "attempts": 0}
+    run.note(waiting=False, ended=time.time(), failure=sentence, part=part)
     try:
         trainings.refuse(training, task, sentence)
     except OSError as error:
@@ -236,8 +216,9 @@ def finish(options: argparse.Namespace) -> None:
 def follow(options: argparse.Namespace) -> dict[str, Any]:
     """Return new output, after a short wait for it, and how the run ended. Start the run if it is queued."""
     run = Run(options.run)
-    if run.read().get("waiting"):
-        waits = attempt(run, options.told)
+    noted = run.read()
+    if noted.get("waiting") and "place" in noted:
+        waits = wait(run, options.told)
         if "waited" in waits:
             return {**waits, "next": ["follow", run.id, "--told", str(waits.pop("waited"))]}
     deadline = time.monotonic() + WAIT_SECONDS
@@ -250,9 +231,8 @@ def follow(options: argparse.Namespace) -> dict[str, Any]:
     size = (run.folder / "stdout.log").stat().st_size
     answer: dict[str, Any] = {"lines": plain_lines(text)}
     if "ended" not in noted and offset == options.offset and not runs.is_alive(noted["unit"], run):
+        queue.dispatch()  # notes that the run was lost
         noted = run.read()
-        if "ended" not in noted:
-            noted = run.note(ended=time.time(), failure=runs.LOST)
     if "ended" in noted and offset >= size:
         answer["outcome"] = runs.timed(noted)
     else:
@@ -280,11 +260,14 @@ def cancel(options: argparse.Namespace) -> dict[str, Any]:
     """Stop a queued or running run; its results can still be collected."""
     run = Run(options.run)
     sentence = f"the run was canceled by {options.by}"
-    with run.locked("launch"):  # prevents a start between reading and writing the notes
+    with queue.locked():  # prevents a start between reading and writing the notes
         noted = run.read()
-        if noted.get("waiting") and "ended" not in noted and not runs.is_alive(noted["unit"], run):
-            run.note(cancelled=sentence, ended=time.time(), failure=sentence)
-            return {"lines": [f"queued run {run.id} was canceled"]}
+        queued = noted.get("waiting") and "ended" not in noted
+        if queued:
+            run.note(waiting=False, cancelled=sentence, ended=time.time(), failure=sentence)
+    if queued:
+        queue.dispatch()  # a later run may have waited for it
+        return {"lines": [f"queued run {run.id} was canceled"]}
     deadline = time.monotonic() + options.after
     while "ended" not in noted and runs.is_alive(noted["unit"], run) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -309,9 +292,12 @@ def main() -> None:
     os.umask(0o022)  # the program's user needs access, whatever the caller's umask is
     parser = argparse.ArgumentParser(description="Run a program on this machine.")
     calls = parser.add_subparsers(required=True)
-    for call in (receive, stage, start, follow, finish, cancel):
+    for call in (receive, stage, start, follow, finish, cancel, dispatch):
         sub = calls.add_parser(call.__name__)
-        sub.add_argument("run")
+        if call is dispatch:
+            sub.add_argument("run", nargs="?", default="")
+        else:
+            sub.add_argument("run")
         sub.set_defaults(call=call)
         if call is stage:
             sub.add_argument("--program", required=True, help="the file to run, in the tar file")

@@ -4,10 +4,10 @@ A run is a folder: ``run.json`` (the notes: its options and how it ended), ``std
 ``program/`` (working directory), ``results/`` (``TF_RUN_DIR``) and ``checkpoints/`` (``TF_CHECKPOINT_DIR``, not collected). In a
 training, each task is a run with a separate ID; the chief's ID is the training's.
 
-``waiting`` in the notes marks a queued run: another run uses its task.
+``waiting`` in the notes marks a run that has not started; with ``place``, it is in the queue (queue.py).
 
-A run executes in a transient unit that is named after its task. So systemd allows one run per task, enforces the time limit and
-records the end, also if the controller is disconnected.
+A run executes in a transient unit that is named after its task and the run. So systemd enforces the time limit and records the
+end, also if the controller is disconnected.
 """
 
 from __future__ import annotations
@@ -140,29 +140,20 @@ def has_ended(folder: Path) -> bool:
     return b'"ended"' in (folder / "run.json").read_bytes()
 
 
-def interrupted(task: str) -> list[Run]:
-    """Return the runs of a task that neither ended nor run: their machine failed."""
-    found = []
-    for path in RUNS.glob("[!.]*/run.json"):
-        run = Run(path.parent.name)
-        with contextlib.suppress(OSError, cluster_config.ConfigError):
-            if not has_ended(run.folder):
-                noted = run.read()
-                ran = noted.get("task") == task and not noted.get("waiting") and not noted.get("training")
-                if ran and not is_alive(noted["unit"], run):
-                    found.append(run)
-    return found
-
-
 def property_of(unit: str, name: str, timeout_seconds: float = RETRY_SECONDS) -> str:
     """Return one property of a unit. Raises OSError if systemd does not answer."""
-    command, deadline = ["systemctl", "show", f"--property={name}", "--value", unit], time.monotonic() + timeout_seconds
+    return show(unit, f"--property={name}", "--value", unit, timeout_seconds=timeout_seconds).strip()
+
+
+def show(subject: str, *words: str, timeout_seconds: float = RETRY_SECONDS) -> str:
+    """Return what ``systemctl show`` prints. Raises OSError, which names the subject, if systemd does not answer."""
+    deadline = time.monotonic() + timeout_seconds
     while True:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(["systemctl", "show", *words], capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            return done.stdout.strip()
+            return done.stdout
         if time.monotonic() > deadline:
-            raise OSError(f"systemd did not report the state of {unit}: {' '.join(done.stderr.split())}; try again later")
+            raise OSError(f"systemd did not report the state of {subject}: {' '.join(done.stderr.split())}; try again later")
         time.sleep(0.5)
 
 

@@ -29,7 +29,7 @@ def main() -> None:
     runs = [
         {
             "run": unit["Description"].removeprefix("run "),
-            "task": identity.removeprefix("tf-run-").removesuffix(".service").replace("-", ":"),
+            "task": ":".join(identity.split("-")[2:4]),  # tf-run-<job>-<index>-<run>.service
             "since": describe(unit)["since"],
         }
         for identity, unit in show(["tf-run-*.service"]).items()

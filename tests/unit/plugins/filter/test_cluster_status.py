@@ -26,7 +26,7 @@ NRestarts=0
 MainPID=0
 Description=TensorFlow server worker-1
 """
-RUN = "Id=tf-run-host-0.service\nActiveState=active\nSubState=running\nStateChangeTimestampMonotonic=5\nDescription=run r1\n"
+RUN = "Id=tf-run-host-0-r1.service\nActiveState=active\nSubState=running\nStateChangeTimestampMonotonic=5\nDescription=run r1\n"
 UNIT = {"unit": "active", "since": "2026-01-01T00:00:00+00:00", "restarts": 0, "memory_mb": 103}
 
 

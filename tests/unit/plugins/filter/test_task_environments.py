@@ -141,13 +141,13 @@ def test_a_task_with_a_server_gets_its_gpus_in_a_training_too():
     environment = with_gpus([{"uuid": "GPU-aaa", "minor": 0}])
     assert environment["files"][2] == {
         **environment["files"][1],
-        "path": "/etc/systemd/system/tf-run-worker-0.service.d/gpus.conf",
+        "path": "/etc/systemd/system/tf-run-worker-0-.service.d/gpus.conf",
     }
 
 
 def test_a_runs_task_gets_its_gpus_through_the_runs_unit():
     environment = with_gpus([{"uuid": "GPU-aaa", "minor": 0}], name="host-0", standing=False)
-    assert environment["files"][1]["path"] == "/etc/systemd/system/tf-run-host-0.service.d/gpus.conf"
+    assert environment["files"][1]["path"] == "/etc/systemd/system/tf-run-host-0-.service.d/gpus.conf"
 
 
 def test_another_gpu_is_another_input():

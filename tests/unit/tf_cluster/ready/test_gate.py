@@ -150,7 +150,7 @@ def test_who_is_waited_for_is_said_early(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ready.py", "--json", "--timeout=10", "--first=0.1"])
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    options = SimpleNamespace(needs=[], prove=0, timeout=10.0, first=0.1)
+    options = SimpleNamespace(needs=[], only=[], prove=0, timeout=10.0, first=0.1)
     found = ready.ask_all({"worker": [f"127.0.0.1:{port}"]}, options)
     assert found["lines"] == ["waiting for worker:0 (refused)"]
     assert found["next"] == ["--json", "--timeout=10", "--first=0.1", "--timeout=9.9", "--first=0"]
