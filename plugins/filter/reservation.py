@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports import Cluster, own_addresses, task_name, tasks_of
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports import (
+    Cluster,
+    Task,
+    own_addresses,
+    task_name,
+    tasks_of,
+)
 
 PLACES = "Set a number of worker tasks, as in 2, or a list of tasks, as in [worker:0, worker:1]."
 
@@ -45,9 +51,16 @@ def reservation(cluster: Cluster, wanted: Any = "", task: str = "host:0") -> dic
     return {**result, "names": names, "tasks": [standing[name] for name in names]}
 
 
+def reserved_tasks(tasks: list[Task], outcome: dict[str, Any]) -> list[Task]:
+    """Return the tasks of a machine that a run has reserved: all, unless its notes ``outcome`` have a part of the cluster."""
+    if not outcome.get("names"):
+        return tasks
+    return [task for task in tasks if f"{task['address']}:{task['port']}" in outcome["reserved"]]
+
+
 class FilterModule:
     """The filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"reservation": reservation}
+        return {"reservation": reservation, "reserved_tasks": reserved_tasks}

@@ -86,21 +86,30 @@ def make_verdict(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "program": outcome["program"],
         "started": started.isoformat(timespec="seconds"),
         "seconds": outcome["seconds"],
-        "tasks": {task["task"]: {name: task.get(name) for name in shown} for task in facts["tasks"]},
+        "tasks": {task["task"]: {name: task.get(name) for name in shown} for task in collected.tasks},
     }
     verdict |= {"training": tasks} if tasks else {}
     notes, left = [*collected.too_large(), *collected.not_collected()], collected.left_behind()
     verdict |= {name: lines for name, lines in (("notes", notes), ("left_behind", left)) if lines}
-    if outcome.get("left_out"):
-        verdict |= {"missing": outcome["left_out"], "names": outcome["names"]}
+    verdict |= {"missing": outcome["left_out"]} if outcome.get("left_out") else {}
+    verdict |= {"names": outcome["names"]} if outcome.get("names") else {}
     return verdict if result is None else {**verdict, "result": result}
+
+
+def tasks_of(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the gate's tasks that belong to the run: those that it reserved, and those that did not answer before it."""
+    outcome, tasks = facts["outcome"], list(facts["tasks"])
+    if not outcome.get("names"):
+        return tasks
+    own = {*outcome["reserved"], *outcome.get("missing", [])}
+    return [task for task in tasks if task["address"] in own]
 
 
 class Collected:
     """A collected run: its failures and its missing parts."""
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
-        self.folder, self.tasks, self.outcome = folder, facts["tasks"], facts["outcome"]
+        self.folder, self.tasks, self.outcome = folder, tasks_of(facts), facts["outcome"]
         # machine that --limit leaves out -> its uncollected parts
         self.skipped: dict[str, list[str]] = {machine: [] for machine in facts.get("skipped", [])}
         parts = {f"{task}: ": collected_note(place) for task, place in parts_of(folder, self.outcome).items()}
