@@ -4,7 +4,7 @@
     tf_cluster.run stage RUN --program demo.py < plan-and-tar  prepares a run and queues it; --hold: only prepares it
     tf_cluster.run start RUN                                   puts it into the queue, or starts it
     tf_cluster.run follow RUN --offset 0                       returns new output, and how the run ended
-    tf_cluster.run cancel RUN --by NAME                        stops it, or removes it from the queue
+    tf_cluster.run cancel RUN ... --by NAME                    stops runs, or removes them from the queue
     tf_cluster.run dispatch RUN                                starts the runs whose turn it is, after the end of RUN
 
 Standard input of stage: a line of JSON, which can be too long for a command line, and the tar file. The JSON object has
@@ -257,27 +257,39 @@ def read_from(path: Path, offset: int, whole: bool) -> tuple[str, int]:
 
 
 def cancel(options: argparse.Namespace) -> dict[str, Any]:
-    """Stop a queued or running run; its results can still be collected."""
-    run = Run(options.run)
+    """Stop queued or running runs; their results can still be collected. Returns the IDs of those that are on this machine."""
+    there = [Run(name) for name in options.run]
+    if options.here:
+        there = [run for run in there if (run.folder / "run.json").exists()]
+        there += [Run(path.name) for name in options.run for path in runs.RUNS.glob(f"{Run(name).id}.*") if path.is_dir()]
     sentence = f"the run was canceled by {options.by}"
+    lines, units = [], []
+    for run in there:
+        line, unit = cancel_one(run, sentence, options.after)
+        lines += [line] if line else []
+        units += [unit] if unit else []
+    if units:
+        # "stop" waits for ExecStopPost; systemd kills the programs after ten seconds.
+        subprocess.run(["systemctl", "stop", *units], capture_output=True, check=False)
+    queue.dispatch()  # a later run may have waited for a queued one
+    return {"lines": lines, "found": [run.id for run in there]}
+
+
+def cancel_one(run: Run, sentence: str, after: float) -> tuple[str, str]:
+    """Remove a run from the queue. Return a line for the user, and the unit to stop if it runs."""
     with queue.locked():  # prevents a start between reading and writing the notes
         noted = run.read()
-        queued = noted.get("waiting") and "ended" not in noted
-        if queued:
+        if noted.get("waiting") and "ended" not in noted:
             run.note(waiting=False, cancelled=sentence, ended=time.time(), failure=sentence)
-    if queued:
-        queue.dispatch()  # a later run may have waited for it
-        return {"lines": [f"queued run {run.id} was canceled"]}
-    deadline = time.monotonic() + options.after
+            return f"queued run {run.id} was canceled", ""
+    deadline = time.monotonic() + after
     while "ended" not in noted and runs.is_alive(noted["unit"], run) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(POLL_SECONDS)
         noted = run.read()
     if "ended" in noted or not runs.is_alive(noted["unit"], run):
-        return {} if options.after else {"lines": [f"run {run.id} has already ended"]}
+        return "" if after else f"run {run.id} has already ended", ""
     run.note(cancelled=sentence)
-    # "stop" waits for ExecStopPost; systemd kills the program after ten seconds.
-    subprocess.run(["systemctl", "stop", noted["unit"]], capture_output=True, check=False)
-    return {"lines": [f"run {run.id} was canceled"]}
+    return f"run {run.id} was canceled", noted["unit"]
 
 
 def number(text: str) -> float:
@@ -296,6 +308,11 @@ def main() -> None:
         sub = calls.add_parser(call.__name__)
         if call is dispatch:
             sub.add_argument("run", nargs="?", default="")
+        elif call is cancel:
+            sub.add_argument("run", nargs="+")
+            sub.add_argument(
+                "--here", action="store_true", help="only those that are on this machine, and the parts of trainings"
+            )
         else:
             sub.add_argument("run")
         sub.set_defaults(call=call)

@@ -235,12 +235,13 @@ def test_a_systemd_that_does_not_answer_for_a_moment_has_not_lost_the_run(run, s
 
 
 @pytest.mark.parametrize(
-    ("call", "more"), [(run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0})]
+    ("call", "more"),
+    [(run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0, "here": False})],
 )
 def test_of_a_systemd_that_does_not_answer_nothing_is_concluded(run, systemctl, call, more):
     systemctl(99)
     with pytest.raises(OSError, match=r"systemd did not report the state of tf-run-host-0.service: Failed to connect to bus"):
-        call(SimpleNamespace(run=run.id, **more))
+        call(SimpleNamespace(run=[run.id] if call is run_program.cancel else run.id, **more))
     assert "ended" not in run.read()
 
 
@@ -389,11 +390,14 @@ def test_of_a_run_whose_notes_are_damaged_all_else_is_collected(run, text):
     packed = pack(run)
     assert (packed["stdout.log"], packed["a.txt"]) == ("step 1", "left")
     assert json.loads(packed["run.json"])["failure"] == answer["outcome"]["failure"]
-    for call_of, more in ((run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0})):
+    for call_of, more in (
+        (run_program.follow, {"run": run.id, "offset": 0, "told": -1}),
+        (run_program.cancel, {"run": [run.id], "by": "jo", "after": 0, "here": False}),
+    ):
         with pytest.raises(
             run_program.cluster_config.ConfigError, match=r"run=20260101-000000-demo-ab12' to collect the results"
         ):
-            call_of(SimpleNamespace(run=run.id, **more))
+            call_of(SimpleNamespace(**more))
 
 
 def test_notes_are_on_the_disk_before_they_get_their_name(run, monkeypatch):
@@ -457,9 +461,9 @@ def test_pieces_are_put_together(run, monkeypatch):
 
 def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
     commands = []
-    monkeypatch.setattr(run_program.subprocess, "run", lambda command, **_more: commands.append(command))
-    answer = run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))
-    assert commands == [["systemctl", "stop", "tf-run-host-0.service"]]
+    commands = pretend_systemd(monkeypatch, active=[run.id])
+    answer = run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=0, here=False))
+    assert commands[0] == ["systemctl", "stop", "tf-run-host-0.service"]
     assert run.id in answer["lines"][0]
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
         monkeypatch.setenv(name, value)
@@ -468,8 +472,21 @@ def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
 
 def test_a_run_that_has_ended_is_not_cancelled(run, monkeypatch):
     run.note(ended=time.time())
-    monkeypatch.setattr(run_program.subprocess, "run", None)
-    assert "has already ended" in run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))["lines"][0]
+    commands = pretend_systemd(monkeypatch, active=())
+    assert "has already ended" in run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=0, here=False))["lines"][0]
+    assert [command for command in commands if "stop" in command] == []
+
+
+def test_several_runs_are_canceled_at_once(run, monkeypatch):
+    part = runs.Run(f"{run.id}.worker-1")
+    for name in (part.id, "r2"):
+        runs.Run(name).folder.mkdir()
+        runs.Run(name).note(run_id=name, unit=f"tf-run-{name}.service", started=1.0)
+    commands = pretend_systemd(monkeypatch, active=[run.id, part.id, "r2"])
+    answer = run_program.cancel(SimpleNamespace(run=[run.id, "r2", "elsewhere"], by="jo", after=0, here=True))
+    assert sorted(answer["found"]) == sorted([run.id, part.id, "r2"])
+    [stopped] = [command[2:] for command in commands if command[:2] == ["systemctl", "stop"]]
+    assert sorted(stopped) == sorted(["tf-run-host-0.service", f"tf-run-{part.id}.service", "tf-run-r2.service"])
 
 
 def test_all_that_a_run_left_is_packed(run):
@@ -1061,7 +1078,8 @@ def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, bu
 
 def test_a_queued_run_that_was_canceled_never_starts(started, run, busy, monkeypatch):
     started()
-    assert "was canceled" in again(run_program.cancel, run, by="jo", after=0)["lines"][0]
+    call = SimpleNamespace(run=[run.id], by="jo", after=0, here=False)
+    assert run_program.cancel(call)["lines"] == [f"queued run {run.id} was canceled"]
     monkeypatch.setattr(queue, "start_unit", lambda *_given: pytest.fail("it was canceled"))
     with pytest.raises(SystemExit):
         again(run_program.start, run)
@@ -1237,8 +1255,7 @@ def test_of_a_part_its_program_stays_behind(run):
 
 
 def test_a_run_may_have_some_time_to_end_by_itself(run, monkeypatch):
-    commands = []
-    monkeypatch.setattr(run_program.subprocess, "run", lambda command, **_more: commands.append(command))
+    commands = pretend_systemd(monkeypatch, active=[run.id])
     threading.Timer(0.3, lambda: run.note(ended=time.time())).start()
-    assert run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=5.0)) == {}
-    assert commands == []
+    assert run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=5.0, here=False))["lines"] == []
+    assert [command for command in commands if "stop" in command] == []
