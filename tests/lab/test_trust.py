@@ -293,7 +293,7 @@ def test_the_units_are_confined(trust, tmp_path):
     program.write_text("import time\ntime.sleep(20)\n", encoding="utf-8")
     done = trust.playbook("playbooks/run.yml", f"--extra-vars=program={program}", "--extra-vars=detach=true")
     run = re.search(r"The run (\S+) continues", said(done))[1]
-    for machine, unit in (("trust-worker-0", "tf-server@worker-0"), ("trust-host", "tf-run-host-0")):
+    for machine, unit in (("trust-worker-0", "tf-server@worker-0"), ("trust-host", f"tf-run-host-0-{run}")):
         text = trust.shell(machine, f"systemd-analyze security --no-pager {unit} | tail -n 1")[machine]
         assert float(re.search(r": ([0-9.]+) ", text)[1]) <= 1.5, text
     trust.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
