@@ -61,7 +61,7 @@ test-browser: environment ## The page of a run in a real browser; installs chrom
 	  || echo "chromium is not here and could not be installed: Debian's package of that name is needed"
 	pytest -rs tests/browser
 
-bench: environment ## How fast our servers are beside others (docs/benchmark.md), in 12 minutes; peers take 9 GB; ROUNDS=5
+bench: environment ## Compare our servers with other systems (docs/benchmark.md) in 12 minutes; these take 9 GB; ROUNDS=5
 	@$(WITH_INDEX) python tests/bench/bench.py $(ROUNDS)
 
 lab-check: # Say within seconds if a lab cannot be made here
@@ -76,6 +76,7 @@ lab-down: environment ## Remove the lab; packages that were installed for it sta
 environment: $(VENV)/complete ## Only the environment (.venv) that all the commands need
 
 $(VENV)/complete: requirements.txt
+	@test ! -L $(VENV) || { echo "$(VENV) is a link to $$(readlink $(VENV)), whose files would be removed. Remove the link, or call the commands without make."; exit 1; }
 	@echo "Making the environment in $(VENV): Ansible, Molecule and the linters, as locked in requirements.txt"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This controller has Python %d.%d. Install Python 3.11 or newer and name it: make PYTHON=python3.12" % sys.version_info[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends python3-venv; }
