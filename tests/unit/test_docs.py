@@ -76,6 +76,13 @@ def test_every_link_leads_somewhere(page):
     assert wrong == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_table_has_a_head(page):
+    """A blank line within a table ends it: the rows below it are shown as text."""
+    parts = re.findall(r"(?:^\|.*\n?)+", text_of(page), flags=re.MULTILINE)
+    assert [part.splitlines()[0] for part in parts if not re.match(r"\|.*\n\|[-:| ]+\|(?:\n|$)", part)] == []
+
+
 def test_the_index_links_every_page():
     linked = {(INDEX.parent / target).resolve() for target in LINK.findall(text_of(INDEX))}
     assert [relative(page) for page in ROOT.glob("docs/*.md") if page not in linked | {INDEX}] == []
