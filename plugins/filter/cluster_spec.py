@@ -35,6 +35,17 @@ MACHINE_VARIABLES = (
 UNRELATED_GROUPS = ("hosts",)  # a usual group name, so not necessarily a misspelling of 'host'
 CONTROLLER_VARIABLES = ("tf_cache", "tf_output")  # not suggested: Terraform's variables have similar names
 MIN_SIMILARITY = 0.8  # from 0 to 1, of two names of which one is a misspelling of the other
+# Looked for among the variables of a command only: in an inventory, similar names are usually another tool's.
+SHORT_OPTIONS = ("detach", "program", "run", "seconds", "trace")
+RENAMED = {
+    "cuda_may_differ": "cuda_allow_driver_mismatch",
+    "firewall_more_peers": "firewall_extra_peers",
+    "lab_keep_tools": "lab_keep_image",
+    "ready_must": "ready_required",
+    "ready_prove": "ready_gpu_check_timeout",
+    "run_lost": "run_abort_after_silence",
+    "run_wait": "run_queue_timeout",
+}
 TRAIN_PORT_OFFSET = 1000  # added to a task's port for its process of a training
 TUNNEL_NETWORK = "fd74:6663:6c75::/64"  # from the private addresses (RFC 4193)
 # Option of a task -> its kind and its default. The defaults are the seed's, except for thread_spinning.
@@ -466,10 +477,21 @@ def _gpus(value: Any) -> list[int | str] | None:
     return gpus if len(set(gpus)) == len(gpus) else None
 
 
+def option_problems(names: Iterable[str]) -> list[str]:
+    """Return a sentence for each variable of a command that has an old name or a misspelt one."""
+    known = {*_known_variables(), *SHORT_OPTIONS}
+    meant = {name: RENAMED.get(name) or _nearest(name, known) for name in names}
+    return [f"Unknown variable {name}. Did you mean {option}?" for name, option in meant.items() if option]
+
+
 @functools.cache
 def _misspelt_variable(name: str) -> str:
     """Return the variable of this project that ``name`` misspells, or "". Other tools use ``tf_`` as well."""
-    known = _known_variables()
+    return _nearest(name, _known_variables())
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    """Return the known name that ``name`` misspells, or ""."""
     # Variables of Ansible start with ansible_, private ones of roles with __.
     if name in known or name in CONTROLLER_VARIABLES or name.startswith(("ansible_", "__")):
         return ""
@@ -488,6 +510,8 @@ def _known_variables() -> set[str]:
         "spec_gpus",
         "tf_machine",
         "tf_run",
+        "allow_missing",
+        "firewall_extra_peers",
         "program_args",
         "program_data",
         "program_requirements",

@@ -115,6 +115,18 @@ def test_every_option_of_a_task_is_in_the_reference_with_its_default(name):
     assert default == f"`{shown(SPEC.OPTIONS[name][1])}`"
 
 
+def test_misspellings_of_every_option_in_the_reference_are_found():
+    text = REFERENCE.read_text(encoding="utf-8")
+    parts = [
+        re.split(r"\n## ", text.partition(f"\n## {head}\n")[2])[0]
+        for head in ("Options of a run", "Options of a training", "Other variables")
+    ]
+    names = [name for part in parts for name in re.findall(r"(?m)^\| `(\w+)` \|", part)]
+    assert {"program", "train_jobs", "run"} <= set(names)
+    assert [name for name in names if not SPEC.option_problems([f"{name[:-1]}{name[-1] * 2}"]) and len(name) > 3] == []
+    assert SPEC.option_problems(names) == []
+
+
 @pytest.mark.parametrize("playbook", ["run", "train", "benchmark"])
 def test_every_option_in_the_head_of_a_playbook_is_in_the_reference(playbook):
     text = (ROOT / f"playbooks/{playbook}.yml").read_text(encoding="utf-8").partition("\n- ")[0]

@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from collections import UserDict
 
 import pytest
 from project import load
@@ -166,8 +167,48 @@ def test_variables_of_other_tools_are_left_alone():
     assert cluster_of(three(one=foreign))["problems"] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("detatch", "detach"),
+        ("alow_missing", "allow_missing"),
+        ("progam", "program"),
+        ("traces", "trace"),
+        ("run_timout", "run_timeout"),
+        ("train_job", "train_jobs"),
+        ("benchmark_second", "benchmark_seconds"),
+        ("lab_nam", "lab_name"),
+        *module.RENAMED.items(),
+    ],
+)
+def test_a_misspelt_variable_of_a_command_gives_a_sentence(name, meant):
+    assert module.option_problems([name]) == [f"Unknown variable {name}. Did you mean {meant}?"]
+
+
+@pytest.mark.parametrize(
+    "name", ["runs", "racer", "my_run", "program_dir", "tf_version", "tf_outputs", "tower_user_name", "ansible_user"]
+)
+def test_variables_of_a_command_that_belong_to_other_tools_are_ignored(name):
+    assert module.option_problems([name]) == []
+
+
+def test_the_new_name_of_each_renamed_variable_exists():
+    assert module.option_problems(module.RENAMED.values()) == []
+    assert set(module.RENAMED.values()) <= module._known_variables()
+
+
 def test_a_group_around_a_job_is_no_misspelling():
     assert cluster_of({**three(), "two": ("worker workers", {})})["problems"] == []
+
+
+def test_an_unrelated_variable_is_not_evaluated():
+    class Templated(UserDict):
+        def __getitem__(self, name):
+            assert name != "backup_target", "this template fails"
+            return super().__getitem__(name)
+
+    groups = {"all": ["one"], "worker": ["one"], "host": ["one"]}
+    assert cluster_spec(groups, {"one": Templated(backup_target="{{ 1 / 0 }}")})["problems"] == []
 
 
 def test_a_variable_that_cannot_be_worked_out_gives_a_sentence():
