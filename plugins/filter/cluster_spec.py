@@ -38,6 +38,7 @@ MIN_SIMILARITY = 0.8  # from 0 to 1, of two names of which one is a misspelling 
 # Looked for among the variables of a command only: in an inventory, similar names are usually another tool's.
 SHORT_OPTIONS = ("detach", "program", "run", "seconds", "trace")
 RENAMED = {
+    "cuda_fleet": "cuda_machines",
     "cuda_may_differ": "cuda_allow_driver_mismatch",
     "firewall_more_peers": "firewall_extra_peers",
     "lab_keep_tools": "lab_keep_image",

@@ -55,9 +55,9 @@ def test_why_the_gate_could_not_be_asked_is_the_reason_of_each_task():
     status = filters.cluster_status(CLUSTER, [], {"a": STATES["a"]}, gate_problem="c is unreachable")
     assert status["ok"] is False
     assert {task["task"]: (task["unit"], task["state"], task["reason"]) for task in status["tasks"]} == {
-        "worker:0": ("active", "not asked", "the host machine could not check it: c is unreachable"),
-        "worker:1": ("machine is away", "not asked", "the host machine could not check it: c is unreachable"),
-        "host:0": ("machine is away", "unreachable", "Ansible cannot reach its machine"),
+        "worker:0": ("active", "not checked", "the host machine could not check it: c is unreachable"),
+        "worker:1": ("unreachable", "not checked", "the host machine could not check it: c is unreachable"),
+        "host:0": ("unreachable", "unreachable", "Ansible cannot reach its machine"),
     }
 
 
@@ -87,15 +87,15 @@ def test_a_cluster_with_a_gap_is_not(gate, away):
     status = filters.cluster_status(CLUSTER, gate, states)
     assert status["ok"] is False
     assert len(status["tasks"]) == 3
-    assert all(task["unit"] == "machine is away" for task in status["tasks"] if task["machine"] in away)
+    assert all(task["unit"] == "unreachable" for task in status["tasks"] if task["machine"] in away)
 
 
 def test_a_machine_that_is_not_set_up_is_told_from_one_that_is_away():
     states = {"a": STATES["a"]}
     sentence = "task_state.py is not there: has 'ansible-playbook site.yml' made this machine part of the cluster?"
     status = filters.cluster_status(CLUSTER, [], states, {"c": sentence})
-    assert [task["unit"] for task in status["tasks"]] == ["active", "machine is away", "not known"]
-    assert status["tasks"][2]["state"] == "not known"
+    assert [task["unit"] for task in status["tasks"]] == ["active", "unreachable", "unknown"]
+    assert status["tasks"][2]["state"] == "unknown"
     assert status["tasks"][2]["reason"] == sentence
     assert status["ok"] is False
 
