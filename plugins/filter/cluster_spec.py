@@ -7,12 +7,14 @@ import functools
 import hashlib
 import ipaddress
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.spec.cluster_config import RUN_JOBS
 
 # A task of the cluster: job, index, machine, address, reached_by, port, options; later name and standing.
@@ -49,6 +51,10 @@ RENAMED = {
 }
 TRAIN_PORT_OFFSET = 1000  # added to a task's port for its process of a training
 TUNNEL_NETWORK = "fd74:6663:6c75::/64"  # from the private addresses (RFC 4193)
+# Variables of roles that playbooks need as well. The roles have the same defaults, for plays that call them alone.
+FIREWALL_ENABLED = True
+TUNNEL_NAME = "tf-cluster"
+OUTPUT = "output"
 # Option of a task -> its kind and its default. The defaults are the seed's, except for thread_spinning.
 NUMBER = "a whole number from 0"
 SHARE = "a number above 0 and up to 1"
@@ -102,6 +108,9 @@ class Inventory:
     tunnel: Network | None  # None without encryption
     problems: list[str]
     train_port_offset: Any  # not validated here, because only trainings and the firewall need it
+    output: str  # path of the folder for results
+    tunnel_names: dict[str, str]  # machine -> name of the tunnel's interface
+    open_machines: list[str]  # machines without a firewall
     open_jobs: set[str]  # jobs whose number of tasks is not known yet
     members: dict[str, set[str]]  # job -> machines
     tasks: dict[str, list[Task]]  # job -> tasks, by index
@@ -133,6 +142,14 @@ class Inventory:
         machines = dict.fromkeys(name for job in self.jobs for name in self.groups.get(job, []))
         offset = self.common("train_port_offset", machines)
         self.train_port_offset = TRAIN_PORT_OFFSET if offset is None else offset
+        self.output = os.path.realpath(os.path.expanduser(str(self.common("tf_output", machines) or OUTPUT)))
+        self.tunnel_names = {machine: str(self.value(machine, "tunnel_name") or TUNNEL_NAME) for machine in machines}
+        firewalls = {machine: self.value(machine, "firewall_enabled") for machine in machines}
+        self.open_machines = [
+            machine
+            for machine, enabled in firewalls.items()
+            if not boolean(FIREWALL_ENABLED if enabled is None else enabled, strict=False)
+        ]
         self.members = {job: set(self.groups.get(job, [])) for job in self.jobs}
         by_machine = {machine: self.read_machine(machine) for machine in machines}
         for job in self.jobs:
@@ -442,6 +459,7 @@ class Inventory:
         return {
             "spec": spec, "machines": machines, "tasks": names, "host": names["host:0"], "tunnel": tunnel,
             "gpu_machines": gpu_machines, "train_port_offset": self.train_port_offset,
+            "open_machines": self.open_machines, "tunnel_names": self.tunnel_names, "output": self.output,
         }  # fmt: skip
 
 

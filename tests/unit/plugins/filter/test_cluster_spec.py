@@ -6,7 +6,8 @@ import time
 from collections import UserDict
 
 import pytest
-from project import load
+import yaml
+from project import ROOT, load
 
 module = load("plugins/filter/cluster_spec.py")
 cluster_spec, machines_per_gpu = module.cluster_spec, module.machines_per_gpu
@@ -199,6 +200,26 @@ def test_the_new_name_of_each_renamed_variable_exists():
 
 def test_a_group_around_a_job_is_no_misspelling():
     assert cluster_of({**three(), "two": ("worker workers", {})})["problems"] == []
+
+
+def test_what_playbooks_need_of_roles_is_in_the_cluster(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/jo")
+    cluster = cluster_of(three(one={"firewall_enabled": "no"}, two={"tunnel_name": "wg7"}))
+    assert cluster["open_machines"] == ["one"]
+    assert cluster["tunnel_names"] == {"one": "tf-cluster", "two": "wg7", "boss": "tf-cluster"}
+    assert cluster["output"] == str(tmp_path / "output")
+    given = {machine: {"tf_output": "~/results"} for machine in ("one", "two", "boss")}
+    assert cluster_of(three(**given))["output"] == "/home/jo/results"
+
+
+@pytest.mark.parametrize(("role", "name", "value"), [
+    ("firewall", "firewall_enabled", module.FIREWALL_ENABLED),
+    ("tunnel", "tunnel_name", module.TUNNEL_NAME),
+])  # fmt: skip
+def test_defaults_of_roles_are_those_of_the_cluster(role, name, value):
+    defaults = yaml.safe_load((ROOT / f"roles/{role}/defaults/main.yml").read_text(encoding="utf-8"))
+    assert defaults[name] == value
 
 
 def test_an_unrelated_variable_is_not_evaluated():
