@@ -178,6 +178,12 @@ def faults(figures):
 
 
 @pytest.fixture(scope="session")
+def expected(cluster):
+    """Return the config.json that the scenario's inventory describes, as text."""
+    return (cluster.scenario / "config.json").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
 def cluster():
     """Return the cluster."""
     return Cluster()

@@ -20,6 +20,15 @@ def test_the_journals_of_all_tasks_in_one(cluster):
         assert f"worker:{index} listens on {entry}" in said(done)
 
 
+def test_show_spec_prints_the_spec(cluster, expected):
+    """The spec can be seen without touching a machine."""
+    done = cluster.playbook("playbooks/show_spec.yml")
+    assert done.returncode == 0
+    for tasks in json.loads(expected).values():
+        for entry in tasks:
+            assert entry in done.stdout
+
+
 # Holds the processor of worker:0 against itself, then against a GPU that it does not have.
 PROOF = """
 import json, sys, time
