@@ -157,7 +157,7 @@ class Faults:
         self.rows = figures
 
     def note(self, fault, seconds, lost, how):
-        """Note a fault: ``seconds`` until it was noticed or mended, what was ``lost``, and ``how`` it ended."""
+        """Note a fault: ``seconds`` until it was noticed or repaired, what was ``lost``, and ``how`` it ended."""
         self.rows.append({"fault": fault, "seconds": round(seconds, 1), "lost": lost, "outcome": how})
 
 

@@ -5,7 +5,7 @@ import json
 from conftest import said
 
 
-def test_the_status_of_a_whole_cluster(cluster, expected):
+def test_the_status_of_a_complete_cluster(cluster, expected):
     """A table of all tasks, the same as JSON, and exit status 0."""
     done = cluster.playbook("playbooks/status.yml")
     assert done.returncode == 0, said(done)

@@ -6,7 +6,7 @@ from conftest import UNTIL_COMPILED, said
 
 
 def test_the_packages_are_byte_compiled(cluster):
-    """Once the servers stand; what comes after this is not measured beside it."""
+    """It happens after the servers have started. Wait for it, so that it does not slow down the tests that follow."""
     found = cluster.shell("lab", f"{UNTIL_COMPILED}; systemctl is-enabled tf-cluster-compile.service")
     assert set(found.values()) == {"done\nenabled"}
 

@@ -1,4 +1,4 @@
-"""The documentation: its links resolve, it is complete, and what it says of defaults and states is what the code says."""
+"""The documentation: its links resolve, it is complete, and its defaults and states are those of the code."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""The filter cluster_spec: what inventories become, and what is said of those that cannot be used."""
+"""The filter cluster_spec: the cluster of an inventory, and the problems of an invalid one."""
 
 import json
 import random
@@ -142,7 +142,7 @@ def test_indices_follow_the_order_of_the_jobs_own_group():
     assert cluster["host"] == "b"
 
 
-def test_jobs_that_machines_say_differently_give_a_sentence():
+def test_jobs_that_differ_between_machines_are_reported():
     machines = {"one": ("worker", {"tf_jobs": ["worker", "host"]}), "boss": ("host", {})}
     [problem] = sentences_of(machines)
     assert "tf_jobs differs between machines" in problem
@@ -154,7 +154,7 @@ def test_a_misspelt_group_gives_a_sentence(group):
     assert f"four: the group '{group}' is not a job. Did you mean '" in problem
 
 
-def test_a_group_named_hosts_belongs_to_somebody_else():
+def test_a_group_named_hosts_is_ignored():
     assert cluster_of({**three(), "four": ("hosts", {})})["problems"] == []
 
 
@@ -163,7 +163,7 @@ def test_a_group_named_hosts_instead_of_host_gives_a_sentence():
     assert any("boss: the group 'hosts' is not a job. Did you mean 'host'?" in problem for problem in problems)
 
 
-def test_variables_of_other_tools_are_left_alone():
+def test_variables_of_other_tools_are_ignored():
     foreign = {"tf_workspace": "prod", "tf_state_bucket": "b", "tf_version": "1.9", "tf_outputs": {}, "tf_vars": "", "tf_x": 1}
     assert cluster_of(three(one=foreign))["problems"] == []
 
@@ -463,7 +463,7 @@ def test_bad_jobs_give_a_sentence(jobs, words):
     assert any(all(word in problem for word in words) for problem in problems), problems
 
 
-def test_all_problems_are_said_at_once():
+def test_all_problems_are_reported_together():
     problems = sentences_of(
         {
             "one": ("worker", {"tf_adress": "x", "tf_tasks": {"ps": 1, "worker": [{"port": 0}, {"index": 7, "prot": 1}]}}),
@@ -474,7 +474,7 @@ def test_all_problems_are_said_at_once():
         assert sum(word in problem for problem in problems) == 1, (word, problems)
 
 
-def test_the_same_problem_is_said_once():
+def test_each_problem_is_reported_once():
     problems = sentences_of(with_tasks([{"zz": 1}, {"zz": 2}]))
     assert len(problems) == 1
 

@@ -1,4 +1,4 @@
-"""The filters on programs: a run's name is safe, telling and its own; what is no program is said before it is sent."""
+"""The filters on programs: a run's name is safe, meaningful and unique; an invalid program is reported before it is sent."""
 
 import os
 import re

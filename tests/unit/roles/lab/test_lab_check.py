@@ -1,4 +1,4 @@
-"""lab_check.py: whether a lab can be made, told in a sentence."""
+"""lab_check.py: whether a lab can run on this machine, and the message if it cannot."""
 
 import json
 import re

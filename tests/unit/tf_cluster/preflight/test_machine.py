@@ -1,4 +1,4 @@
-"""machine_facts: what a machine is like, told in one call; and the filter that compares its files with what they should be."""
+"""machine_facts: the facts of a machine in one call; and the filter that compares its files with the expected ones."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def test_units_that_systemd_has_not_read_are_noticed(systemctl, monkeypatch):
     assert machine_state.tasks(machine_state.show_units())["reload"]
 
 
-def test_a_listener_is_told_to_be_a_tasks(systemctl, monkeypatch):
+def test_a_listener_of_a_task_has_its_unit(systemctl, monkeypatch):
     found = [{"port": 2222, "pid": 77, "name": "python", "user": "root"}, {"port": 2223, "pid": 78, "name": "x", "user": "root"}]
     monkeypatch.setattr(machine_state, "port_listeners", lambda _ports: found)
     units = [listener["unit"] for listener in machine_state.listeners([2222, 2223], machine_state.show_units())]

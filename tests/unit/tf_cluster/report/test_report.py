@@ -166,7 +166,7 @@ def test_a_run_without_a_result_has_none_in_its_verdict(run):
     assert "result" not in run.report()["verdict"]
 
 
-def test_a_failed_run_says_why_and_shows_its_last_words(run):
+def test_a_failed_run_shows_its_reason_and_last_output(run):
     answer = run.report("the program exited with status 3")
     assert answer["verdict"]["ok"] is False
     assert answer["verdict"]["failures"] == ["The program exited with status 3."]
@@ -256,7 +256,7 @@ TRAINING = {
 }
 
 
-def test_of_a_training_each_tasks_end_is_told(run):
+def test_the_end_of_each_task_of_a_training_is_reported(run):
     (run.folder / "tasks/worker-1").mkdir(parents=True)
     run.write("tasks/worker-1/run.json", json.dumps({"part": {"outcome": "exited with status 3"}}))
     run.write("tasks/worker-1/stdout.log", "its last words\n")
@@ -280,7 +280,7 @@ def test_a_part_of_a_training_that_could_not_be_collected_is_a_failure(run):
     assert found["failures"] == ["The results of worker:1 could not be collected: is machine m2 reachable?"]
 
 
-def test_a_failed_run_names_the_tasks_that_are_amiss(run):
+def test_a_failed_run_names_the_failed_tasks(run):
     failed_tasks = {"10.0.0.2:2222": "does not answer: refused, nothing listens", "10.0.0.9:2222": "is no task of the cluster"}
     verdict = run.report("the program exited with status 1", failed_tasks=failed_tasks)["verdict"]
     assert verdict["failures"] == [
@@ -382,7 +382,7 @@ def test_latest_stays_if_an_older_run_is_collected(run):
     assert os.readlink(run.folder.parent / "latest") == later.folder.name
 
 
-def test_latest_moves_if_what_it_points_to_is_gone(run):
+def test_latest_moves_if_its_target_is_missing(run):
     (run.folder.parent / "latest").symlink_to("20260102-000000-demo-cd34")
     run.report()
     assert os.readlink(run.folder.parent / "latest") == run.folder.name
@@ -400,7 +400,7 @@ def test_a_report_may_be_made_again(run):
     assert run.report() == run.report()
 
 
-def test_what_was_left_behind_is_told_and_is_no_failure(run):
+def test_files_that_were_not_collected_are_reported_and_no_failure(run):
     run.write("run.json", json.dumps({"left_behind": [f"link-{number} (a link)" for number in range(7)]}))
     answer = run.report()
     assert answer["verdict"]["ok"] is True
