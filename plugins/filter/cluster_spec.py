@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ansible.module_utils.common.yaml import yaml_load
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.spec.cluster_config import RUN_JOBS
 
@@ -498,7 +498,7 @@ def _gpus(value: Any) -> list[int | str] | None:
 
 def option_problems(names: Iterable[str]) -> list[str]:
     """Return a sentence for each variable of a command that has an old name or a misspelt one."""
-    known = {*_known_variables(), *SHORT_OPTIONS}
+    known = {*_known_variables(), *SHORT_OPTIONS} if names else set()
     meant = {name: RENAMED.get(name) or _nearest(name, known) for name in names}
     return [f"Unknown variable {name}. Did you mean {option}?" for name, option in meant.items() if option]
 
@@ -522,7 +522,7 @@ def _nearest(name: str, known: set[str]) -> str:
 def _known_variables() -> set[str]:
     """Return the names of the machines' variables and of the documented role variables."""
     specs = (Path(__file__).parents[2] / "roles").glob("*/meta/argument_specs.yml")
-    entries = [entry for path in specs for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values()]
+    entries = [entry for path in specs for entry in yaml_load(path.read_text(encoding="utf-8"))["argument_specs"].values()]
     return {
         *MACHINE_VARIABLES,
         "spec_cluster",
