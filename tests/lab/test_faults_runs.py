@@ -260,7 +260,7 @@ def test_a_network_cut_silently(cluster, faults, run, repairs):
     running = run(COUNT.format(steps=90, deadline=120, retry=False), "--extra-vars=run_abort_after_silence=20")
     running.until_it_says("step 2")
     repair = cut(cluster, SECOND, repairs)
-    took = running.until_it_says(r"\[cluster\] worker:1 .* does not answer")
+    took = running.until_it_says(r"\[cluster\] worker:1 .* has not answered for")
     running.until_it_says("run_abort_after_silence")
     repair()
     status, text, found, output = running.end()

@@ -116,7 +116,8 @@ class Collected:
         named = f"{known_as(self.outcome, task)} on machine {self.machine_of(task)}"
         failure = failure.replace(f"({task})", f"({named})") if task and self.machine_of(task) else failure
         remedy = reason.get("remedy", "")
-        more = [f"{remedy}."] if remedy and remedy not in failure else []
+        # If a task was lost, the sentence on that task says more.
+        more = [f"{remedy}."] if remedy and remedy not in failure and not self.outcome.get("failed_tasks") else []
         return [f"{failure[0].upper()}{failure[1:]}.", *more]
 
     def machine_of(self, task: str) -> str:
