@@ -192,7 +192,8 @@ class Collected:
         if not noted.get("notify") or "ended" not in self.outcome:
             return {}
         pending = {"ok": False, "outcome": "pending", "attempts": 0}
-        return {"to": noted["notify"], **pending, **(noted.get("notified") or {})}
+        found = noted.get("notified")
+        return {"to": noted["notify"], **pending, **(found if isinstance(found, dict) else {})}
 
     def left_behind(self) -> list[str]:
         """Return the files that could not be collected, each with its task."""
