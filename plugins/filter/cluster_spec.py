@@ -31,7 +31,8 @@ PER_GPU = "per_gpu"  # value in tf_tasks: one task per GPU
 # Numbers in an entry of tf_tasks, with the lowest and the highest value.
 ENTRY_NUMBERS = {"index": (0, 99999), "port": (1, 65535)}
 MACHINE_VARIABLES = (
-    "runs_keep_days", "runs_keep_gb", "tf_address", "tf_encryption", "tf_jobs", "tf_tasks", "tf_task_options", "tf_tunnel_address", "tf_tunnel_network",
+    "runs_keep_days", "runs_keep_gb", "tf_address", "tf_encryption", "tf_jobs", "tf_tasks", "tf_task_options",
+    "tf_tunnel_address", "tf_tunnel_network",
 )  # fmt: skip
 KEPT = {"runs_keep_days": "days", "runs_keep_gb": "gigabytes"}  # how long runs are kept: variable -> unit
 MAX_KEPT = 1_000_000

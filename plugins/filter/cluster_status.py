@@ -91,11 +91,11 @@ def _uncollected(states: dict[str, State]) -> list[str]:
         return []
     oldest = min(found, key=lambda run: found[run] or 0)
     ended = found[oldest]
-    runs = "1 run has" if len(found) == 1 else f"{len(found)} runs have"
+    runs = "1 run has ended and was" if len(found) == 1 else f"{len(found)} runs have ended and were"
+    when = _moment(ended) if ended else "at an unknown time"
     return [
-        f"{runs} ended and {'was' if len(found) == 1 else 'were'} never collected, and so {'is' if len(found) == 1 else 'are'} not "
-        f"deleted. The oldest ended {_moment(ended) if ended else 'at an unknown time'}: 'ansible-playbook playbooks/collect.yml "
-        f"-e run={oldest}' collects it."
+        f"{runs} never collected, so {'it is' if len(found) == 1 else 'they are'} not deleted. The oldest ended {when}. To collect it: "
+        f"ansible-playbook playbooks/collect.yml -e run={oldest}"
     ]
 
 

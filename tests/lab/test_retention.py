@@ -36,12 +36,12 @@ def program(tmp_path):
 
 @pytest.fixture(scope="module")
 def receiver(cluster):
-    """Return the URL of a server on a machine that does not carry the host's task, and a function that returns what it received."""
+    """Return the URL of a server on another machine than the host machine, and a function that returns what it received."""
     machine = next(name for name in cluster.machines("worker") if name != cluster.host)
     cluster.write(machine, "/tmp/receiver.py", SERVER)
     cluster.shell(machine, "rm -f /tmp/received; systemd-run --quiet --collect --unit=test-receiver python3 /tmp/receiver.py")
     address = cluster.inventory_data["_meta"]["hostvars"][machine]["ansible_host"]
-    cluster.shell(cluster.host, f"timeout 20 sh -c 'until ss -ntl >/dev/null && echo >/dev/tcp/{address}/{PORT}; do sleep 0.2; done'")
+    cluster.shell(cluster.host, f"timeout 20 bash -c 'until echo >/dev/tcp/{address}/{PORT}; do sleep 0.2; done'")
     yield f"http://{address}:{PORT}", lambda: cluster.shell(machine, "cat /tmp/received 2>/dev/null; true")[machine]
     cluster.shell(machine, "systemctl stop test-receiver")
 
@@ -63,7 +63,8 @@ def until(cluster, run, word, seconds=60):
 
 def age(cluster, run, days):
     """Let a run have ended so many days ago."""
-    script = f"import json; p = '{RUNS}/{run}/run.json'; n = json.load(open(p)); n['ended'] -= {days} * 86400; json.dump(n, open(p, 'w'))"
+    script = f"import json; p = '{RUNS}/{run}/run.json'; n = json.load(open(p)); n['ended'] -= {days} * 86400; "
+    script += "json.dump(n, open(p, 'w'))"
     cluster.shell("host", f'python3 -c "{script}"')
 
 
@@ -124,11 +125,11 @@ def test_old_runs_are_deleted_once_they_are_collected(cluster, program):
     assert (folder / "verdict.json").exists()
     status = cluster.playbook("playbooks/status.yml")
     assert status.returncode == 0, said(status)
-    assert f"playbooks/collect.yml -e run={left}' collects it." in said(status)
+    assert f"To collect it: ansible-playbook playbooks/collect.yml -e run={left}" in said(status)
     assert cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={left}").returncode == 0
     assert left not in said(cluster.playbook("playbooks/status.yml"))
-    age(cluster, left, 0)
-    printed = cluster.shell("host", "systemctl start tf-prune.service; journalctl --unit=tf-prune --lines=20 --output=cat --no-pager")
+    line = "systemctl start tf-prune.service; journalctl --unit=tf-prune --lines=20 --output=cat --no-pager"
+    printed = cluster.shell("host", line)
     assert f"deleted {RUNS}/{left}, ended 40 days ago" in printed[cluster.host]
     assert left not in kept(cluster)
 

@@ -104,7 +104,8 @@ def tasks(units: dict[str, dict[str, str]]) -> dict[str, Any]:
         name: units.get(name, {}).get("UnitFileState") == "enabled" and units[name].get("ActiveState") == "active"
         for name in (TARGET, TIMER)
     }
-    return {"tasks": found, "target": stands[TARGET], "timer": stands[TIMER], "reload": any(unit.get("NeedDaemonReload") == "yes" for unit in units.values())}
+    reload = any(unit.get("NeedDaemonReload") == "yes" for unit in units.values())
+    return {"tasks": found, "target": stands[TARGET], "timer": stands[TIMER], "reload": reload}
 
 
 def listeners(ports: list[int], units: dict[str, dict[str, str]]) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
     python -m tf_cluster.run.notify RUN      notes the outcome; called by tf-notify@RUN.service as root at its end
 
-post.py posts the verdict, in that unit, as the user tensorflow. The URL may contain a secret: only root can read its file, and the
-notes have its scheme, host and port only.
+post.py posts the verdict, in that unit, as the user tensorflow. The URL may contain a secret: only root can read its file, and
+the notes have its scheme, host and port only.
 """
 
 from __future__ import annotations

@@ -184,18 +184,22 @@ def delete(folder: Path, now: float) -> bool:
     return True
 
 
+def interrupted() -> list[Path]:
+    """Return the hidden folders of interrupted deletions."""
+    return [hidden for place in (runs.RUNS, DATA) for hidden in place.glob(f".*{DELETED}")]
+
+
 def remove(folder: Path) -> None:
     """Remove a hidden folder. rm follows no links and has no limit of depth."""
-    subprocess.run(["rm", "--recursive", "--force", "--one-file-system", "--", str(folder)], check=False)
+    subprocess.run(["rm", "--recursive", "--force", "--one-file-system", "--", str(folder)], capture_output=True, check=False)
 
 
 def prune(days: float, gigabytes: float, check: bool) -> dict[str, Any]:
     """Delete what is due, or only list it; return lines, paths and bytes."""
     now = time.time()
     if not check:
-        for place in (runs.RUNS, DATA):  # after an interruption
-            for hidden in place.glob(f".*{DELETED}"):
-                remove(hidden)
+        for hidden in interrupted():
+            remove(hidden)
     items = [Item(path, False, last_use(path, now), files_of(path)) for path in folders(runs.RUNS)]
     items += [Item(path, True, changed(path, now), files_of(path)) for path in folders(DATA)]
     chosen, left = choose(items, days, gigabytes, now)
@@ -207,6 +211,8 @@ def prune(days: float, gigabytes: float, check: bool) -> dict[str, Any]:
             lines.append(f"{'would delete' if check else 'deleted'} {item.path}, {what} {age:.0f} days ago: {size / 1e6:.1f} MB")
             deleted.append(str(item.path))
             freed += size
+    if not check:
+        lines += [f"{hidden} could not be removed completely" for hidden in interrupted()]
     if gigabytes and left > gigabytes * 1e9:
         lines.append(f"{left / 1e9:.1f} GB are left, more than {gigabytes:g} GB (runs_keep_gb): they are in use or not collected")
     return {"lines": lines, "deleted": deleted, "freed_bytes": freed}

@@ -168,13 +168,13 @@ def test_state_of_earlier_runs_is_named_with_its_tasks():
     [
         (
             {"c": [{"run": "r1", "ended": 1767225600.0}]},
-            "1 run has ended and was never collected, and so is not deleted. The oldest ended 2026-01-01T00:00:00+00:00: "
-            "'ansible-playbook playbooks/collect.yml -e run=r1' collects it.",
+            "1 run has ended and was never collected, so it is not deleted. The oldest ended 2026-01-01T00:00:00+00:00. "
+            "To collect it: ansible-playbook playbooks/collect.yml -e run=r1",
         ),
         (
-            {"a": [{"run": "r2", "ended": 1767225700.0}], "c": [{"run": "r2", "ended": 1767225700.0}, {"run": "r1", "ended": None}]},
-            "2 runs have ended and were never collected, and so are not deleted. The oldest ended at an unknown time: "
-            "'ansible-playbook playbooks/collect.yml -e run=r1' collects it.",
+            {"a": [{"run": "r2", "ended": 5.0}], "c": [{"run": "r2", "ended": 5.0}, {"run": "r1", "ended": None}]},
+            "2 runs have ended and were never collected, so they are not deleted. The oldest ended at an unknown time. "
+            "To collect it: ansible-playbook playbooks/collect.yml -e run=r1",
         ),
     ],
 )

@@ -192,7 +192,8 @@ def test_only_files_that_a_server_starts_with_are_its_inputs():
 def machine(wanted, **changes):
     """Return the facts of a machine that is as wanted, except for the changes."""
     digests = {file["path"]: f"{hashlib.sha256(file['content'].encode()).hexdigest()} 0644" for file in wanted["files"]}
-    return {"tasks": wanted["tasks"], "target": True, "timer": True, "compiled": True, "reload": False, "digests": digests, **changes}
+    found = {"tasks": wanted["tasks"], "target": True, "timer": True, "compiled": True, "reload": False, "digests": digests}
+    return {**found, **changes}
 
 
 @pytest.mark.parametrize(

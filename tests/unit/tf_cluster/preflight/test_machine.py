@@ -90,7 +90,7 @@ def test_the_module_collects_facts_of_a_machine_with_nothing_on_it(tmp_path):
     assert result["changed"] is False
     found = result["ansible_facts"]["tf_machine"]
     assert found["environment"] == {"made_of": "", "id": "", "whole": False}
-    assert {"listeners", "account", "disk_mb", "gpus", "firewall", "digests", "tasks", "target", "timer", "reload"} <= found.keys()
+    assert {"listeners", "account", "disk_mb", "gpus", "firewall", "digests", "tasks", "target", "reload"} <= found.keys()
     assert found["disk_mb"] > 0
 
 
