@@ -92,9 +92,10 @@ def _uncollected(states: dict[str, State]) -> list[str]:
     oldest = min(found, key=lambda run: found[run] or 0)
     ended = found[oldest]
     runs = "1 run has ended and was" if len(found) == 1 else f"{len(found)} runs have ended and were"
+    kept = "it is" if len(found) == 1 else "they are"
     when = _moment(ended) if ended else "at an unknown time"
     return [
-        f"{runs} never collected, so {'it is' if len(found) == 1 else 'they are'} not deleted. The oldest ended {when}. To collect it: "
+        f"{runs} never collected, so {kept} not deleted. The oldest ended {when}. To collect it: "
         f"ansible-playbook playbooks/collect.yml -e run={oldest}"
     ]
 
