@@ -167,7 +167,7 @@ def test_a_server_that_hangs_delays_nothing(cluster, program, receiver):
     assert f"Notifying {base}: pending" in said(done)
     assert verdict(folder)["ok"] is True
     assert verdict(folder)["notified"]["outcome"] == "pending"
-    assert json.loads((folder / "run.json").read_text())["started"] - ended < 20
+    assert json.loads((folder / "run.json").read_text())["started"] - ended < 30
     notes = until(cluster, run, "notified")
     assert (notes["notified"]["ok"], notes["notified"]["attempts"]) == (False, 3)
     assert time.time() - ended < 60
