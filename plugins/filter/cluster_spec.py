@@ -7,6 +7,7 @@ import functools
 import hashlib
 import ipaddress
 import itertools
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,8 +33,11 @@ PER_GPU = "per_gpu"  # value in tf_tasks: one task per GPU
 # Numbers in an entry of tf_tasks, with the lowest and the highest value.
 ENTRY_NUMBERS = {"index": (0, 99999), "port": (1, 65535)}
 MACHINE_VARIABLES = (
-    "tf_address", "tf_encryption", "tf_jobs", "tf_tasks", "tf_task_options", "tf_tunnel_address", "tf_tunnel_network",
+    "runs_keep_days", "runs_keep_gb", "tf_address", "tf_encryption", "tf_jobs", "tf_tasks", "tf_task_options",
+    "tf_tunnel_address", "tf_tunnel_network",
 )  # fmt: skip
+KEPT = {"runs_keep_days": "days", "runs_keep_gb": "gigabytes"}  # how long runs are kept: variable -> unit
+MAX_KEPT = 1_000_000
 UNRELATED_GROUPS = ("hosts",)  # a usual group name, so not necessarily a misspelling of 'host'
 CONTROLLER_VARIABLES = ("tf_cache", "tf_output")  # not suggested: Terraform's variables have similar names
 MIN_SIMILARITY = 0.8  # from 0 to 1, of two names of which one is a misspelling of the other
@@ -249,9 +253,21 @@ class Inventory:
             if known := _misspelt_variable(name):
                 self.add_problem(f"{machine}: unknown variable {name}. Did you mean {known}?")
 
+    def check_kept(self, machine: str) -> None:
+        """Check how long the machine keeps runs."""
+        for name, unit in KEPT.items():
+            value = self.value(machine, name)
+            try:
+                number = math.nan if isinstance(value, bool) else 0 if value is None else float(value)
+            except (TypeError, ValueError, OverflowError):
+                number = math.nan
+            if not 0 <= number <= MAX_KEPT:
+                self.add_problem(f"{machine}: {name} is {value!r}. Set a number of {unit} from 0 to {MAX_KEPT}.")
+
     def read_machine(self, machine: str) -> list[Task]:
         """Return the machine's tasks, with ports."""
         self.check_names(machine)
+        self.check_kept(machine)
         reached_by = self.address(machine)
         address = self.tunnel_address(machine, self.tunnel) if self.tunnel else reached_by
         if self.tunnel:

@@ -61,6 +61,7 @@ def cluster_status(
         "ok": complete,
         "open": _firewall_problems(broken, unwanted, disabled),
         "held": _held_states(tasks, active),
+        "uncollected": _uncollected(states),
         "tasks": tasks,
     }
 
@@ -78,6 +79,25 @@ def _held_states(tasks: list[dict[str, Any]], active: Collection[str]) -> list[s
         f"{', '.join(on[run])}: holds the state of run {run} since {_moment(user['since'])}. The next run "
         f"{'finds it (run_keep_state)' if user['kept'] else 'clears it'}."
         for run, user in held.items()
+    ]
+
+
+def _uncollected(states: dict[str, State]) -> list[str]:
+    """Return a sentence on the runs that ended and were never collected, or nothing."""
+    found: dict[str, float | None] = {}
+    for state in states.values():
+        for run in state.get("uncollected", []):
+            found.setdefault(run["run"], run["ended"])
+    if not found:
+        return []
+    oldest = min(found, key=lambda run: found[run] or 0)
+    ended = found[oldest]
+    runs = "1 run has ended and was" if len(found) == 1 else f"{len(found)} runs have ended and were"
+    kept = "it is" if len(found) == 1 else "they are"
+    when = _moment(ended) if ended else "at an unknown time"
+    return [
+        f"{runs} never collected, so {kept} not deleted. The oldest ended {when}. To collect it: "
+        f"ansible-playbook playbooks/collect.yml -e run={oldest}"
     ]
 
 

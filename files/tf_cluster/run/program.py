@@ -8,7 +8,8 @@
 
 Standard input of stage: a line of JSON, which can be too long for a command line, and the tar file. The JSON object has
 ``arguments`` (of the program), ``training`` (see plugins/filter/training.py), ``servers`` (address -> incarnation, from the
-gate), ``missing`` (addresses of tasks that the run excludes) and ``held`` (addresses of tasks that hold state of earlier runs).
+gate), ``missing`` (addresses of tasks that the run excludes), ``held`` (addresses of tasks that hold state of earlier runs) and
+``notify`` (see notify.py).
 
 A run can be one task of a training; then training.py runs the program together with the others.
 
@@ -35,7 +36,7 @@ from typing import Any
 
 from .. import cli
 from ..spec import cluster_config
-from . import runs
+from . import notify, runs
 from . import training as trainings
 from .ending import note_ending
 from .runs import USER, Run
@@ -67,7 +68,7 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
         waiting=True, unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait,
         detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
         training=training, lost=options.lost, servers=plan["servers"], missing=plan["missing"],
-        held=plan["held"], keep_state=options.keep_state,
+        held=plan["held"], keep_state=options.keep_state, **notify.prepare(run, plan.get("notify", ""), options.task, training),
     )  # fmt: skip
     return {} if options.hold else start(argparse.Namespace(run=run.id, told=-1.0))
 
@@ -109,6 +110,7 @@ def attempt(run: Run, told: float) -> dict[str, Any]:
             run.note(waiting=False)
             for lost in interrupted:
                 lost.note(ended=time.time(), failure=runs.LOST)
+                notify.start(lost)
             return {"lines": ["installing the packages of the run"]} if layer_of(run).exists() else {}
     if "already" not in tried.stderr:
         return give_up(run, f"systemd could not start the run: {tried.stderr.strip()}")
@@ -229,7 +231,9 @@ def create_run_layout(run: Run) -> None:
 
 def finish(options: argparse.Namespace) -> None:
     """Note how the run ended; systemd calls this after the last process exits."""
-    note_ending(Run(options.run), os.environ)
+    run = Run(options.run)
+    note_ending(run, os.environ)
+    notify.start(run)
     sys.exit()  # prints nothing: it would become part of the run's output
 
 
@@ -253,6 +257,7 @@ def follow(options: argparse.Namespace) -> dict[str, Any]:
         noted = run.read()
         if "ended" not in noted:
             noted = run.note(ended=time.time(), failure=runs.LOST)
+            notify.start(run)
     if "ended" in noted and offset >= size:
         answer["outcome"] = runs.timed(noted)
     else:
@@ -284,6 +289,7 @@ def cancel(options: argparse.Namespace) -> dict[str, Any]:
         noted = run.read()
         if noted.get("waiting") and "ended" not in noted and not runs.is_alive(noted["unit"], run):
             run.note(cancelled=sentence, ended=time.time(), failure=sentence)
+            notify.start(run)
             return {"lines": [f"queued run {run.id} was canceled"]}
     deadline = time.monotonic() + options.after
     while "ended" not in noted and runs.is_alive(noted["unit"], run) and time.monotonic() < deadline:

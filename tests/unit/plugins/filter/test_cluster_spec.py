@@ -438,6 +438,24 @@ def test_a_bad_inventory_gives_a_sentence(machines, words):
     assert any(all(word in problem for word in words) for problem in problems), problems
 
 
+@pytest.mark.parametrize("value", [-1, "x", True, [30], 10**9, "nan", "inf", {}])
+@pytest.mark.parametrize(("name", "unit"), [("runs_keep_days", "days"), ("runs_keep_gb", "gigabytes")])
+def test_how_long_runs_are_kept_is_a_number(name, unit, value):
+    assert sentences_of(three(two={name: value})) == [f"two: {name} is {value!r}. Set a number of {unit} from 0 to 1000000."]
+
+
+@pytest.mark.parametrize("value", [0, 7, 0.5, "14", 1_000_000, None])
+def test_how_long_runs_are_kept_may_differ_between_machines(value):
+    assert cluster_of(three(two={"runs_keep_days": value, "runs_keep_gb": value}))["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("run_keep_days", "runs_keep_days"), ("runs_keep_gbs", "runs_keep_gb"), ("run_notfy", "run_notify")]
+)
+def test_a_misspelt_variable_of_runs_is_named(name, meant):
+    assert sentences_of(three(one={name: 5})) == [f"one: unknown variable {name}. Did you mean {meant}?"]
+
+
 @pytest.mark.parametrize(
     ("jobs", "words"),
     [

@@ -161,3 +161,26 @@ def test_state_of_earlier_runs_is_named_with_its_tasks():
     assert status["held"] == ["worker:0: holds the state of run r2 since 2026-01-01T00:00:00+00:00. The next run clears it."]
     assert status["tasks"][0]["holds"] == {"r2": {**kept, "kept": False}}
     assert filters.cluster_status(CLUSTER, GATE, STATES)["held"] == []
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (
+            {"c": [{"run": "r1", "ended": 1767225600.0}]},
+            "1 run has ended and was never collected, so it is not deleted. The oldest ended 2026-01-01T00:00:00+00:00. "
+            "To collect it: ansible-playbook playbooks/collect.yml -e run=r1",
+        ),
+        (
+            {"a": [{"run": "r2", "ended": 5.0}], "c": [{"run": "r2", "ended": 5.0}, {"run": "r1", "ended": None}]},
+            "2 runs have ended and were never collected, so they are not deleted. The oldest ended at an unknown time. "
+            "To collect it: ansible-playbook playbooks/collect.yml -e run=r1",
+        ),
+    ],
+)
+def test_runs_that_were_never_collected_are_counted(found, sentence):
+    states = {machine: {**state, "uncollected": found.get(machine, [])} for machine, state in STATES.items()}
+    status = filters.cluster_status(CLUSTER, GATE, states)
+    assert status["uncollected"] == [sentence]
+    assert status["ok"] is True
+    assert filters.cluster_status(CLUSTER, GATE, STATES)["uncollected"] == []

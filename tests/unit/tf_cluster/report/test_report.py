@@ -460,3 +460,32 @@ def test_no_code_of_a_terminal_reaches_the_screen_or_the_page(run):
     assert "    red" in lines
     assert "    20%" in lines
     assert "\x1b" not in "".join(lines) + run.text("report.html") + run.text("summary.txt")
+
+
+@pytest.mark.parametrize(
+    ("notified", "line"),
+    [
+        ({"ok": True, "outcome": "HTTP 204", "attempts": 1}, "Notified https://a.example: HTTP 204"),
+        ({"ok": False, "outcome": "HTTP 500", "attempts": 3}, "Could not notify https://a.example: HTTP 500 after 3 attempts"),
+        (None, "Notifying https://a.example: pending"),
+    ],
+)
+def test_a_notification_is_reported_and_no_failure(run, notified, line):
+    """Its outcome comes after the run's end, so it is in the collected notes."""
+    run.write("run.json", json.dumps({"notify": "https://a.example", **({"notified": notified} if notified else {})}))
+    answer = run.report(notify="https://a.example")
+    assert line in answer["lines"]
+    pending = {"ok": False, "outcome": "pending", "attempts": 0}
+    assert answer["verdict"]["notified"] == {"to": "https://a.example", **(notified or pending)}
+    assert answer["verdict"]["ok"] is True
+    assert line in run.text("report.html")
+
+
+@pytest.mark.parametrize("text", [5, "x", [1], {"ok": True}])
+def test_a_strange_outcome_of_a_notification_does_no_harm(run, text):
+    run.write("run.json", json.dumps({"notify": "https://a.example", "notified": text}))
+    assert run.report()["verdict"]["ok"] is True
+
+
+def test_a_run_without_a_notification_says_nothing_of_it(run):
+    assert "notified" not in run.report()["verdict"]
