@@ -39,6 +39,7 @@ def server_stands(wanted: dict[str, Any], machine: dict[str, Any], only: Iterabl
     return (
         machine["tasks"] == wanted["tasks"]
         and (machine["target"] or not wanted["tasks"])
+        and machine["timer"]
         and machine["compiled"]
         and not machine["reload"]
         and not files_differ(wanted["files"], machine["digests"], only)

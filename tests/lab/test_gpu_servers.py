@@ -63,7 +63,7 @@ def driver(cluster):
 
 @pytest.fixture(scope="module")
 def one(cluster, driver, figures):
-    """Return what site.yml said of the machine with one GPU."""
+    """Return the output of site.yml for the machine with one GPU."""
     begun = time.monotonic()
     done = cluster.playbook("site.yml", seconds=1800)
     figures.append({"site.yml on a machine with": "one GPU", "seconds": round(time.monotonic() - begun)})

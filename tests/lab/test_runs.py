@@ -284,7 +284,7 @@ def test_the_status_is_shown_while_the_host_machine_is_away(cluster):
     assert "Incomplete: worker:0, worker:1, host:0" in said(done), said(done)
     assert f"the host machine could not check it: {cluster.host} is unreachable" in said(done), said(done)
     status = json.loads((cluster.output / "status.json").read_text(encoding="utf-8"))
-    assert [task["unit"] for task in status["tasks"]] == ["active", "active", "machine is away"]
+    assert [task["unit"] for task in status["tasks"]] == ["active", "active", "unreachable"]
 
 
 def test_no_run_starts_where_the_inventory_has_changed_since(cluster, tmp_path):

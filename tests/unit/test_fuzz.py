@@ -92,7 +92,7 @@ documents = st.one_of(
 
 
 def a_sentence(text):
-    """Tell whether this is what a person can be told: one line, and nothing of Python's own."""
+    """Return whether this is a message for users: one line without text from Python."""
     return bool(text.strip()) and "\n" not in text.strip() and "Traceback" not in text
 
 

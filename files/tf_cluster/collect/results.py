@@ -5,6 +5,7 @@
                                                             the run's folder as one tar file, the journals of tasks
     tf_cluster.collect pack RUN                                 that tar file, if packing it takes long
     tf_cluster.collect piece RUN --made 17 --offset 0           a piece of that file
+    tf_cluster.collect collected RUN RUN.worker-1               notes that the controller has all files of ended runs
     tf_cluster.collect why worker-0                             the state of a task's unit
 
 Called by the action plugin tf_program, as root, like program.py.
@@ -24,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..run import runs
+from ..run import notify, runs
 from ..run.runs import Run
 from ..spec import cluster_config
 from . import archive as archives
@@ -45,6 +46,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
     answer = {"files": {f"logs/{name}.log": journal(name, since, until) for name in options.tasks}}
     if options.results != "true":
         return answer
+    notify.wait(Run(options.run))
     Run(options.run).restrict()  # an older version made it, or the user's ID has changed
     size = sum(found.size or 0 for found in contents(Run(options.run), [])[1])
     if size < ANNOUNCED_BYTES:
@@ -189,7 +191,7 @@ def without_room(run: Run, sentence: str) -> dict[str, Any]:
         log.seek(max(0, log.seek(0, 2) - TAIL_BYTES))
         text = log.read().decode(errors="replace")
     noted = json.dumps({**noted_of(run), "uncollected": sentence}, indent=1)
-    return {"lines": [sentence], "files": {"run.json": noted, "stdout.log": text}}
+    return {"lines": [sentence], "files": {"run.json": noted, "stdout.log": text}, "uncollected": sentence}
 
 
 def piece(options: argparse.Namespace) -> dict[str, Any]:
@@ -205,6 +207,14 @@ def piece(options: argparse.Namespace) -> dict[str, Any]:
 def discard(options: argparse.Namespace) -> dict[str, Any]:
     """Remove the tar file after it is fetched."""
     archive(Run(options.run)).unlink(missing_ok=True)
+    return {}
+
+
+def collected(options: argparse.Namespace) -> dict[str, Any]:
+    """Note that the controller has all files of these runs, if they have ended; prune.py may delete them later."""
+    for run in map(Run, options.runs):
+        if "ended" in run.read():
+            run.note(collected=time.time())
     return {}
 
 
@@ -247,6 +257,9 @@ def main() -> None:
         if call is piece:
             sub.add_argument("--offset", type=int, required=True)
             sub.add_argument("--made", type=int, required=True, help="time of the file, from pack")
+    sub = calls.add_parser("collected")
+    sub.add_argument("runs", nargs="+")
+    sub.set_defaults(call=collected)
     sub = calls.add_parser("why")
     sub.add_argument("tasks", nargs="*")
     sub.set_defaults(call=why)

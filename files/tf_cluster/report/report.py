@@ -89,6 +89,8 @@ def make_verdict(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "tasks": {task["task"]: {name: task.get(name) for name in shown} for task in collected.tasks},
     }
     verdict |= {"training": tasks} if tasks else {}
+    if notified := collected.notification():
+        verdict |= {"notified": notified}
     notes, left = [*collected.too_large(), *collected.not_collected()], collected.left_behind()
     verdict |= {name: lines for name, lines in (("notes", notes), ("left_behind", left)) if lines}
     verdict |= {"missing": outcome["left_out"]} if outcome.get("left_out") else {}
@@ -193,6 +195,15 @@ class Collected:
             for machine, what in self.skipped.items()
             if what
         ]
+
+    def notification(self) -> dict[str, Any]:
+        """Return to which server the run's machine posted the verdict and the outcome; empty if to none."""
+        noted = {**self.outcome, **self.notes[""]}
+        if not noted.get("notify") or "ended" not in self.outcome:
+            return {}
+        pending = {"ok": False, "outcome": "pending", "attempts": 0}
+        found = noted.get("notified")
+        return {"to": noted["notify"], **pending, **(found if isinstance(found, dict) else {})}
 
     def left_behind(self) -> list[str]:
         """Return the files that could not be collected, each with its task."""
@@ -327,8 +338,7 @@ def summary(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) -> l
     if left:
         more = f" and {len(left) - MAX_NAMES} more" if len(left) > MAX_NAMES else ""
         lines.append(f"Not collected: special or unreadable files: {', '.join(left[:MAX_NAMES])}{more}")
-    lines += verdict.get("notes", [])
-    lines += verdict["failures"]
+    lines += [*verdict.get("notes", []), *notified(verdict), *verdict["failures"]]
     if verdict["failures"]:
         lines += ["The last lines of the output:", *(f"    {line}" for line in tail(folder / "stdout.log", 15))]
     for task, part in verdict.get("training", {"tasks": {}})["tasks"].items():
@@ -338,6 +348,16 @@ def summary(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) -> l
     ended = "Done" if verdict["ok"] else "Canceled" if outcome.get("cancelled") else "Failed"
     lines.append(f"{ended if 'ended' in outcome else 'Not finished'} after {verdict['seconds']} s; everything is in {folder}")
     return plain_lines("\n".join(lines))
+
+
+def notified(verdict: dict[str, Any]) -> list[str]:
+    """Return a sentence on the notification, if there is one."""
+    found = verdict.get("notified")
+    if not found:
+        return []
+    tries = f" after {found['attempts']} attempts" if found["attempts"] > 1 else ""
+    how = "Notified" if found["ok"] else "Notifying" if found["outcome"] == "pending" else "Could not notify"
+    return [f"{how} {found['to']}: {found['outcome']}{tries}"]
 
 
 def traced(found: dict[str, Any]) -> str:
@@ -395,7 +415,7 @@ def write_page(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any], d
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
     environment.filters |= {"size": trace_figure.size, "seconds": trace_figure.seconds}
     page = environment.get_template("report.html.j2").render(
-        verdict=verdict, result=as_json(verdict["result"]) if "result" in verdict else "",
+        verdict=verdict, notified=notified(verdict), result=as_json(verdict["result"]) if "result" in verdict else "",
         placement=placement(folder), output=marked(tail(folder / "stdout.log", 2000)), logs=logs, files=files[:500],
         machines=machines_of(outcome, verdict), versions={name: text for name, text in versions.items() if text}, drawing=drawn,
         links=links, scripts=scripts(*["trace.js"] * bool(drawn), *["benchmark.js"] * bool(links)),

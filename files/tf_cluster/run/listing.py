@@ -13,12 +13,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ..spec import cluster_config
-from . import queue, runs
+from . import prune, queue, runs
 from .unit import CONFIG
 
 
@@ -53,18 +52,8 @@ def described(noted: dict[str, Any], waits: queue.Waiting | None, names: dict[st
         "seconds": timed["seconds"] if noted.get("started") else None,
         "tasks": list(training.get("machines", [])) or [names.get(entry, entry) for entry in noted.get("reserved", [])],
         "failure": noted.get("failure", "") if state == "finished" else None,
-        "bytes": size_of(folder),
+        "bytes": sum(file.size for file in prune.files_of(folder).values()),
     }
-
-
-def size_of(folder: Path) -> int:
-    """Return the bytes that a folder takes on the disk."""
-    found = 0
-    for parent, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            with contextlib.suppress(OSError):
-                found += os.lstat(os.path.join(parent, name)).st_blocks * 512
-    return found
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@
 Standard input of stage: a line of JSON, which can be too long for a command line, and the tar file. The JSON object has
 ``arguments`` (of the program), ``training`` (see plugins/filter/training.py), ``servers`` (address -> incarnation, from the
 gate), ``missing`` (addresses of tasks that do not answer), ``held`` (addresses of tasks that hold state of earlier runs),
-``wants`` (what the run reserves, see the filter reservation) and ``user`` (who requested the run).
+``wants`` (what the run reserves, see the filter reservation), ``user`` (who requested the run) and ``notify`` (see notify.py).
 
 A run can be one task of a training; then training.py runs the program together with the others.
 
@@ -37,7 +37,7 @@ from typing import Any
 
 from .. import cli
 from ..spec import cluster_config
-from . import queue, runs
+from . import notify, queue, runs
 from . import training as trainings
 from .ending import note_ending
 from .runs import USER, Run
@@ -69,6 +69,7 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
         detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
         training=plan["training"], lost=options.lost, servers=plan["servers"], missing=plan["missing"],
         held=plan["held"], keep_state=options.keep_state, wants=plan["wants"], user=plan["user"],
+        **notify.prepare(run, plan.get("notify", ""), options.task, plan["training"]),
     )  # fmt: skip
     return {} if options.hold else start(argparse.Namespace(run=run.id, told=-1.0))
 
@@ -133,7 +134,7 @@ def give_up(run: Run, sentence: str, forget: bool = False) -> dict[str, Any]:
             shutil.rmtree(run.folder)
         cli.fail(sentence, 1)
     part = {"failure": sentence, "outcome": "was not started", "attempts": 0}
-    run.note(waiting=False, ended=time.time(), failure=sentence, part=part)
+    queue.end(run, sentence, part=part)
     try:
         trainings.refuse(training, task, sentence)
     except OSError as error:
@@ -209,7 +210,9 @@ def create_run_layout(run: Run) -> None:
 
 def finish(options: argparse.Namespace) -> None:
     """Note how the run ended; systemd calls this after the last process exits."""
-    note_ending(Run(options.run), os.environ)
+    run = Run(options.run)
+    note_ending(run, os.environ)
+    notify.start(run)
     sys.exit()  # prints nothing: it would become part of the run's output
 
 
@@ -280,7 +283,7 @@ def cancel_one(run: Run, sentence: str, after: float) -> tuple[str, str]:
     with queue.locked():  # prevents a start between reading and writing the notes
         noted = run.read()
         if noted.get("waiting") and "ended" not in noted:
-            run.note(waiting=False, cancelled=sentence, ended=time.time(), failure=sentence)
+            queue.end(run, sentence, cancelled=sentence)
             return f"queued run {run.id} was canceled", ""
     deadline = time.monotonic() + after
     while "ended" not in noted and runs.is_alive(noted["unit"], run) and time.monotonic() < deadline:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from .. import lock
 from ..spec import cluster_config
 from ..status.systemd import parse_show
-from . import ending, runs
+from . import ending, notify, runs
 from .runs import Run
 from .unit import CONFIG, start_unit
 
@@ -81,7 +81,7 @@ def dispatch(ended: Run | None = None) -> dict[str, Waiting]:
             elif "ended" in noted:
                 continue
             elif not noted.get("waiting"):
-                run.note(ended=time.time(), failure=runs.LOST)
+                end(run, runs.LOST)
             elif "place" in noted:
                 queued.append((run, noted))
         return start_in_order(sorted(queued, key=lambda each: each[1]["place"]), taken)
@@ -101,7 +101,7 @@ def start_in_order(queued: Iterable[tuple[Run, Notes]], taken: dict[str, str]) -
                 waiting[run.id] = explained(noted, taken, claimed, len(waiting) + 1)
                 claimed = {**dict.fromkeys(candidates(noted)[1], run.id), **claimed}
         except (RefusedError, cluster_config.ConfigError) as error:
-            run.note(waiting=False, ended=time.time(), failure=str(error), refused=True)
+            end(run, str(error), refused=True)
     return waiting
 
 
@@ -179,6 +179,12 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
     if tried.returncode:
         run.note(uncleared=[])
         raise RefusedError(f"systemd could not start the run: {tried.stderr.strip()}")
+
+
+def end(run: Run, failure: str, **facts: object) -> None:
+    """Note that a run has ended that its unit does not finish, with more facts."""
+    run.note(waiting=False, ended=time.time(), failure=failure, **facts)
+    notify.start(run)
 
 
 def renewal_of(run: Run, noted: Notes, tasks: list[str]) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import argparse
 
 RUNS = Path("/var/lib/tf-cluster/runs")
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 USER = "tensorflow"  # runs the programs
 RESERVED_BYTES = 64 * 1024  # reserved for the last note, because a program may fill the disk
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
@@ -45,7 +46,7 @@ class Run:
     """The folder and the unit of one run."""
 
     def __init__(self, run_id: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", run_id):
+        if not RUN_ID.fullmatch(run_id):
             cli.fail(f"{run_id!r} is not a valid run ID: use letters, digits, '.', '_' and '-'", 2)
         self.id, self.folder = run_id, RUNS / run_id
 

@@ -339,6 +339,15 @@ def collect(run):
     return collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=0.0, until=0.0, tasks=[]))
 
 
+def test_a_run_that_has_ended_is_noted_as_collected(run):
+    other = run_program.Run("20260101-000000-demo-ab12.worker-1")
+    other.folder.mkdir()
+    other.note(run_id=other.id, ended=1.0)
+    assert collect_run.collected(SimpleNamespace(runs=[run.id, other.id])) == {}
+    assert "collected" not in run.read()  # it has not ended
+    assert time.time() - other.read()["collected"] < 60
+
+
 def pack(run):
     """Return what one call of ``collect`` puts together: name -> text, None for a folder."""
     answer, data = collect(run), b""
@@ -839,6 +848,7 @@ def started(run, monkeypatch, tmp_path):
         keep=False,
         tasks=(),
         count=0,
+        notify="",
     ):
         commands = pretend_systemd(monkeypatch, stderr)
         options = SimpleNamespace(
@@ -848,6 +858,7 @@ def started(run, monkeypatch, tmp_path):
         servers = {"10.0.0.1:2222": "00a1"}
         plan = {"arguments": ["--", "5 $HOME"], "training": training or {}, "servers": servers, "missing": list(missing)}
         plan |= {"held": list(held), "wants": {"own": ["10.0.0.3:2223"], "tasks": list(tasks), "count": count}, "user": "jo"}
+        plan["notify"] = notify
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(json.dumps(plan).encode() + b"\n")))
         answer = run_program.stage(options)
         return answer, next((command for command in commands if command[0] == "systemd-run"), None)
@@ -878,6 +889,19 @@ def busy():
     other.note(run_id="other", task="host:0", unit="tf-run-host-0-other.service", started=1.0, waiting=False, training={},
                place=1, reserved=used, own="10.0.0.3:2223")  # fmt: skip
     return other
+
+
+def test_a_run_with_a_url_starts_its_notification_at_its_end(started, run, monkeypatch):
+    started(notify="https://a.example/hidden")
+    assert run.read()["notify"] == "https://a.example"
+    assert "hidden" not in (run.folder / "run.json").read_text(encoding="utf-8")
+    assert (run.folder / "notify.url").read_text(encoding="utf-8") == "https://a.example/hidden"
+    notified = []
+    monkeypatch.setattr(run_program.notify, "start", lambda run: notified.append((run.id, run.read()["ended"] > 0)))
+    for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    finish(run)
+    assert notified == [(run.id, True)]
 
 
 def test_the_plan_of_a_run_comes_before_its_tar_file(started, run, monkeypatch):

@@ -233,3 +233,34 @@ def test_a_unit_that_systemd_is_about_to_start_is_active(monkeypatch):
     )
     monkeypatch.setattr(runs.subprocess, "run", lambda command, **_more: subprocess.CompletedProcess(command, 0, shown, ""))
     assert queue.active_runs() == {"r1", "r2", "r3"}
+
+
+def test_runs_are_listed_with_what_they_wait_for(machine, monkeypatch, capsys):
+    listing = load("tf_cluster.run.listing")
+    monkeypatch.setattr(listing, "CONFIG", queue.CONFIG)
+    for name, wants in (("r1", {"count": 2}), ("r2", {}), ("r3", {"tasks": ["e:2224"]})):
+        machine.request(name, program=f"{name}.py", user="jo", **wants)
+    listing.main()
+    found = {run["run"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert [(name, run["state"], run["position"]) for name, run in found.items()] == [
+        ("r1", "running", None),
+        ("r2", "queued", 1),
+        ("r3", "queued", 2),
+    ]
+    assert found["r1"]["tasks"] == ["worker:0", "worker:1"]
+    assert found["r2"]["reason"] == "worker:0 and worker:1 are used by run r1"
+    assert found["r2"]["failure"] is None
+    assert {run["user"] for run in found.values()} == {"jo"}
+    assert all(run["bytes"] > 0 for run in found.values())
+
+
+def test_a_training_is_listed_once_with_its_tasks(machine, monkeypatch, capsys):
+    listing = load("tf_cluster.run.listing")
+    monkeypatch.setattr(listing, "CONFIG", queue.CONFIG)
+    entries = {"worker:0": "a:3222", "worker:1": "b:3222"}
+    training = {"chief": "worker:0", "entries": entries, "machines": {"worker:0": "a", "worker:1": "b"}}
+    machine.request("t1", training=training, task="worker:0", program="t.py")
+    machine.request("t1.worker-1", training=training, task="worker:1", program="t.py")
+    listing.main()
+    [run] = json.loads(capsys.readouterr().out)["runs"]
+    assert (run["run"], run["tasks"]) == ("t1", ["worker:0", "worker:1"])
