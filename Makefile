@@ -25,7 +25,7 @@ export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-demo: lab-check environment ## Make the lab, turn it into a cluster, run the demo on it
+demo: lab-check environment ## Create the lab, turn it into a cluster, run the demo on it
 	ansible-playbook site.yml run_demo.yml
 	@echo; cat output/latest/summary.txt
 
@@ -45,10 +45,10 @@ unit: environment ## Only the unit tests
 molecule: lab-check environment compiler ## Only the Molecule scenarios; SCENARIO=default for one
 	tests/molecule $(SCENARIO)
 
-test-faults: lab-check environment ## Break what can break on a lab, and print what became of it (docs/faults.md)
+test-faults: lab-check environment ## Cause failures in a lab and print their outcomes (docs/faults.md)
 	tests/molecule faults
 
-test-cuda: lab-check environment compiler ## CUDA's real packages without a GPU: with the real driver's packages, with a stand-in for the driver (14 GB)
+test-cuda: lab-check environment compiler ## CUDA's packages without a GPU, with the driver's packages and with a stand-in for the driver (14 GB)
 	tests/molecule cuda gpu_servers
 
 test-gpu: environment ## GPUs, on a machine that has one and its driver; skips elsewhere
@@ -56,15 +56,15 @@ test-gpu: environment ## GPUs, on a machine that has one and its driver; skips e
 	  uv venv --quiet --allow-existing .cache/gpu && VIRTUAL_ENV=.cache/gpu uv pip sync --quiet --require-hashes roles/tensorflow/files/gpu.txt; fi
 	GPU_PYTHON=$(CURDIR)/.cache/gpu/bin/python pytest -rs tests/gpu
 
-test-browser: environment ## The page of a run in a real browser; installs chromium where it is missing, skips where it cannot
+test-browser: environment ## report.html in a real browser; installs Chromium if it is missing
 	@command -v chromium >/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends chromium; } \
-	  || echo "chromium is not here and could not be installed: Debian's package of that name is needed"
+	  || echo "Chromium is missing and could not be installed. Install the package chromium."
 	pytest -rs tests/browser
 
-bench: environment ## How fast our servers are beside others (docs/benchmark.md), in 12 minutes; peers take 9 GB; ROUNDS=5
+bench: environment ## Compare our servers with other systems (docs/benchmark.md) in 12 minutes; these take 9 GB; ROUNDS=5
 	@$(WITH_INDEX) python tests/bench/bench.py $(ROUNDS)
 
-lab-check: # Say within seconds if a lab cannot be made here
+lab-check: # Report within seconds if the lab cannot run here
 	@$(PYTHON) roles/lab/files/lab_check.py
 
 compiler: # Install a C compiler: the tests compile a stand-in for the NVIDIA driver
@@ -80,6 +80,7 @@ rsync: # Install rsync, which transfers data and results
 environment: rsync $(VENV)/complete ## Only the environment (.venv) that all the commands need
 
 $(VENV)/complete: requirements.txt
+	@test ! -L $(VENV) || { echo "$(VENV) is a link to $$(readlink $(VENV)), whose files would be removed. Remove the link, or call the commands without make."; exit 1; }
 	@echo "Making the environment in $(VENV): Ansible, Molecule and the linters, as locked in requirements.txt"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This controller has Python %d.%d. Install Python 3.11 or newer and name it: make PYTHON=python3.12" % sys.version_info[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends python3-venv; }

@@ -86,7 +86,8 @@ def on(job: str, index: int = 0, gpu: int | None = None, cpu: int | None = None)
     if not 0 <= index < len(spec.get(job, [])):
         there = ", ".join(f"{name}:{number}" for name, entries in sorted(spec.items()) for number in range(len(entries)))
         left_out = os.environ.get("TF_CLUSTER_MISSING")
-        without = f" (this run excludes {left_out}, which did not answer)" if left_out else ""
+        part = " (this run has a part of the cluster: run_tasks)" if os.environ.get("TF_CLUSTER_PARTIAL") else ""
+        without = f" (this run excludes {left_out}, which did not answer)" if left_out else part
         raise ClusterError(f"the cluster has no task {job}:{index}; it has {there}{without}")
     device = "" if gpu is None and cpu is None else f"/device:CPU:{cpu}" if gpu is None else f"/device:GPU:{gpu}"
     return f"/job:{job}/task:{index}{device}"

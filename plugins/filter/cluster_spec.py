@@ -7,12 +7,15 @@ import functools
 import hashlib
 import ipaddress
 import itertools
+import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ansible.module_utils.common.yaml import yaml_load
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.spec.cluster_config import RUN_JOBS
 
 # A task of the cluster: job, index, machine, address, reached_by, port, options; later name and standing.
@@ -30,13 +33,33 @@ PER_GPU = "per_gpu"  # value in tf_tasks: one task per GPU
 # Numbers in an entry of tf_tasks, with the lowest and the highest value.
 ENTRY_NUMBERS = {"index": (0, 99999), "port": (1, 65535)}
 MACHINE_VARIABLES = (
-    "tf_address", "tf_encryption", "tf_jobs", "tf_tasks", "tf_task_options", "tf_tunnel_address", "tf_tunnel_network",
+    "runs_keep_days", "runs_keep_gb", "tf_address", "tf_encryption", "tf_jobs", "tf_tasks", "tf_task_options",
+    "tf_tunnel_address", "tf_tunnel_network",
 )  # fmt: skip
+KEPT = {"runs_keep_days": "days", "runs_keep_gb": "gigabytes"}  # how long runs are kept: variable -> unit
+MAX_KEPT = 1_000_000
 UNRELATED_GROUPS = ("hosts",)  # a usual group name, so not necessarily a misspelling of 'host'
 CONTROLLER_VARIABLES = ("tf_cache", "tf_output")  # not suggested: Terraform's variables have similar names
 MIN_SIMILARITY = 0.8  # from 0 to 1, of two names of which one is a misspelling of the other
+# Looked for among the variables of a command only: in an inventory, similar names are usually another tool's.
+SHORT_OPTIONS = ("detach", "program", "run", "seconds", "trace")
+RENAMED = {
+    "cuda_fleet": "cuda_machines",
+    "cuda_may_differ": "cuda_allow_driver_mismatch",
+    "firewall_more_peers": "firewall_extra_peers",
+    "lab_keep_tools": "lab_keep_image",
+    "ready_must": "ready_required",
+    "ready_prove": "ready_gpu_check_timeout",
+    "run_lost": "run_abort_after_silence",
+    "run_wait": "run_queue_timeout",
+}
 TRAIN_PORT_OFFSET = 1000  # added to a task's port for its process of a training
+RUN_SLOTS, MAX_RUN_SLOTS = 4, 64  # programs that run as one task at the same time
 TUNNEL_NETWORK = "fd74:6663:6c75::/64"  # from the private addresses (RFC 4193)
+# Variables of roles that playbooks need as well. The roles have the same defaults, for plays that call them alone.
+FIREWALL_ENABLED = True
+TUNNEL_NAME = "tf-cluster"
+OUTPUT = "output"
 # Option of a task -> its kind and its default. The defaults are the seed's, except for thread_spinning.
 NUMBER = "a whole number from 0"
 SHARE = "a number above 0 and up to 1"
@@ -90,6 +113,9 @@ class Inventory:
     tunnel: Network | None  # None without encryption
     problems: list[str]
     train_port_offset: Any  # not validated here, because only trainings and the firewall need it
+    output: str  # path of the folder for results
+    tunnel_names: dict[str, str]  # machine -> name of the tunnel's interface
+    open_machines: list[str]  # machines without a firewall
     open_jobs: set[str]  # jobs whose number of tasks is not known yet
     members: dict[str, set[str]]  # job -> machines
     tasks: dict[str, list[Task]]  # job -> tasks, by index
@@ -121,6 +147,18 @@ class Inventory:
         machines = dict.fromkeys(name for job in self.jobs for name in self.groups.get(job, []))
         offset = self.common("train_port_offset", machines)
         self.train_port_offset = TRAIN_PORT_OFFSET if offset is None else offset
+        slots = self.common("run_slots", machines)
+        self.run_slots = RUN_SLOTS if slots is None else _whole(slots) or 0
+        if not 1 <= self.run_slots <= MAX_RUN_SLOTS:
+            self.add_problem(f"run_slots is {slots!r}. Set a number from 1 to {MAX_RUN_SLOTS}.")
+        self.output = os.path.realpath(os.path.expanduser(str(self.common("tf_output", machines) or OUTPUT)))
+        self.tunnel_names = {machine: str(self.value(machine, "tunnel_name") or TUNNEL_NAME) for machine in machines}
+        firewalls = {machine: self.value(machine, "firewall_enabled") for machine in machines}
+        self.open_machines = [
+            machine
+            for machine, enabled in firewalls.items()
+            if not boolean(FIREWALL_ENABLED if enabled is None else enabled, strict=False)
+        ]
         self.members = {job: set(self.groups.get(job, [])) for job in self.jobs}
         by_machine = {machine: self.read_machine(machine) for machine in machines}
         for job in self.jobs:
@@ -220,9 +258,21 @@ class Inventory:
             if known := _misspelt_variable(name):
                 self.add_problem(f"{machine}: unknown variable {name}. Did you mean {known}?")
 
+    def check_kept(self, machine: str) -> None:
+        """Check how long the machine keeps runs."""
+        for name, unit in KEPT.items():
+            value = self.value(machine, name)
+            try:
+                number = math.nan if isinstance(value, bool) else 0 if value is None else float(value)
+            except (TypeError, ValueError, OverflowError):
+                number = math.nan
+            if not 0 <= number <= MAX_KEPT:
+                self.add_problem(f"{machine}: {name} is {value!r}. Set a number of {unit} from 0 to {MAX_KEPT}.")
+
     def read_machine(self, machine: str) -> list[Task]:
         """Return the machine's tasks, with ports."""
         self.check_names(machine)
+        self.check_kept(machine)
         reached_by = self.address(machine)
         address = self.tunnel_address(machine, self.tunnel) if self.tunnel else reached_by
         if self.tunnel:
@@ -429,7 +479,8 @@ class Inventory:
         gpu_machines = [machine for machine, tasks in machines.items() if any(task["options"]["gpus"] for task in tasks)]
         return {
             "spec": spec, "machines": machines, "tasks": names, "host": names["host:0"], "tunnel": tunnel,
-            "gpu_machines": gpu_machines, "train_port_offset": self.train_port_offset,
+            "gpu_machines": gpu_machines, "train_port_offset": self.train_port_offset, "run_slots": self.run_slots,
+            "open_machines": self.open_machines, "tunnel_names": self.tunnel_names, "output": self.output,
         }  # fmt: skip
 
 
@@ -466,10 +517,21 @@ def _gpus(value: Any) -> list[int | str] | None:
     return gpus if len(set(gpus)) == len(gpus) else None
 
 
+def option_problems(names: Iterable[str]) -> list[str]:
+    """Return a sentence for each variable of a command that has an old name or a misspelt one."""
+    known = {*_known_variables(), *SHORT_OPTIONS} if names else set()
+    meant = {name: RENAMED.get(name) or _nearest(name, known) for name in names}
+    return [f"Unknown variable {name}. Did you mean {option}?" for name, option in meant.items() if option]
+
+
 @functools.cache
 def _misspelt_variable(name: str) -> str:
     """Return the variable of this project that ``name`` misspells, or "". Other tools use ``tf_`` as well."""
-    known = _known_variables()
+    return _nearest(name, _known_variables())
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    """Return the known name that ``name`` misspells, or ""."""
     # Variables of Ansible start with ansible_, private ones of roles with __.
     if name in known or name in CONTROLLER_VARIABLES or name.startswith(("ansible_", "__")):
         return ""
@@ -481,18 +543,22 @@ def _misspelt_variable(name: str) -> str:
 def _known_variables() -> set[str]:
     """Return the names of the machines' variables and of the documented role variables."""
     specs = (Path(__file__).parents[2] / "roles").glob("*/meta/argument_specs.yml")
-    entries = [entry for path in specs for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values()]
+    entries = [entry for path in specs for entry in yaml_load(path.read_text(encoding="utf-8"))["argument_specs"].values()]
     return {
         *MACHINE_VARIABLES,
         "spec_cluster",
         "spec_gpus",
         "tf_machine",
         "tf_run",
+        "allow_missing",
+        "firewall_extra_peers",
         "program_args",
         "program_data",
         "program_data_on",
         "program_requirements",
         "run_name",
+        "run_slots",
+        "run_tasks",
         "train_jobs",
         "train_restarts",
         "train_join",

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Callable, Collection
 from typing import Any
 
+from ansible_collections.distributed.tensorflow.plugins.filter.task_table import NOT_CHECKED
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.table import table
 
 Task = dict[str, Any]  # of the cluster, as the filter cluster_spec returns it
@@ -27,7 +28,7 @@ def cluster_status(
 ) -> dict[str, Any]:
     """Return the state of each task, and whether the cluster is complete."""
     answers = {task["task"]: task for task in gate}
-    not_checked = f"the host machine could not check it{': ' if gate_problem else ''}{gate_problem}"
+    reason = NOT_CHECKED["reason"] + (f": {gate_problem}" if gate_problem else "")
     tasks = []
     for machine, machine_tasks in cluster["machines"].items():
         state, problem = states.get(machine), (problems or {}).get(machine, "")
@@ -41,7 +42,7 @@ def cluster_status(
                     "machine": machine,
                     "address": f"{task['address']}:{task['port']}",
                     **_unit(task, state, problem),
-                    **_answer(task, {"reason": not_checked, **answer}, state, problem, runs),
+                    **_answer(task, {**NOT_CHECKED, "reason": reason, **answer}, state, problem, runs),
                     "version": answer.get("version"),
                     "gpus": answer.get("gpus", []),
                     "holds": answer.get("runs", {}),
@@ -60,6 +61,7 @@ def cluster_status(
         "ok": complete,
         "open": _firewall_problems(broken, unwanted, disabled),
         "held": _held_states(tasks, active),
+        "uncollected": _uncollected(states),
         "tasks": tasks,
     }
 
@@ -77,6 +79,25 @@ def _held_states(tasks: list[dict[str, Any]], active: Collection[str]) -> list[s
         f"{', '.join(on[run])}: holds the state of run {run} since {_moment(user['since'])}. The next run "
         f"{'finds it (run_keep_state)' if user['kept'] else 'clears it'}."
         for run, user in held.items()
+    ]
+
+
+def _uncollected(states: dict[str, State]) -> list[str]:
+    """Return a sentence on the runs that ended and were never collected, or nothing."""
+    found: dict[str, float | None] = {}
+    for state in states.values():
+        for run in state.get("uncollected", []):
+            found.setdefault(run["run"], run["ended"])
+    if not found:
+        return []
+    oldest = min(found, key=lambda run: found[run] or 0)
+    ended = found[oldest]
+    runs = "1 run has ended and was" if len(found) == 1 else f"{len(found)} runs have ended and were"
+    kept = "it is" if len(found) == 1 else "they are"
+    when = _moment(ended) if ended else "at an unknown time"
+    return [
+        f"{runs} never collected, so {kept} not deleted. The oldest ended {when}. To collect it: "
+        f"ansible-playbook playbooks/collect.yml -e run={oldest}"
     ]
 
 
@@ -109,7 +130,7 @@ def _firewall_problems(broken: list[str], unwanted: list[str], disabled: list[st
 
 def _unit(task: Task, state: State | None, problem: str) -> dict[str, Any]:
     if state is None:
-        return {"unit": "not known" if problem else "machine is away", "since": None, "restarts": None, "memory_mb": None}
+        return {"unit": "unknown" if problem else "unreachable", "since": None, "restarts": None, "memory_mb": None}
     if not task["standing"]:
         return {"unit": None, "since": None, "restarts": None, "memory_mb": None}
     unknown = {"unit": "unknown", "since": None, "restarts": None, "memory_mb": None}
@@ -119,10 +140,9 @@ def _unit(task: Task, state: State | None, problem: str) -> dict[str, Any]:
 
 def _answer(task: Task, answer: dict[str, Any], state: State | None, problem: str, runs: list[str]) -> dict[str, Any]:
     if task["standing"]:
-        reason = problem or answer["reason"]
-        return {"state": answer.get("state", "not asked"), "reason": reason}
+        return {"state": answer["state"], "reason": problem or answer["reason"]}
     if problem:
-        return {"state": "not known", "reason": problem}
+        return {"state": "unknown", "reason": problem}
     if state is None:
         return {"state": "unreachable", "reason": "Ansible cannot reach its machine"}
     return {"state": "runs" if runs else "free", "reason": ""}

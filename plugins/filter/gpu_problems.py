@@ -218,10 +218,10 @@ def with_gpus(tasks: list[Task], found: Found) -> list[Task]:
     return result
 
 
-def fleet_problems(fleet: dict[str, Found], may_differ: bool) -> list[str]:
-    """Return a sentence if the machines' drivers differ. ``fleet`` is machine -> what was found there."""
+def driver_mismatches(gpus: dict[str, Found], may_differ: bool) -> list[str]:
+    """Return a sentence if the machines' drivers differ. ``gpus`` is machine -> what was found there."""
     drivers: dict[str, list[str]] = {}
-    for machine, found in fleet.items():
+    for machine, found in gpus.items():
         for gpu in found["gpus"][:1]:
             drivers.setdefault(gpu["driver"], []).append(machine)
     if len(drivers) < 2 or may_differ:
@@ -230,10 +230,10 @@ def fleet_problems(fleet: dict[str, Found], may_differ: bool) -> list[str]:
     return [f"NVIDIA drivers differ: {listed}. Install the same one everywhere, or set cuda_allow_driver_mismatch to true."]
 
 
-def gpu_table(fleet: dict[str, Found], machines: dict[str, list[Task]]) -> list[str]:
-    """Return a table of all GPUs. ``fleet`` is machine -> what was found there, ``machines`` machine -> its tasks."""
+def gpu_table(gpus: dict[str, Found], machines: dict[str, list[Task]]) -> list[str]:
+    """Return a table of all GPUs. ``gpus`` is machine -> what was found there, ``machines`` machine -> its tasks."""
     rows = [("machine", "GPU", "model", "memory used", "temperature", "tasks")]
-    for machine, found in fleet.items():
+    for machine, found in gpus.items():
         owners: dict[str, list[str]] = {}
         for task in with_gpus(machines.get(machine, []), found):
             for gpu in task["gpus"]:
@@ -256,4 +256,9 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"gpu_problems": gpu_problems, "with_gpus": with_gpus, "fleet_problems": fleet_problems, "gpu_table": gpu_table}
+        return {
+            "gpu_problems": gpu_problems,
+            "with_gpus": with_gpus,
+            "driver_mismatches": driver_mismatches,
+            "gpu_table": gpu_table,
+        }

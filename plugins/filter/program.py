@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.run import notify
+
 ENTRIES = ("main.py", "__main__.py")
 DATA_ON = ("host", "tasks")  # the machine of the program, or also those of the tasks
 YEAR = 366 * 24 * 3600
@@ -95,6 +97,8 @@ def _option_problems(given: dict[str, Any]) -> list[str]:
         program_arguments(given.get("program_args", []))
     except ValueError as error:
         problems.append(f"program_args is {given['program_args']!r}: {str(error)[0].lower()}{str(error)[1:]}.")
+    if given.get("run_notify") and (sentence := notify.problem(given["run_notify"])):
+        problems.append(sentence)
     for name in LIMITS.keys() & given.keys():
         lowest, highest, unit = LIMITS[name]
         try:

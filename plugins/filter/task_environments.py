@@ -39,6 +39,7 @@ def server_stands(wanted: dict[str, Any], machine: dict[str, Any], only: Iterabl
     return (
         machine["tasks"] == wanted["tasks"]
         and (machine["target"] or not wanted["tasks"])
+        and machine["timer"]
         and machine["compiled"]
         and not machine["reload"]
         and not files_differ(wanted["files"], machine["digests"], only)
@@ -78,11 +79,11 @@ def _device_files(task: Task) -> list[File]:
     lines += ["DeviceAllow=char-nvidia-caps rw"] if parts else []
     # A server does not listen before CUDA has started on each of its GPUs.
     lines.append(f"TimeoutStartSec={GPU_START_SECONDS}")
-    # A task with a standing server can also take part in a training, which is a run.
+    # A task with a standing server can also take part in a training, which is a run. The names of runs' units begin with this.
     units = [f"tf-server@{task['name']}"] if task["standing"] else []
     return [
         {"path": f"/etc/systemd/system/{unit}.service.d/gpus.conf", "content": "\n".join([*lines, ""])}
-        for unit in [*units, f"tf-run-{task['name']}"]
+        for unit in [*units, f"tf-run-{task['name']}-"]
     ]
 
 

@@ -9,6 +9,7 @@ from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.
 
 Task = dict[str, Any]  # as the gate reports it, see COLUMNS
 
+NOT_CHECKED = {"state": "not checked", "reason": "the host machine could not check it"}
 COLUMNS = ("task", "machine", "address", "state", "reason")
 
 
@@ -20,7 +21,7 @@ def with_machines(tasks: list[Task], machines: dict[str, str]) -> list[Task]:
 def unchecked_tasks(cluster: dict[str, Any]) -> list[Task]:
     """Return a cluster's standing tasks as the gate would report tasks that it could not check."""
     tasks = [task for machine_tasks in cluster["machines"].values() for task in machine_tasks if task["standing"]]
-    unknown: dict[str, Any] = {"state": "not asked", "reason": "the host machine could not check it", "version": None, "gpus": []}
+    unknown: dict[str, Any] = {**NOT_CHECKED, "version": None, "gpus": []}
     return [
         {"task": f"{task['job']}:{task['index']}", "address": f"{task['address']}:{task['port']}", **unknown} for task in tasks
     ]
@@ -40,9 +41,15 @@ def task_table(tasks: list[Task], explained: Iterable[dict[str, Any]] = ()) -> l
     return lines
 
 
-def missing_problem(tasks: list[Task], allowed: object) -> str:
-    """Return why a run cannot start without the missing tasks, or "". ``allowed`` is how many may be missing."""
+def missing_problem(tasks: list[Task], allowed: object, workers: int = 0) -> str:
+    """Return why a run cannot start without the missing tasks, or "".
+
+    ``allowed`` is how many may be missing. If it needs only a number of ``workers``, all others may be missing.
+    """
     missing = [task for task in tasks if task["state"] != "answers"]
+    if workers:
+        there = sum(task["task"].startswith("worker:") and task["state"] == "answers" for task in tasks)
+        return "" if there >= workers else f"The run needs {workers} worker tasks (run_tasks), but {there} answer."
     text = str(allowed).lower()
     most = {"true": len(tasks), "all": len(tasks), "false": 0}.get(text, int(text) if text.isdecimal() else None)
     if most is None:

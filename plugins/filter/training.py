@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-Cluster = dict[str, Any]  # as the filter cluster_spec returns it
-Task = dict[str, Any]  # one of its tasks
+from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.spec.cluster_config import RUN_JOBS
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports import (
+    MAX_PORT,
+    TRAINING_JOBS,
+    Cluster,
+    own_addresses,
+    task_name,
+    tasks_of,
+    training_ports,
+)
 
-JOBS = ("chief", "worker")  # of MultiWorkerMirroredStrategy; the first task of the first job is the chief
 ENDS = ("all", "chief")  # the tasks whose end is the training's
-MAX_PORT = 65535
 
 
 def training(
@@ -20,8 +26,13 @@ def training(
     restarts: Any = 0,  # this, join and the cluster's offset are not validated yet
     join: Any = 60,
     ends_with: Any = "all",
+    reserved: dict[str, Any] | None = None,
+    busy: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Return the training of the tasks of these jobs, or all problems of the options."""
+    """Return the training of the tasks of these jobs, or all problems of the options.
+
+    ``reserved`` is the result of the filter reservation. Of a number of workers, those that are ``busy`` come last.
+    """
     jobs = [job.strip() for job in jobs.split(",")] if isinstance(jobs, str) else list(jobs)
     problems = [problem for job in jobs if (problem := _job_problem(job, cluster))]
     numbers: dict[str, Any] = {}
@@ -37,21 +48,28 @@ def training(
         problems.append(f"train_ends_with is {ends_with!r}. Set {' or '.join(ENDS)}.")
     if not jobs:
         problems.append("train_jobs is empty. Set jobs, as in [worker].")
+    chosen = _chosen(cluster, jobs, reserved or {}, set(busy))
+    problems += (reserved or {}).get("problems", []) or [
+        f"run_tasks contains {name}, which is not a task of train_jobs ({', '.join(jobs)})."
+        for name in (reserved or {}).get("names", [])
+        if name.partition(":")[0] not in jobs
+    ]
     if problems:
         return {"problems": problems}
-    tasks = [task for job in JOBS if job in jobs for task in _tasks(cluster, job)]
-    free = _Ports(cluster, numbers["train_port_offset"])
-    entries = {_name(task): f"{task['address']}:{free.port(task, task['port'])}" for task in tasks}
-    control = free.port(tasks[0], tasks[0]["port"] + numbers["train_port_offset"])
-    if free.highest > MAX_PORT:
-        return {"problems": [f"train_port_offset is {offset}, which leads to port {free.highest}. Set a smaller number."]}
+    ports, control, highest = training_ports(cluster, jobs, numbers["train_port_offset"])
+    if highest > MAX_PORT:
+        return {"problems": [f"train_port_offset is {offset}, which leads to port {highest}. Set a smaller number."]}
+    tasks = [task for job in TRAINING_JOBS if job in jobs for task in tasks_of(cluster, job) if task_name(task) in chosen]
+    entries = {task_name(task): f"{task['address']}:{ports[task_name(task)]}" for task in tasks}
+    chief = task_name(tasks[0])
     return {
         "problems": [],
         "id": run_id,
-        "chief": _name(tasks[0]),
-        "control": f"{tasks[0]['address']}:{control}",
-        "cluster": {job: [entries[_name(task)] for task in _tasks(cluster, job)] for job in JOBS if job in jobs},
-        "machines": {_name(task): task["machine"] for task in tasks},
+        "chief": chief,
+        "control": f"{tasks[0]['address']}:{control[chief]}",
+        "cluster": {job: found for job in TRAINING_JOBS if (found := [entries[task_name(t)] for t in tasks if t["job"] == job])},
+        "entries": entries,
+        "machines": {task_name(task): task["machine"] for task in tasks},
         "restarts": numbers["train_restarts"],
         "join": numbers["train_join"],
         "ends_with": ends_with,
@@ -59,22 +77,29 @@ def training(
 
 
 def cluster_ports(cluster: Cluster, machine: str | None = None) -> list[int]:
-    """Return the sorted ports of the tasks of one or all machines, including the ports of their trainings."""
+    """Return the sorted ports of one or all machines: of tasks, of their trainings, and of programs that run at the same time."""
     own = [task for name, tasks in cluster["machines"].items() if machine in (None, name) for task in tasks]
     ports = {task["port"] for task in own}
-    jobs = [job for job in JOBS if _tasks(cluster, job)]
-    for chosen in {(job,) for job in jobs} | {tuple(jobs)}:
-        plan = training(cluster, jobs=chosen)
-        if plan["problems"]:
-            raise ValueError(" ".join(plan["problems"]))
-        entries = [(task, entry) for job in plan["cluster"] for task, entry in _entries(plan, job)]
-        entries += [(plan["chief"], plan["control"])]
-        ports |= {int(entry.rpartition(":")[2]) for task, entry in entries if machine in (None, plan["machines"][task])}
+    jobs = [job for job in TRAINING_JOBS if tasks_of(cluster, job)]
+    for chosen in {(job,) for job in jobs} | {tuple(jobs)} if jobs else ():
+        problems = training(cluster, jobs=chosen)["problems"]
+        if problems:
+            raise ValueError(" ".join(problems))
+        for assigned in training_ports(cluster, list(chosen), int(cluster["train_port_offset"]))[:2]:
+            ports |= {port for name, port in assigned.items() if machine in (None, cluster["tasks"][name])}
+    for task in own:
+        if task["job"] in RUN_JOBS:
+            ports |= {int(entry.rpartition(":")[2]) for entry in own_addresses(cluster, task_name(task))}
     return sorted(ports)
 
 
-def _entries(plan: dict[str, Any], job: str) -> list[tuple[str, str]]:
-    return [(f"{job}:{index}", entry) for index, entry in enumerate(plan["cluster"][job])]
+def _chosen(cluster: Cluster, jobs: list[str], reserved: dict[str, Any], busy: set[str]) -> set[str]:
+    """Return the names of the tasks that take part."""
+    names = [task_name(task) for job in jobs if job in TRAINING_JOBS for task in tasks_of(cluster, job)]
+    if reserved.get("names"):
+        return set(reserved["names"])
+    workers = sorted((name for name in names if name.startswith("worker:")), key=lambda name: name in busy)
+    return {name for name in names if not name.startswith("worker:")} | set(workers[: reserved.get("count") or len(workers)])
 
 
 def training_parts(training: dict[str, Any] | None, machine: str) -> list[dict[str, str]]:
@@ -87,39 +112,13 @@ def training_parts(training: dict[str, Any] | None, machine: str) -> list[dict[s
     ]
 
 
-class _Ports:
-    """Assigns free ports of machines."""
-
-    def __init__(self, cluster: Cluster, offset: int) -> None:
-        self.offset, self.highest = offset, 0
-        self.taken = {machine: {task["port"] for task in tasks} for machine, tasks in cluster["machines"].items()}
-
-    def port(self, task: Task, base: int) -> int:
-        """Return a free port of the task's machine, at least ``offset`` above ``base``."""
-        taken, port = self.taken[task["machine"]], base + self.offset
-        while port in taken:
-            port += 1
-        taken.add(port)
-        self.highest = max(self.highest, port)
-        return port
-
-
 def _job_problem(job: str, cluster: Cluster) -> str:
-    if job not in JOBS:
+    if job not in TRAINING_JOBS:
         hint = " For parameter servers, use playbooks/run.yml -e run_task=chief:0." if job == "ps" else ""
-        return f"train_jobs contains '{job}'. The jobs of a training are {' and '.join(JOBS)}.{hint}"
-    if not _tasks(cluster, job):
+        return f"train_jobs contains '{job}'. The jobs of a training are {' and '.join(TRAINING_JOBS)}.{hint}"
+    if not tasks_of(cluster, job):
         return f"train_jobs contains '{job}', but the group '{job}' has no machine."
     return ""
-
-
-def _tasks(cluster: Cluster, job: str) -> list[Task]:
-    found = [task for tasks in cluster["machines"].values() for task in tasks if task["job"] == job]
-    return sorted(found, key=lambda task: task["index"])
-
-
-def _name(task: Task) -> str:
-    return f"{task['job']}:{task['index']}"
 
 
 class FilterModule:

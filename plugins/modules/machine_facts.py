@@ -63,6 +63,7 @@ ansible_facts:
         digests: {description: "Path -> digest, of the files that site.yml writes", type: dict}
         tasks: {description: "Task -> the inputs that it was started with, null if its unit is not running", type: dict}
         target: {description: Whether the target of all tasks is enabled and active, type: bool}
+        timer: {description: Whether the timer that deletes old runs is enabled and active, type: bool}
         reload: {description: Whether systemd has to reload these units, type: bool}
 """
 

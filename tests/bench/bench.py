@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure how fast our servers are beside what a user would do or pick instead: ``bench.py ROUNDS`` (see docs/benchmark.md)."""
+"""Compare our servers with what a user would do or choose instead: ``bench.py ROUNDS`` (see docs/benchmark.md)."""
 
 from __future__ import annotations
 

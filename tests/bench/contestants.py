@@ -42,7 +42,7 @@ class Contestant:
         return environment(self.packages) if self.packages else None
 
     def job(self, folder, ports):
-        """Return what its program is told; ports are free ones."""
+        """Return its program's arguments, with free ports."""
         return {"ports": ports}
 
     def command(self):

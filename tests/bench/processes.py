@@ -33,7 +33,7 @@ def descendants(pid):
 
 
 def end_all(limit=10.0):
-    """End all processes below this one, and wait until they are gone; RuntimeError after ``limit`` seconds."""
+    """End all processes below this one, and wait until they have exited; RuntimeError after ``limit`` seconds."""
     end = time.monotonic() + limit
     while left := descendants(os.getpid()):
         for pid in left:
@@ -65,7 +65,7 @@ def run(command, environment, log, limit):
 
 
 def free_ports(count):
-    """Return ports of the loopback that nobody listens on."""
+    """Return free ports of the loopback."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _i in range(count)]
         for probe in probes:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long ``site.yml`` takes on labs of several sizes, beside a ping of the same machines and beside doing it by hand.
+"""How long ``site.yml`` takes on labs of several sizes, next to a ping of the same machines and to the same work by hand.
 
     .venv/bin/python tests/bench/site_times.py 3 8 16
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
+UNIT = Path(__file__).parents[1] / "unit"
+sys.path += [str(UNIT), str(UNIT / "tf_cluster/report")]
 FOUND = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",

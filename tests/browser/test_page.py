@@ -51,7 +51,7 @@ def look(browser):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_shows_what_the_trace_holds(traced, look, scheme):
+def test_the_page_shows_the_trace(traced, look, scheme):
     run, events = traced
     browser = look(run, scheme)
     names = browser.value(f"{BARS}.map(bar => bar.querySelector('text').dataset.unformatted)")
@@ -82,7 +82,7 @@ def test_a_step_can_be_chosen(traced, look):
     assert browser.complaints == []
 
 
-def test_a_pointer_on_a_bar_is_told_what_it_is(traced, look):
+def test_a_bar_has_a_tooltip(traced, look):
     run, _events = traced
     browser = look(run)
     find = "bar => /^(c|MatMul)$/.test(bar.querySelector('text').dataset.unformatted)"
@@ -95,7 +95,7 @@ def test_a_pointer_on_a_bar_is_told_what_it_is(traced, look):
     assert "step" in browser.value("document.querySelector('#trace .hoverlayer').textContent")
 
 
-def test_a_failed_run_has_a_page_that_says_so(run, look):
+def test_the_page_of_a_failed_run_shows_the_failure(run, look):
     output = ["step 1", "Traceback (most recent call last):", '  File "x.py", line 1', "ZeroDivisionError: division by zero"]
     run.write("stdout.log", "\n".join(output))
     run.report("the program exited with status 1")

@@ -28,7 +28,7 @@ NEEDS = {**ROLE, "installs": False, "builds": True, "known": True}
 
 
 def free_ports(count):
-    """Return ports that nobody has."""
+    """Return free ports."""
     held = [socket.create_server(("127.0.0.1", 0)) for _each in range(count)]
     ports = [server.getsockname()[1] for server in held]
     for server in held:

@@ -157,7 +157,7 @@ class Faults:
         self.rows = figures
 
     def note(self, fault, seconds, lost, how):
-        """Note a fault: ``seconds`` until it was noticed or mended, what was ``lost``, and ``how`` it ended."""
+        """Note a fault: ``seconds`` until it was noticed or repaired, what was ``lost``, and ``how`` it ended."""
         self.rows.append({"fault": fault, "seconds": round(seconds, 1), "lost": lost, "outcome": how})
 
 
@@ -175,6 +175,12 @@ def figures():
 def faults(figures):
     """Return what faults are noted in."""
     return Faults(figures)
+
+
+@pytest.fixture(scope="session")
+def expected(cluster):
+    """Return the config.json that the scenario's inventory describes, as text."""
+    return (cluster.scenario / "config.json").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""playbooks/benchmark.yml: every link and every task is measured, what is slow or gone is named, and it ends in time."""
+"""playbooks/benchmark.yml: every link and every task is measured, slow and missing ones are named, and it ends in time."""
 
 import json
 import time
@@ -50,7 +50,7 @@ def test_every_link_and_every_task_is_measured(whole, standing):
         assert 0.1 < row["step_milliseconds"] < 1000, row
 
 
-def test_the_networks_own_rate_stands_beside(whole, standing):
+def test_the_rate_of_the_network_is_in_the_same_row(whole, standing):
     for row in whole[1]["links"]:
         between = standing[row["from"]] != standing[row["to"]]
         assert (row["network_gigabytes_per_second"] or 0) > 0.001 if between else row["network_gigabytes_per_second"] is None
@@ -89,7 +89,7 @@ def test_a_slow_link_is_named_and_it_ends_within_a_minute(cluster, whole, standi
     assert took < 60
 
 
-def test_a_task_that_goes_away_meanwhile_is_named_and_the_others_are_measured(cluster, whole):
+def test_a_task_that_stops_meanwhile_is_named_and_the_others_are_measured(cluster, whole):
     process = cluster.begin("ansible-playbook", PLAYBOOK, "--extra-vars=benchmark_iperf=false")
     lines = []
     for line in process.stdout:
@@ -109,7 +109,7 @@ def test_a_task_that_goes_away_meanwhile_is_named_and_the_others_are_measured(cl
     assert "The slowest link: " in text
 
 
-def test_what_cannot_be_asked_for_is_said_at_once(cluster):
+def test_invalid_variables_are_reported_at_once(cluster):
     done = cluster.playbook(PLAYBOOK, "--extra-vars=benchmark_seconds=soon", "--extra-vars=benchmark_iperf=perhaps")
     assert done.returncode != 0
     assert "benchmark_seconds is 'soon'. Set a number from 10 to 86400." in said(done)
@@ -117,7 +117,7 @@ def test_what_cannot_be_asked_for_is_said_at_once(cluster):
     assert "the run " not in said(done)
 
 
-def test_where_not_all_fits_it_is_said(cluster, whole):
+def test_a_selection_of_the_links_is_reported(cluster, whole):
     done, found = benchmark(cluster, "--extra-vars=benchmark_seconds=10", "--extra-vars=benchmark_iperf=false")
     assert done.returncode == 0, said(done)
     assert found["seconds"] < 25

@@ -75,7 +75,7 @@ def test_the_roles_change_nothing_the_second_time(project):
     assert set(changes(project.roles()).values()) == {"0"}
 
 
-def test_the_tunnel_carries_packets_and_strangers_are_refused(cluster, project):
+def test_the_tunnel_carries_packets_and_refuses_other_machines(cluster, project):
     address = project.machines["alone-a"]["ansible_host"]
     in_tunnel, beside = (
         f"timeout 5 bash -c 'echo > /dev/tcp/{place}' 2>/dev/null && echo open || echo closed"

@@ -59,16 +59,16 @@ def test_tensorflow_opens_each_cuda_library(cluster, machine):
     assert (found["linked"], found["failures"]) == ([], [])
     link = f"{site}/nvidia/cuda_runtime/lib/libcusolver.so.11"
     assert cluster.inside("cuda-a", f"readlink {link}").strip() == "../../cusolver/lib/libcusolver.so.11"
-    mended = json.loads(cluster.inside("cuda-a", f"rm {link}; {check}"))
-    assert (mended["linked"], mended["failures"]) == (["libcusolver.so.11"], [])
+    repaired = json.loads(cluster.inside("cuda-a", f"rm {link}; {check}"))
+    assert (repaired["linked"], repaired["failures"]) == (["libcusolver.so.11"], [])
 
 
-def test_the_wheel_was_built_for_what_the_role_says(machine):
+def test_the_wheel_was_built_for_the_roles_compute_capabilities(machine):
     needs = yaml.safe_load((ROOT / "roles/cuda/vars/main.yml").read_text(encoding="utf-8"))["__cuda_needs"]
     assert sorted(machine(BUILD)["cuda_compute_capabilities"]) == sorted(needs["built_for"])
 
 
-def test_nvidia_smi_says_that_there_is_no_driver(cluster, machine):
+def test_nvidia_smi_reports_a_missing_driver(cluster, machine):
     assert "couldn't communicate with the NVIDIA driver" in cluster.shell("cuda-a", "nvidia-smi; true")["cuda-a"]
 
 
@@ -82,7 +82,7 @@ def test_a_server_of_this_wheel_listens(cluster, machine):
     assert machine(program) == ["/job:worker/replica:0/task:0/device:CPU:0"]
 
 
-def test_site_says_that_there_is_no_device(cluster, machine):
+def test_site_reports_a_missing_device(cluster, machine):
     done = cluster.playbook("site.yml")
     assert done.returncode != 0
     assert "cuda-a: worker-0 requires a GPU, but the machine has no NVIDIA GPU" in said(done), said(done)

@@ -107,7 +107,7 @@ class Running:
         return time.monotonic() - begun
 
     def end(self, seconds=120):
-        """Wait for the command's end; return its exit status, what it said, and the run's verdict and output."""
+        """Wait for the command's end; return its exit status and output, and the run's verdict and output."""
         out, err = self.process.communicate(timeout=seconds)
         done = subprocess.CompletedProcess([], self.process.returncode, out, err)
         assert folder_of(done), said(done)
@@ -148,24 +148,24 @@ def run(cluster, tmp_path):
 
 
 @pytest.fixture
-def mended(cluster):
+def repairs(cluster):
     """Return a list of functions that are called after the test, whatever happened."""
-    mending = []
-    yield mending
-    for mend in mending:
-        mend()
+    repairs = []
+    yield repairs
+    for repair in repairs:
+        repair()
     cluster.inside(HOST, READY.format(30))
 
 
-def cut(cluster, machine, mended):
+def cut(cluster, machine, repairs):
     """Let a machine's packets vanish, in both ways; return what gives it its network back."""
     cluster.inside(machine, CUT)
 
-    def mend():
+    def repair():
         cluster.inside(machine, "nft delete table inet cut 2>/dev/null || true")
 
-    mended.append(mend)
-    return mend
+    repairs.append(repair)
+    return repair
 
 
 def kill(cluster, machine, unit):
@@ -207,10 +207,10 @@ def test_a_worker_killed_while_sending(cluster, faults, run):
     faults.note("worker killed while sending 256 MB", time.monotonic() - begun, "nothing", "failed; the verdict names the task")
 
 
-def test_a_machine_stopped(cluster, faults, run, mended):
+def test_a_machine_stopped(cluster, faults, run, repairs):
     running = run(COUNT.format(steps=60, deadline=15, retry=False))
     running.until_it_says("step 2")
-    mended += [lambda: cluster.podman("start", SECOND), lambda: cluster.wait_for(SECOND)]
+    repairs += [lambda: cluster.podman("start", SECOND), lambda: cluster.wait_for(SECOND)]
     cluster.podman("kill", SECOND)
     begun = time.monotonic()
     status, text, found, output = running.end()
@@ -226,7 +226,7 @@ def test_a_machine_stopped(cluster, faults, run, mended):
     )
 
 
-def test_a_machine_restarted(cluster, faults, run, mended):
+def test_a_machine_restarted(cluster, faults, run, repairs):
     running = run(COUNT.format(steps=8, deadline=15, retry=True))
     running.until_it_says("step 3")
     cluster.podman("kill", SECOND)
@@ -241,13 +241,13 @@ def test_a_machine_restarted(cluster, faults, run, mended):
     faults.note("machine of a worker restarted, program retries", took, "nothing", "right result, in a new session")
 
 
-def test_a_machine_paused(cluster, faults, run, mended):
+def test_a_machine_paused(cluster, faults, run, repairs):
     running = run(COUNT.format(steps=8, deadline=60, retry=False))
     running.until_it_says("step 3")
-    mended.append(lambda: cluster.podman("unpause", SECOND))
+    repairs.append(lambda: cluster.podman("unpause", SECOND))
     cluster.podman("pause", SECOND)
     took = running.until_it_says(r"\[cluster\] worker:1 .* does not answer")
-    mended.pop()()
+    repairs.pop()()
     status, text, found, output = running.end()
     assert took < NOTICED
     assert status == 0, text
@@ -256,13 +256,13 @@ def test_a_machine_paused(cluster, faults, run, mended):
     faults.note("machine of a worker paused", took, "nothing", "reported; continued when the machine resumed")
 
 
-def test_a_network_cut_silently(cluster, faults, run, mended):
+def test_a_network_cut_silently(cluster, faults, run, repairs):
     running = run(COUNT.format(steps=90, deadline=120, retry=False), "--extra-vars=run_abort_after_silence=20")
     running.until_it_says("step 2")
-    mend = cut(cluster, SECOND, mended)
-    took = running.until_it_says(r"\[cluster\] worker:1 .* does not answer")
+    repair = cut(cluster, SECOND, repairs)
+    took = running.until_it_says(r"\[cluster\] worker:1 .* has not answered for")
     running.until_it_says("run_abort_after_silence")
-    mend()
+    repair()
     status, text, found, output = running.end()
     assert took < NOTICED
     assert status != 0
@@ -278,15 +278,15 @@ def test_a_network_cut_silently(cluster, faults, run, mended):
     )
 
 
-def test_the_network_of_the_host_machine_cut(cluster, faults, run, mended):
+def test_the_network_of_the_host_machine_cut(cluster, faults, run, repairs):
     running = run(TICK.format(steps=40))
     running.until_it_says("step 2")
-    mend = cut(cluster, HOST, mended)
+    repair = cut(cluster, HOST, repairs)
     begun = time.monotonic()
     running.process.communicate(timeout=60)
     took = time.monotonic() - begun
     assert running.process.returncode != 0
-    mend()
+    repair()
     cluster.wait_for(HOST)
     done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={running.id}")
     assert done.returncode == 0, said(done)
@@ -318,10 +318,10 @@ def test_the_controller_killed(cluster, faults, run):
     faults.note("controller killed", time.monotonic() - begun, "nothing", "run continued; attached and collected")
 
 
-def test_a_task_takes_all_the_memory(cluster, faults, run, mended):
+def test_a_task_takes_all_the_memory(cluster, faults, run, repairs):
     others = "pgrep 'sshd|systemd-journal' | head -2"
     before, second = cluster.inside(FIRST, others), cluster.inside(SECOND, f"echo {PID.format('tf-server@worker-1')}")
-    mended.append(lambda: cluster.podman("update", FIRST, "--memory", "64g", "--memory-swap", "64g"))
+    repairs.append(lambda: cluster.podman("update", FIRST, "--memory", "64g", "--memory-swap", "64g"))
     cluster.podman("update", FIRST, "--memory", "1500m", "--memory-swap", "1500m")
     running = run(GLUTTON)
     running.until_it_says("step 1")
@@ -340,15 +340,15 @@ def test_a_task_takes_all_the_memory(cluster, faults, run, mended):
     )
 
 
-def small_disk(cluster, machine, mended):
+def small_disk(cluster, machine, repairs):
     """Let a machine's folder of runs be on a disk of 1 MB; return what makes it larger."""
     cluster.inside(machine, f"mkdir -p {RUNS}; mount -t tmpfs -o size=1m,mode=755 tmpfs {RUNS}")
-    mended.append(lambda: cluster.inside(machine, f"umount {RUNS}"))
+    repairs.append(lambda: cluster.inside(machine, f"umount {RUNS}"))
     return lambda: cluster.inside(machine, f"mount -o remount,size=50m {RUNS}")
 
 
-def test_the_disk_of_a_worker_full(cluster, faults, mended):
-    small_disk(cluster, SECOND, mended)
+def test_the_disk_of_a_worker_full(cluster, faults, repairs):
+    small_disk(cluster, SECOND, repairs)
     cluster.inside(SECOND, f"head -c 2000000 /dev/zero > {RUNS}/full || true")
     begun = time.monotonic()
     done = cluster.playbook("run_demo.yml")
@@ -356,8 +356,8 @@ def test_the_disk_of_a_worker_full(cluster, faults, mended):
     faults.note("disk of a worker full", time.monotonic() - begun, "nothing", "not needed by a run: right result")
 
 
-def test_the_disk_of_the_host_machine_full(cluster, faults, run, mended):
-    more_room = small_disk(cluster, HOST, mended)
+def test_the_disk_of_the_host_machine_full(cluster, faults, run, repairs):
+    more_room = small_disk(cluster, HOST, repairs)
     text = "import os, time\nfor n in range(9): print('step', n + 1, flush=True)\ntime.sleep(2)\n"
     text += "open(os.environ['TF_RUN_DIR'] + '/big', 'wb', 0).write(bytes(3_000_000))\nprint('step 10', flush=True)\n"
     text += "open(os.environ['TF_RUN_DIR'] + '/more', 'wb', 0).write(bytes(3_000_000))\n"
@@ -376,8 +376,8 @@ def test_the_disk_of_the_host_machine_full(cluster, faults, run, mended):
     faults.note("disk of the host machine full", took, "nothing written before", "failed; collected when there was room")
 
 
-def test_the_disk_of_the_host_machine_full_for_a_while(cluster, faults, run, mended):
-    more_room = small_disk(cluster, HOST, mended)
+def test_the_disk_of_the_host_machine_full_for_a_while(cluster, faults, run, repairs):
+    more_room = small_disk(cluster, HOST, repairs)
     text = "import os, threading\npath = os.environ['TF_RUN_DIR'] + '/big'\nopen(path, 'wb', 0).write(bytes(3_000_000))\n"
     text += "threading.Timer(4, os.remove, [path]).start()\nfor n in range(20): print('step', n + 1, 'x' * 10_000, flush=True)\n"
     running = run(text)
@@ -390,10 +390,10 @@ def test_the_disk_of_the_host_machine_full_for_a_while(cluster, faults, run, men
     faults.note("disk of the host machine full for a while", found["seconds"], "nothing", "waited for room; right result")
 
 
-def test_the_disk_of_the_controller_full(cluster, faults, mended, tmp_path):
+def test_the_disk_of_the_controller_full(cluster, faults, repairs, tmp_path):
     cluster.output.mkdir(parents=True, exist_ok=True)
     subprocess.run([*AS_ROOT, "mount", "-t", "tmpfs", "-o", f"size=20m,uid={os.getuid()}", "tmpfs", cluster.output], check=True)
-    mended.append(lambda: subprocess.run([*AS_ROOT, "umount", cluster.output], check=True))
+    repairs.append(lambda: subprocess.run([*AS_ROOT, "umount", cluster.output], check=True))
     program = tmp_path / "large.py"
     program.write_text(
         "import os, random\nos.chdir(os.environ['TF_RUN_DIR'])\n"
@@ -449,9 +449,9 @@ for device in tf_cluster.connect(20):
 """
 
 
-def test_a_run_goes_on_with_the_tasks_that_answer(cluster, faults, run, mended, tmp_path):
+def test_a_run_continues_with_the_tasks_that_answer(cluster, faults, run, repairs, tmp_path):
     """The first worker is missing, so that the second one has another name in the run than it knows itself by."""
-    mended += [lambda: cluster.podman("start", FIRST), lambda: cluster.wait_for(FIRST)]
+    repairs += [lambda: cluster.podman("start", FIRST), lambda: cluster.wait_for(FIRST)]
     cluster.podman("kill", FIRST)
     begun = time.monotonic()
     few = ("--extra-vars=allow_missing=1", "--extra-vars=ready_timeout=4")

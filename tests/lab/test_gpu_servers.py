@@ -63,7 +63,7 @@ def driver(cluster):
 
 @pytest.fixture(scope="module")
 def one(cluster, driver, figures):
-    """Return what site.yml said of the machine with one GPU."""
+    """Return the output of site.yml for the machine with one GPU."""
     begun = time.monotonic()
     done = cluster.playbook("site.yml", seconds=1800)
     figures.append({"site.yml on a machine with": "one GPU", "seconds": round(time.monotonic() - begun)})
@@ -106,9 +106,12 @@ def devices(task, *names):
     return [f"/job:worker/replica:0/task:{task}/device:{name}" for name in ("CPU:0", *names)]
 
 
-def run(cluster, device, sizes, *words):
-    """Run the program that copies tensors to a device; return the command and the program's result."""
-    arguments = json.dumps({"program_args": [device, *map(str, sizes)]})
+def run(cluster, device, sizes, *words, keep=True):
+    """Run the program that copies tensors to a device; return the command and the program's result.
+
+    The servers keep what they hold, so that it can be looked at, unless ``keep`` is false.
+    """
+    arguments = json.dumps({"program_args": [device, *map(str, sizes)], "run_keep_state": keep})
     done, folder = cluster.run(PROGRAM, f"--extra-vars={arguments}", *words)
     return done, verdict(folder)["result"] if folder and done.returncode == 0 else None
 
@@ -188,6 +191,19 @@ def test_a_killed_server_frees_its_memory_and_returns(cluster, driver, one):
     answer = gate(cluster, "--timeout=30")["worker:0"]
     assert (answer["state"], answer["gpus"]) == ("answers", [UUID])
     assert driver.used() < before - FRACTION * 81559 + 10
+
+
+def test_a_run_leaves_the_gpu_as_it_was_before(cluster, driver, one):
+    """The new server takes memory when it is used for the first time, and is the same process for systemd."""
+    kept, entry = driver.used(), driver.opened("worker-1")[0][UUID]
+    done, result = run(cluster, "/job:worker/task:1/device:GPU:0", [64 << 20], keep=False)
+    assert done.returncode == 0, said(done)
+    assert result[str(64 << 20)] == (64 << 20) // 4
+    assert kept > driver.used() < 100
+    cleared = driver.opened("worker-1")[0][UUID]
+    assert cleared["pid"] == entry["pid"]
+    assert entry["peak"] > cleared["peak"] == 0
+    assert gate(cluster)["worker:1"]["devices"] == devices(1, "GPU:0")
 
 
 def test_missing_device_files_are_made_before_a_server_starts(cluster, driver, one):

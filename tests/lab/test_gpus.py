@@ -21,28 +21,28 @@ SHARED = {"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"}
 
 
 @pytest.fixture(scope="module")
-def told(cluster):
-    """Return what site.yml said of the machine with the GPUs."""
+def site_output(cluster):
+    """Return the output of site.yml for the machine with the GPUs."""
     cluster.inside("gpus-a", stand_in.install_script(gpu_machines.EIGHT))
     return said(cluster.playbook("site.yml"))
 
 
-def test_the_gate_says_that_no_gpu_is_there(told):
+def test_the_gate_reports_missing_gpus(site_output):
     """The truth here: TensorFlow has no GPU to find."""
     for index, port in enumerate(PORTS):
         row = f"worker:{index} gpus-a 10.89.81.10:{port} no GPU it should have 1 GPU(s), but TensorFlow found 0"
-        assert row in told, told
-    assert "worker:8 gpus-b 10.89.81.11:2222 answers" in told
+        assert row in site_output, site_output
+    assert "worker:8 gpus-b 10.89.81.11:2222 answers" in site_output
 
 
-def test_the_device_files_are_made_at_each_start(cluster, told):
+def test_the_device_files_are_made_at_each_start(cluster, site_output):
     """A unit makes them before the first server starts: confined servers may not."""
     cluster.inside("gpus-a", "systemctl stop tf-gpu-nodes; rm /dev/nvidia*; systemctl restart tf-server@worker-5")
     expected = {f"/dev/nvidia{index}" for index in range(8)} | SHARED
     assert set(cluster.inside("gpus-a", "ls /dev/nvidia*").split()) == expected
 
 
-def test_each_gpu_has_a_task_of_its_own(cluster, told):
+def test_each_gpu_has_a_task_of_its_own(cluster, site_output):
     units = cluster.shell("gpus-a", "systemctl list-units --plain --no-legend --state=active 'tf-server@*' | cut -d' ' -f1")[
         "gpus-a"
     ]
@@ -54,26 +54,26 @@ def test_each_gpu_has_a_task_of_its_own(cluster, told):
 
 
 @pytest.mark.parametrize("index", range(8))
-def test_a_task_may_open_its_own_gpu_alone(cluster, told, index):
+def test_a_task_may_open_its_own_gpu_alone(cluster, site_output, index):
     shown = cluster.shell("gpus-a", f"systemctl show --value --property=DeviceAllow tf-server@worker-{index}")["gpus-a"]
     assert {word for word in shown.split() if word.startswith("/dev/")} == {f"/dev/nvidia{index}", *SHARED}
 
 
-def test_a_task_without_a_gpu_sees_none(cluster, told):
+def test_a_task_without_a_gpu_sees_none(cluster, site_output):
     shown = cluster.shell("gpus-b", "systemctl show --property=PrivateDevices,DeviceAllow tf-server@worker-8")["gpus-b"]
     assert "PrivateDevices=yes" in shown
     assert "nvidia" not in shown
     assert 'CUDA_VISIBLE_DEVICES=""' in cluster.shell("gpus-b", "cat /etc/tf-cluster/tasks/worker-8.env")["gpus-b"]
 
 
-def test_ansible_shows_the_gpus_as_a_fact(cluster, told):
+def test_ansible_shows_the_gpus_as_a_fact(cluster, site_output):
     done = cluster.command("ansible", "gpus-a", "--module-name=ansible.builtin.setup", "--args=filter=ansible_local")
     assert all(uuid in done.stdout for uuid in UUIDS)
     done = cluster.command("ansible", "gpus-b", "--module-name=ansible.builtin.setup", "--args=filter=ansible_local")
     assert "tf_gpus" not in done.stdout
 
 
-def test_the_status_names_each_gpu_and_its_task(cluster, told):
+def test_the_status_names_each_gpu_and_its_task(cluster, site_output):
     done = cluster.playbook("playbooks/status.yml")
     assert done.returncode != 0
     for index in range(8):
@@ -81,11 +81,11 @@ def test_the_status_names_each_gpu_and_its_task(cluster, told):
         assert row in said(done), said(done)
 
 
-def test_a_second_time_changes_nothing(cluster, told):
+def test_a_second_time_changes_nothing(cluster, site_output):
     assert not re.search(r"changed=[1-9]", cluster.playbook("site.yml").stdout)
 
 
-def test_a_gpu_that_fell_off_the_bus_is_said(cluster, told):
+def test_a_lost_gpu_is_reported(cluster, site_output):
     line = "sed -i 's/^7, .*$/Unable to determine the device handle for GPU 0000:BD:00.0: GPU is lost./' " + stand_in.GPUS
     cluster.shell("gpus-a", line)
     done = cluster.playbook("site.yml")
@@ -93,14 +93,14 @@ def test_a_gpu_that_fell_off_the_bus_is_said(cluster, told):
     assert "does not answer its driver (Unable to determine the device handle" in said(done), said(done)
 
 
-def test_a_machine_without_a_gpu_says_so(cluster, told):
+def test_a_machine_without_a_gpu_is_reported(cluster, site_output):
     cluster.shell("gpus-a", "rm /usr/local/bin/nvidia-smi")
     done = cluster.playbook("site.yml")
     assert done.returncode != 0
     assert "gpus-a: tf_tasks.worker is 'per_gpu', but the machine has no NVIDIA GPU" in said(done), said(done)
 
 
-def test_teardown_leaves_nothing_of_it(cluster, told):
+def test_teardown_leaves_nothing_of_it(cluster, site_output):
     assert cluster.playbook("playbooks/teardown.yml").returncode == 0
     line = "ls -d /etc/tf-cluster /etc/systemd/system/tf-* /etc/ansible/facts.d/tf_gpus.fact 2>/dev/null; true"
     assert set(cluster.shell("lab", line).values()) == {""}

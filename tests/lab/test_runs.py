@@ -200,15 +200,15 @@ def test_a_run_that_waits_can_be_followed_and_cancelled(cluster, detached):
     waiter = cluster.begin("ansible-playbook", "run_demo.yml")
     for line in waiter.stdout:
         waiting = waiting or re.search(r"attach.yml -e run=(\S+)", line)
-        if "is used by" in line:
+        if "queued at position 1:" in line:
             break
     follower = cluster.begin("ansible-playbook", "playbooks/attach.yml", f"--extra-vars=run={waiting[1]}")
     shown = []
     for line in follower.stdout:
         shown.append(line)
-        if "queued: host:0 is used by" in line:
+        if "queued at position 1:" in line:
             break
-    assert "queued: host:0 is used by" in shown[-1], "".join(shown)
+    assert f"queued at position 1: worker:0 and worker:1 are used by run {first} (" in shown[-1], "".join(shown)
     for run in (waiting[1], first):
         done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
         assert done.returncode == 0, said(done)
@@ -249,7 +249,7 @@ def test_the_status_is_shown_while_the_host_machine_is_away(cluster):
     assert "Incomplete: worker:0, worker:1, host:0" in said(done), said(done)
     assert f"the host machine could not check it: {cluster.host} is unreachable" in said(done), said(done)
     status = json.loads((cluster.output / "status.json").read_text(encoding="utf-8"))
-    assert [task["unit"] for task in status["tasks"]] == ["active", "active", "machine is away"]
+    assert [task["unit"] for task in status["tasks"]] == ["active", "active", "unreachable"]
 
 
 def test_no_run_starts_where_the_inventory_has_changed_since(cluster, tmp_path):
@@ -302,7 +302,7 @@ def test_two_runs_at_once_both_come_home(cluster):
     folders = {folder_of(done) for done in runs}
     assert [done.returncode for done in runs] == [0, 0], said(runs[0]) + said(runs[1])
     assert len(folders) == 2
-    assert "queued: host:0 is used by run 2" in said(runs[0]) + said(runs[1])
+    assert "queued at position 1: worker:0 and worker:1 are used by run 2" in said(runs[0]) + said(runs[1])
 
 
 def test_a_run_that_cannot_wait_is_told_whom_it_waits_for(cluster, program):
@@ -312,7 +312,7 @@ def test_a_run_that_cannot_wait_is_told_whom_it_waits_for(cluster, program):
         done, _folder = cluster.run(program("pass"), "--extra-vars=run_queue_timeout=1")
         assert done.returncode != 0
         assert "-long-" in said(done)
-        assert "host:0 is still used by" in said(done), said(done)
+        assert re.search(r"still queued after \d+ s: worker:0 and worker:1 are used by run \S+-long-", said(done)), said(done)
         assert long.result()[0].returncode == 0
 
 

@@ -20,7 +20,7 @@ def changed_inventory(cluster, tmp_path):
     assert cluster.playbook("site.yml").returncode == 0
 
 
-def test_byte_compiling_that_is_interrupted_goes_on_at_the_next_start(cluster):
+def test_interrupted_byte_compiling_continues_at_the_next_start(cluster):
     """It is not taken for done: not all of the files that there were are there again."""
     unit, folder = "tf-cluster-compile.service", "/opt/tf-cluster/venv"
     count = f"find {folder}/lib -name '*.pyc' | wc -l"
@@ -53,7 +53,7 @@ def test_only_the_task_whose_inputs_changed_is_restarted(cluster, changed_invent
     assert after["tf-server@worker-1.service"] != before["tf-server@worker-1.service"]
 
 
-def test_a_second_task_comes_and_goes(cluster, changed_inventory):
+def test_a_second_task_is_added_and_removed(cluster, changed_inventory):
     done = changed_inventory("site.yml", {"test-worker-1": {"tf_tasks": {"worker": 2}}})
     assert done.returncode == 0, said(done)
     assert "tf-server@worker-2.service" in cluster.pids()
@@ -90,7 +90,7 @@ def test_a_task_that_was_stopped_is_started(cluster):
     assert "tf-server@worker-0.service" in cluster.pids()
 
 
-def test_a_killed_task_comes_back_by_itself(cluster):
+def test_a_killed_task_is_restarted_by_systemd(cluster):
     cluster.shell("test-worker-0", "systemctl kill -s KILL tf-server@worker-0; sleep 4")
     assert cluster.playbook("run_demo.yml").returncode == 0
 
@@ -130,12 +130,12 @@ def test_ssh_on_a_port_that_the_firewall_would_close_is_refused(cluster, changed
         cluster.inside(machine, f"rm {setting}; systemctl restart ssh")
 
 
-def test_a_port_that_a_stranger_has_is_refused(cluster, changed_inventory):
-    cluster.shell("test-worker-0", "systemd-run -u stranger python3 -m http.server 2300; sleep 1")
+def test_a_port_that_another_program_uses_is_refused(cluster, changed_inventory):
+    cluster.shell("test-worker-0", "systemd-run -u other-program python3 -m http.server 2300; sleep 1")
     try:
         done = changed_inventory("site.yml", {"test-worker-0": {"tf_tasks": {"worker": [{"port": 2300}]}}})
     finally:
-        cluster.shell("test-worker-0", "systemctl stop stranger")
+        cluster.shell("test-worker-0", "systemctl stop other-program")
     assert done.returncode != 0
     assert "test-worker-0: port 2300 is in use by python3" in said(done), said(done)
     assert "changed=1" not in done.stdout

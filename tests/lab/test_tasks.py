@@ -6,7 +6,7 @@ from conftest import UNTIL_COMPILED, said
 
 
 def test_the_packages_are_byte_compiled(cluster):
-    """Once the servers stand; what comes after this is not measured beside it."""
+    """It happens after the servers have started. Wait for it, so that it does not slow down the tests that follow."""
     found = cluster.shell("lab", f"{UNTIL_COMPILED}; systemctl is-enabled tf-cluster-compile.service")
     assert set(found.values()) == {"done\nenabled"}
 
@@ -18,6 +18,15 @@ def test_the_journals_of_all_tasks_in_one(cluster):
     spec = json.loads((cluster.scenario / "config.json").read_text(encoding="utf-8"))
     for index, entry in enumerate(spec["worker"]):
         assert f"worker:{index} listens on {entry}" in said(done)
+
+
+def test_show_spec_prints_the_spec(cluster, expected):
+    """The spec can be seen without touching a machine."""
+    done = cluster.playbook("playbooks/show_spec.yml")
+    assert done.returncode == 0
+    for tasks in json.loads(expected).values():
+        for entry in tasks:
+            assert entry in done.stdout
 
 
 # Holds the processor of worker:0 against itself, then against a GPU that it does not have.

@@ -15,7 +15,7 @@ def test_a_run_after_the_teardown_of_one_machine_prints_the_table(cluster):
     assert "test-worker-1: /opt/tf-cluster/venv/bin/python is missing on this machine" in said(done), said(done)
 
 
-def test_teardown_leaves_the_runs_and_says_so(cluster):
+def test_teardown_leaves_the_runs_and_reports_them(cluster):
     done = cluster.playbook("playbooks/teardown.yml")
     assert done.returncode == 0, said(done)
     assert "run(s) are left in /var/lib/tf-cluster/runs" in said(done)
@@ -30,13 +30,13 @@ def test_a_disk_that_is_too_small_is_refused(cluster):
     assert "changed=1" not in done.stdout
 
 
-def test_teardown_takes_the_runs_where_asked(cluster):
+def test_teardown_removes_the_runs_on_request(cluster):
     done = cluster.playbook("playbooks/teardown.yml", "--extra-vars=server_remove_runs=true")
     assert done.returncode == 0, said(done)
     assert set(cluster.shell("lab", LEFT).values()) == {""}
 
 
-def test_teardown_leaves_alone_what_is_not_ours(cluster, tmp_path):
+def test_teardown_leaves_what_this_project_did_not_create(cluster, tmp_path):
     """A machine without a task, and an account that was there before."""
     account = "useradd --system --home-dir /var/lib/tf-cluster --no-create-home --shell /usr/sbin/nologin tensorflow"
     cluster.shell("test-worker-1", account)

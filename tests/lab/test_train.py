@@ -166,14 +166,42 @@ def test_a_port_in_use_is_said(cluster, train, program, machine, port, words):
 
 
 def test_a_run_in_the_way_is_said(cluster, train, program):
-    name = workers(cluster)[1]
-    cluster.shell(name, "systemd-run --quiet --collect --unit=tf-run-worker-1 --description='run other' sleep 300; echo done")
+    other, _folder = train(program("time.sleep(600)"), run_tasks=["worker:1"], detach=True)
+    run = re.search(r"The run (\S+) continues", said(other))[1]
     try:
         done, folder = train(program("time.sleep(600)"), train_join=8)
     finally:
-        cluster.shell(name, "systemctl stop tf-run-worker-1; echo done")
+        cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
     assert done.returncode != 0
-    assert "worker:1 is still used by run other" in verdict(folder)["failures"][0]
+    assert f"worker:1 is used by run {run}" in verdict(folder)["failures"][0]
+
+
+def test_trainings_on_different_tasks_run_at_the_same_time(cluster, train, program):
+    """Of a number of workers, those that are free take part. Each training has indices from 0."""
+    text = "print(json.loads(os.environ['TF_CONFIG']), flush=True); time.sleep(8)"
+    first, _folder = train(program(text), run_tasks=1, detach=True)
+    done, folder = train(program(text), run_tasks=1)
+    assert done.returncode == 0, said(done)
+    assert "queued" not in said(done)
+    [task] = verdict(folder)["training"]["tasks"]
+    assert task == "worker:1"
+    assert "'task': {'type': 'worker', 'index': 0}" in (folder / "stdout.log").read_text(encoding="utf-8")
+    run = re.search(r"The run (\S+) continues", said(first))[1]
+    attached = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={run}")
+    assert attached.returncode == 0, said(attached)
+    assert list(verdict(folder_of(attached))["training"]["tasks"]) == ["worker:0"]
+    assert verdict(folder_of(attached))["started"] < verdict(folder)["started"]
+
+
+def test_a_queued_training_starts_with_nobody_connected(cluster, train, program):
+    runs = []
+    for _each in range(2):
+        done, _folder = train(program("time.sleep(8)"), detach=True)
+        assert done.returncode == 0, said(done)
+        runs.append(re.search(r"The run (\S+) continues", said(done))[1])
+    assert "queued at position 1: worker:0 is used by run " + runs[0] in said(done)
+    attached = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={runs[1]}")
+    assert attached.returncode == 0, said(attached)
 
 
 def test_two_trainings_at_once_go_one_after_the_other(train, program):
@@ -181,7 +209,7 @@ def test_two_trainings_at_once_go_one_after_the_other(train, program):
     with ThreadPoolExecutor() as pool:
         done = list(pool.map(lambda _each: train(long)[0], range(2)))
     assert [each.returncode for each in done] == [0, 0], said(done[0]) + said(done[1])
-    assert "queued: worker:0 is used by run 2" in said(done[0]) + said(done[1])
+    assert "queued at position 1: worker:0 is used by run 2" in said(done[0]) + said(done[1])
 
 
 def test_the_time_limit_ends_all(cluster, train, program):

@@ -164,12 +164,12 @@ def storm(cluster, machine, where):
         found.update(json.loads(said))
 
 
-def test_a_strangers_machine_is_refused_at_every_port(trust):
+def test_a_machine_outside_the_cluster_is_refused_at_every_port(trust):
     """By IPv4 and IPv6; the ports that only a training uses are as closed as the others."""
-    found = refused(trust, "stranger", PLACES)
+    found = refused(trust, "outsider", PLACES)
     assert {"EHOSTUNREACH", "EACCES"} <= set(found.values())
     for open_place in ("10.89.85.10:22", "[fd00:85::10]:22"):
-        assert knock(trust, "stranger", [open_place])[open_place] == "in"
+        assert knock(trust, "outsider", [open_place])[open_place] == "in"
     # To a machine of the cluster all are open, whether something listens or not.
     by_address = [place for place in PLACES if not place.startswith("[")]
     found = knock(trust, "trust-host", by_address)
@@ -184,7 +184,7 @@ def outsider(trust, machine):
         ).strip()
         for name in (machine, "trust-worker-1")
     }
-    address = {"stranger": "10.89.85.66"}.get(machine) or MACHINES[machine][0]
+    address = {"outsider": "10.89.85.66"}.get(machine) or MACHINES[machine][0]
     command = [
         "nsenter",
         f"--net=/proc/{pids[machine]}/ns/net",
@@ -201,14 +201,14 @@ def outsider(trust, machine):
 def test_no_client_reads_or_writes_through_a_server_and_no_second_cluster_has_our_workers(trust):
     """What a machine of the cluster does with the same program."""
     found = {}
-    for machine, process in [(machine, outsider(trust, machine)) for machine in ("stranger", "trust-host")]:
+    for machine, process in [(machine, outsider(trust, machine)) for machine in ("outsider", "trust-host")]:
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         found[machine] = json.loads(out)
-    assert len(found["stranger"]) == 6
+    assert len(found["outsider"]) == 6
     assert set(found["trust-host"].values()) == {"in"}
-    count(CLIENT, len(found["stranger"]), list(found["stranger"].values()).count("in"))
-    assert set(found["stranger"].values()) <= {"DeadlineExceededError", "UnavailableError", "waits"}
+    count(CLIENT, len(found["outsider"]), list(found["outsider"].values()).count("in"))
+    assert set(found["outsider"].values()) <= {"DeadlineExceededError", "UnavailableError", "waits"}
 
 
 # Waits for a datagram, and sends one.
@@ -226,11 +226,11 @@ def test_nothing_else_is_closed(trust):
     trust.write("trust-worker-0", "/tmp/hear.py", HEAR)
     trust.shell("trust-worker-0", "python3 /tmp/hear.py >/tmp/datagram 2>&1 & sleep 1; echo done")
     send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'heard', ('10.89.85.10', 2222))"
-    trust.shell("stranger", f'python3 -c "{send}"; echo done')
+    trust.shell("outsider", f'python3 -c "{send}"; echo done')
     assert trust.shell("trust-worker-0", "sleep 1; cat /tmp/datagram")["trust-worker-0"] == "heard"
 
 
-def test_so_is_another_user_of_a_machine_of_the_cluster(trust):
+def test_another_user_of_a_machine_of_the_cluster_is_refused(trust):
     """On its own machine, by any address, and on others; the servers' user gets through."""
     local = [f"{address}:2222" for address in ("127.0.0.1", "[::1]", "10.89.85.10", "[fd00:85::10]", "10.89.85.11")]
     refused(trust, "trust-worker-0", local, "alice")
@@ -238,17 +238,17 @@ def test_so_is_another_user_of_a_machine_of_the_cluster(trust):
     assert set(knock(trust, "trust-worker-0", [local[0], local[4]], "tensorflow").values()) == {"in"}
 
 
-def test_nobody_else_can_pass_for_a_task(trust):
-    """Another user takes the port of a stopped task: nobody hears him. What a run listens on is for the cluster alone."""
+def test_no_other_process_is_taken_for_a_task(trust):
+    """Another user listens on the port of a stopped task: no machine reaches it. Only the cluster reaches ports of a run."""
     machine = "trust-worker-1"
     trust.inside(machine, "systemctl stop tf-server@worker-1")
     try:
         for port, user, asks, talked in [
             (2222, "alice", "trust-host", False),
             (2222, "tensorflow", "trust-host", True),
-            (5999, "tensorflow", "stranger", False),
+            (5999, "tensorflow", "outsider", False),
             (5999, "tensorflow", "trust-worker-0", True),
-            (5999, "alice", "stranger", True),  # his own affair
+            (5999, "alice", "outsider", True),  # his own affair
         ]:
             line = f"setsid setpriv --reuid={user} --clear-groups python3 /srv/listen.py {port} >/tmp/heard 2>&1 </dev/null &"
             trust.inside(machine, f"{line} sleep 0.5")
@@ -293,7 +293,7 @@ def test_the_units_are_confined(trust, tmp_path):
     program.write_text("import time\ntime.sleep(20)\n", encoding="utf-8")
     done = trust.playbook("playbooks/run.yml", f"--extra-vars=program={program}", "--extra-vars=detach=true")
     run = re.search(r"The run (\S+) continues", said(done))[1]
-    for machine, unit in (("trust-worker-0", "tf-server@worker-0"), ("trust-host", "tf-run-host-0")):
+    for machine, unit in (("trust-worker-0", "tf-server@worker-0"), ("trust-host", f"tf-run-host-0-{run}")):
         text = trust.shell(machine, f"systemd-analyze security --no-pager {unit} | tail -n 1")[machine]
         assert float(re.search(r": ([0-9.]+) ", text)[1]) <= 1.5, text
     trust.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
@@ -304,9 +304,9 @@ def test_flushing_and_reloading_leave_nothing_open(trust):
     worker, places = "trust-worker-0", [place for place in PLACES if ":2222" in place and "10:2222" in place]
     for line in ("start nftables", "reload nftables", "restart nftables", "stop nftables", "reload tf-firewall"):
         trust.inside(worker, f"systemctl {line}")
-        refused(trust, "stranger", places)
+        refused(trust, "outsider", places)
     loop = "for i in $(seq 100); do systemctl reload tf-firewall || exit 1; done"
-    with storm(trust, "trust-host", places[:1]) as control, storm(trust, "stranger", places) as found:
+    with storm(trust, "trust-host", places[:1]) as control, storm(trust, "outsider", places) as found:
         trust.inside(worker, loop)
     count(CHANGE, found["made"], found["in"])
     assert found["made"] > 200  # two a reload
@@ -319,7 +319,7 @@ def test_after_a_start_of_the_machine_nothing_is_open(trust):
     machine, number = "trust-worker-1", "11"
     with (
         storm(trust, "trust-host", [WORKERS[1]]) as control,
-        storm(trust, "stranger", [WORKERS[1], f"[fd00:85::{number}]:2222"]) as found,
+        storm(trust, "outsider", [WORKERS[1], f"[fd00:85::{number}]:2222"]) as found,
     ):
         trust.podman("restart", machine, "--time=0")
         # It has lost its second address.
@@ -332,7 +332,7 @@ def test_after_a_start_of_the_machine_nothing_is_open(trust):
     assert found["made"] > 200
     assert control["in"] > 0
     give_addresses(trust)
-    refused(trust, "stranger", PLACES)
+    refused(trust, "outsider", PLACES)
     refused(trust, "trust-worker-1", PLACES, "alice")
     order = trust.inside(
         machine, "systemctl show --property=ActiveEnterTimestampMonotonic --value tf-firewall tf-server@worker-1 | xargs"
@@ -341,7 +341,7 @@ def test_after_a_start_of_the_machine_nothing_is_open(trust):
     assert wall < server
 
 
-def test_who_comes_and_who_leaves(trust, tmp_path):
+def test_added_and_removed_machines(trust, tmp_path):
     """New rules do not cut a run; a machine that leaves loses what it had, at once and on standing connections."""
     program = tmp_path / "steps.py"
     program.write_text((ROOT / "tests/lab/programs/long_session.py").read_text(encoding="utf-8"), encoding="utf-8")
@@ -349,31 +349,31 @@ def test_who_comes_and_who_leaves(trust, tmp_path):
     run = re.search(r"The run (\S+) continues", said(done))[1]
     more = '{"firewall_extra_peers": ["10.89.85.66"]}'
     assert trust.playbook("site.yml", f"--extra-vars={more}").returncode == 0
-    assert knock(trust, "stranger", ["10.89.85.10:2222"])["10.89.85.10:2222"] == "in"
-    trust.write("stranger", "/tmp/hold.py", HOLD)
-    trust.shell("stranger", "rm -f /tmp/ask; python3 /tmp/hold.py >/tmp/held 2>&1 & sleep 1; echo done")
+    assert knock(trust, "outsider", ["10.89.85.10:2222"])["10.89.85.10:2222"] == "in"
+    trust.write("outsider", "/tmp/hold.py", HOLD)
+    trust.shell("outsider", "rm -f /tmp/ask; python3 /tmp/hold.py >/tmp/held 2>&1 & sleep 1; echo done")
     assert trust.playbook("site.yml").returncode == 0
-    refused(trust, "stranger", ["10.89.85.10:2222"])
+    refused(trust, "outsider", ["10.89.85.10:2222"])
     wait = "touch /tmp/ask; for i in $(seq 300); do test -s /tmp/held && break; sleep 0.1; done; cat /tmp/held"
-    assert trust.shell("stranger", wait)["stranger"] == "silent"
+    assert trust.shell("outsider", wait)["outsider"] == "silent"
     trust.shell("host", f"touch /var/lib/tf-cluster/runs/{run}/program/stop")
     attached = trust.playbook("playbooks/attach.yml", f"--extra-vars=run={run}")
     assert attached.returncode == 0, said(attached)
 
 
-def fallen(status):
+def unprotected(status):
     """Return the machines that status.yml says the firewall of does not stand."""
     found = re.search(r"OPEN: ([^:]*): the firewall rules are missing or were changed", said(status))
     return set(found[1].split(", ")) if found else set()
 
 
-def test_it_can_be_switched_off_and_that_is_said(trust):
+def test_a_disabled_firewall_is_reported(trust):
     """Loudly; the tasks go on; and switched on again it stands."""
     before = trust.pids()
     names = '{"firewall_enabled": false, "firewall_extra_peers": ["known-to-machines-alone.invalid"]}'
     assert trust.playbook("site.yml", f"--extra-vars={names}").returncode == 0
     # So what is refused otherwise is refused by the firewall, by IPv6 too.
-    found = knock(trust, "stranger", PLACES)
+    found = knock(trust, "outsider", PLACES)
     listening = [place for place in PLACES if place.endswith(":2222")]
     assert found == {place: "in" if place in listening else "ECONNREFUSED" for place in PLACES}
     status = trust.playbook("playbooks/status.yml", "--extra-vars=firewall_enabled=false")
@@ -381,13 +381,13 @@ def test_it_can_be_switched_off_and_that_is_said(trust):
     assert ": firewall_enabled is false. Anyone who can reach the tasks" in said(status)
     status = trust.playbook("playbooks/status.yml")
     assert status.returncode != 0
-    assert fallen(status) == set(MACHINES)
+    assert unprotected(status) == set(MACHINES)
     assert trust.playbook("site.yml").returncode == 0
-    refused(trust, "stranger", PLACES)
+    refused(trust, "outsider", PLACES)
     assert trust.pids() == before
 
 
-def test_rules_that_somebody_took_away_are_told_of_and_come_back(trust):
+def test_removed_rules_are_reported_and_restored(trust):
     """status.yml fails, site.yml mends."""
     damage = {
         "trust-worker-0": "nft flush table inet tf_cluster",  # the chains stay, and with them the name of the version
@@ -396,16 +396,16 @@ def test_rules_that_somebody_took_away_are_told_of_and_come_back(trust):
     }
     for machine, line in damage.items():
         trust.inside(machine, line)
-    assert "in" in knock(trust, "stranger", WORKERS).values()
+    assert "in" in knock(trust, "outsider", WORKERS).values()
     status = trust.playbook("playbooks/status.yml")
     assert status.returncode != 0
-    assert fallen(status) == set(damage)
+    assert unprotected(status) == set(damage)
     assert trust.playbook("site.yml").returncode == 0
-    refused(trust, "stranger", PLACES)
+    refused(trust, "outsider", PLACES)
     assert trust.playbook("playbooks/status.yml").returncode == 0
 
 
-def test_rules_are_loaded_anew_where_the_user_has_another_number(trust):
+def test_rules_are_loaded_again_if_the_user_has_another_id(trust):
     """The kernel knows numbers alone: those of an account that was made again would be another's."""
     machine, number = "trust-worker-1", "s/^tensorflow:x:[0-9]*:/tensorflow:x:987:/"
     trust.inside(machine, f"cp /etc/passwd /etc/passwd.kept; sed -i '{number}' /etc/passwd")

@@ -41,7 +41,7 @@ GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-a1000000-5555-4a00-8c00-000000000000)
 
 
 class _Devices:
-    """A repeated field of TensorFlow's messages: each iteration makes its elements anew."""
+    """A repeated field of TensorFlow's messages: each iteration creates new elements."""
 
     def __init__(self, devices):
         self.devices = devices

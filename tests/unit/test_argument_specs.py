@@ -15,7 +15,7 @@ def specs(role):
 
 
 def options(role):
-    """Return all options of a role's entry points: name -> what is said of it."""
+    """Return all options of a role's entry points: name -> its specification."""
     return {name: option for entry in specs(role).values() for name, option in entry.get("options", {}).items()}
 
 

@@ -54,7 +54,7 @@ def test_an_empty_directive_takes_back_those_before():
     assert deployed.directives("Environment=A=1\nEnvironment=\nEnvironment=B=2\n", "Environment") == ["B=2"]
 
 
-def test_a_library_that_is_not_here_is_said(tmp_path):
+def test_a_missing_library_is_reported(tmp_path):
     unit = UNIT + "Environment=LD_PRELOAD=/opt/tf-cluster/venv/lib/allocator.so\n"
     with pytest.raises(deployed.UnitError, match=r"allocator\.so, which is not here"):
         deployed.server(unit, TASK, FILES, {"/opt/tf-cluster/venv": tmp_path})
@@ -94,7 +94,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios_and_more_is_better(report):
     assert report["figures"]["deployed"]["64 MB"] == {"median": 2.0, "low": 1.9, "high": 3.0}
 
 
-def test_a_ratio_that_became_worse_is_said(report):
+def test_a_worse_ratio_is_reported(report):
     before = copy.deepcopy(report["ratios"])
     assert figures.worse(before, report["ratios"]) == []
     before["deployed"] |= {"64 MB": 2.37, "start": 12.6}

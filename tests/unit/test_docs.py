@@ -1,5 +1,6 @@
-"""The documentation: its links resolve, it is complete, and what it says of defaults and states is what the code says."""
+"""The documentation: its links resolve, it is complete, and its defaults and states are those of the code."""
 
+import ast
 import functools
 import json
 import re
@@ -76,6 +77,13 @@ def test_every_link_leads_somewhere(page):
     assert wrong == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_table_has_a_head(page):
+    """A blank line within a table ends it: the rows below it are shown as text."""
+    parts = re.findall(r"(?:^\|.*\n?)+", text_of(page), flags=re.MULTILINE)
+    assert [part.splitlines()[0] for part in parts if not re.match(r"\|.*\n\|[-:| ]+\|(?:\n|$)", part)] == []
+
+
 def test_the_index_links_every_page():
     linked = {(INDEX.parent / target).resolve() for target in LINK.findall(text_of(INDEX))}
     assert [relative(page) for page in ROOT.glob("docs/*.md") if page not in linked | {INDEX}] == []
@@ -108,6 +116,18 @@ def test_every_option_of_a_task_is_in_the_reference_with_its_default(name):
     assert default == f"`{shown(SPEC.OPTIONS[name][1])}`"
 
 
+def test_misspellings_of_every_option_in_the_reference_are_found():
+    text = REFERENCE.read_text(encoding="utf-8")
+    parts = [
+        re.split(r"\n## ", text.partition(f"\n## {head}\n")[2])[0]
+        for head in ("Options of a run", "Options of a training", "Other variables")
+    ]
+    names = [name for part in parts for name in re.findall(r"(?m)^\| `(\w+)` \|", part)]
+    assert {"program", "train_jobs", "run"} <= set(names)
+    assert [name for name in names if not SPEC.option_problems([f"{name[:-1]}{name[-1] * 2}"]) and len(name) > 3] == []
+    assert SPEC.option_problems(names) == []
+
+
 @pytest.mark.parametrize("playbook", ["run", "train", "benchmark"])
 def test_every_option_in_the_head_of_a_playbook_is_in_the_reference(playbook):
     text = (ROOT / f"playbooks/{playbook}.yml").read_text(encoding="utf-8").partition("\n- ")[0]
@@ -137,12 +157,23 @@ def test_every_message_in_the_troubleshooting_is_one_of_the_projects():
     assert [part for part in parts if part not in said] == []
 
 
+def called_playbooks(path):
+    """Return the playbooks that a file of tests calls: the words of its calls of ``playbook``."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    words = [word for call in calls if getattr(call.func, "attr", "") == "playbook" for word in call.args]
+    return {word.value for word in words if isinstance(word, ast.Constant)}
+
+
 def test_tests_call_every_command_of_the_readme():
-    places = [*ROOT.glob("tests/lab/*.py"), ROOT / ".ci/run", ROOT / "Makefile", ROOT / ".config/molecule/config.yml"]
-    called = "".join(path.read_text(encoding="utf-8") for path in places)
-    words = {word for command in commands(README) for word in re.findall(r"\S+\.yml|(?<=make )\S+", command)}
-    assert {"site.yml", "playbooks/run.yml", "demo"} <= words
-    assert [word for word in sorted(words) if not re.search(rf"(?<![\w/]){re.escape(word)}\b|/{re.escape(word)}\b", called)] == []
+    called = {word for path in ROOT.glob("tests/lab/*.py") for word in called_playbooks(path)}
+    called |= set(re.findall(r"(?m)^make .+$", (ROOT / ".ci/run").read_text(encoding="utf-8")))
+    wanted = {
+        word
+        for command in commands(README)
+        for word in ([command] if command.startswith("make ") else re.findall(r"\S+\.yml", command))
+    }
+    assert {"site.yml", "playbooks/run.yml", "make demo"} <= wanted
+    assert sorted(wanted - called) == []
 
 
 def test_every_scenario_is_in_the_guide_for_contributors():

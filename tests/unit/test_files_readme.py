@@ -24,8 +24,17 @@ def test_the_tables_list_each_program_and_no_other():
     assert sorted(ROWS) == PROGRAMS
 
 
+def imports(text, program):
+    """Return whether a text names a program's module or file, or imports it."""
+    package, _dot, name = program.removesuffix(".py").replace("/", ".").rpartition(".")
+    own = rf"(?m)^from (?:\.*|\.*[\w.]*\b{package.rpartition('.')[2]}) import .*\b{name}\b|^from \.+[\w.]*\b{name} import"
+    full = rf"\b{re.escape(f'{package}.{name}'.strip('.'))}\b|(?<![\w.]){re.escape(program.rpartition('/')[2])}\b"
+    return bool(re.search(f"{own}|{full}", text))
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_programs_test_exists_and_names_it(program):
+def test_a_programs_test_exists_and_loads_it(program):
+    """It loads the program, or another one that imports it. The name of its package is not enough."""
     test = ROWS[program][-1]
     path = re.match(r"`([^`]+\.py)`, \d+ s$", test)
     if not path:
@@ -33,9 +42,9 @@ def test_a_programs_test_exists_and_names_it(program):
         assert re.search(rf"(?m)^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"))
         return
     text = (ROOT / "tests/unit" / path[1]).read_text(encoding="utf-8")
-    module = program.removesuffix(".py").replace("/", ".")
-    named = [module, module.rpartition(".")[0], program.rpartition("/")[2]]
-    assert any(name and name in text for name in named), f"{path[1]} does not load {module}"
+    loaded = [other for other in PROGRAMS if other != program and imports(text, other)]
+    users = [other for other in loaded if imports((ROOT / "files" / other).read_text(encoding="utf-8"), program)]
+    assert imports(text, program) or users, f"{path[1]} does not load {program}"
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

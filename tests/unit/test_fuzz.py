@@ -92,7 +92,7 @@ documents = st.one_of(
 
 
 def a_sentence(text):
-    """Tell whether this is what a person can be told: one line, and nothing of Python's own."""
+    """Return whether this is a message for users: one line without text from Python."""
     return bool(text.strip()) and "\n" not in text.strip() and "Traceback" not in text
 
 
@@ -226,7 +226,8 @@ def test_the_firewalls_peers(given_addresses, more, offset):
         assert {ipaddress.ip_address(address).version for address in found["ipv4"]} <= {4}
         assert {ipaddress.ip_address(address).version for address in found["ipv6"]} <= {6}
     task = {"job": "worker", "index": 0, "port": 2222, "address": "10.0.0.1", "machine": "m"}
-    found, sentence = outcome(ValueError, training.cluster_ports, {"machines": {"m": [task]}, "train_port_offset": offset}, "m")
+    cluster = {"machines": {"m": [task]}, "tasks": {"worker:0": "m"}, "train_port_offset": offset, "run_slots": 4}
+    found, sentence = outcome(ValueError, training.cluster_ports, cluster, "m")
     if sentence:
         assert "train_port_offset" in sentence
         assert a_sentence(sentence)
@@ -307,9 +308,9 @@ def test_a_program_on_its_way_to_the_machine(folder, name, data, around):
             before = set(os.listdir(place))
             run = run_program.Run("r1")
             run_program.unpack(run)
-            run.note(program=program.program_entry(paths[0]), arguments=[], task="host:0", training={}, limit=1, unit="u",
-                     output_mb=1, lost=0)  # fmt: skip
-            unit.start_unit(run)
+            noted = run.note(program=program.program_entry(paths[0]), arguments=[], task="host:0", training={}, limit=1, unit="u",
+                             output_mb=1, lost=0, own="", reserved=[], missing=[])  # fmt: skip
+            unit.start_unit(run, noted)
         word = commands[0][-1].replace("$$", "$")
         assert not word.startswith("-")
         assert (run.folder / "program" / word).read_text(encoding="utf-8") == Path(paths[0]).read_text(encoding="utf-8")

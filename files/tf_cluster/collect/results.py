@@ -3,6 +3,7 @@
     tf_cluster.collect outcome RUN                              how it ended, or that it is running
     tf_cluster.collect collect RUN --seconds 60 --results true --tasks worker-0
                                                             the run's folder, the journals of tasks
+    tf_cluster.collect collected RUN RUN.worker-1               notes that the controller has all files of ended runs
     tf_cluster.collect why worker-0                             the state of a task's unit
 
 A few megabytes of results are a tar file in the answer. Of more, the answer has the names, and the controller fetches them with
@@ -25,7 +26,7 @@ import time
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..run import runs
+from ..run import notify, runs
 from ..run.runs import Run
 from ..spec import cluster_config
 from . import archive as archives
@@ -43,6 +44,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
     if options.results != "true":
         return answer
     run = Run(options.run)
+    notify.wait(run)
     run.restrict()  # an older version made it, or the user's ID has changed
     left: list[str] = []
     noted, found = contents(run, left)
@@ -159,6 +161,14 @@ def listed(run: Run, found: list[archives.Found], left: list[str]) -> dict[str, 
     }
 
 
+def collected(options: argparse.Namespace) -> dict[str, Any]:
+    """Note that the controller has all files of these runs, if they have ended; prune.py may delete them later."""
+    for run in map(Run, options.runs):
+        if "ended" in run.read():
+            run.note(collected=time.time())
+    return {}
+
+
 def why(options: argparse.Namespace) -> dict[str, Any]:
     """Return a sentence on the state of each task's unit, with a line of its journal."""
     sentences = {}
@@ -193,6 +203,9 @@ def main() -> None:
                 "--results", choices=["true", "false"], required=True, help="whether the run's folder is on this machine"
             )
             sub.add_argument("--tasks", nargs="*", default=[], help="tasks of this machine, such as worker-0")
+    sub = calls.add_parser("collected")
+    sub.add_argument("runs", nargs="+")
+    sub.set_defaults(call=collected)
     sub = calls.add_parser("why")
     sub.add_argument("tasks", nargs="*")
     sub.set_defaults(call=why)

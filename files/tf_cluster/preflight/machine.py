@@ -33,7 +33,7 @@ MANAGED_FILES = (
     "/opt/tf-cluster/startup/*.py",
     "/opt/tf-cluster/venv/lib/python*/site-packages/tf-cluster.pth",
 )
-UNIT, TARGET = "tf-server@", "tf-cluster.target"
+UNIT, TARGET, TIMER = "tf-server@", "tf-cluster.target", "tf-prune.timer"
 PROPERTIES = "Id,ActiveState,UnitFileState,StatusText,NeedDaemonReload,MainPID"
 
 
@@ -85,24 +85,28 @@ def network() -> dict[str, list[str]]:
 
 
 def show_units() -> dict[str, dict[str, str]]:
-    """Return unit -> properties, for the target and all tasks that are loaded or enabled."""
+    """Return unit -> properties, for the target, the deletion of old runs, and all tasks that are loaded or enabled."""
     enabled = systemctl("list-unit-files", "--plain", "--no-legend", "--state=enabled", f"{UNIT}*").split("\n")
     names = [line.split()[0] for line in enabled if line.strip()]
-    shown = systemctl("show", f"--property={PROPERTIES}", TARGET, f"{UNIT}*", *(name for name in names if "@." not in name))
+    own = (TARGET, TIMER, "tf-prune.service")
+    shown = systemctl("show", f"--property={PROPERTIES}", *own, f"{UNIT}*", *(name for name in names if "@." not in name))
     return parse_show(shown)
 
 
 def tasks(units: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """Return ``tasks``, ``target`` and ``reload``."""
+    """Return ``tasks``, ``target``, ``timer`` and ``reload``."""
     found = {}
     for name, unit in units.items():
         enabled, active = unit.get("UnitFileState") == "enabled", unit.get("ActiveState")
         if name.startswith(UNIT) and (enabled or active != "inactive"):
             inputs = unit.get("StatusText", "").rpartition("inputs ")[2]
             found[name[len(UNIT) : -len(".service")]] = inputs if enabled and active == "active" else None
-    target = units.get(TARGET, {})
-    stands = target.get("UnitFileState") == "enabled" and target.get("ActiveState") == "active"
-    return {"tasks": found, "target": stands, "reload": any(unit.get("NeedDaemonReload") == "yes" for unit in units.values())}
+    stands = {
+        name: units.get(name, {}).get("UnitFileState") == "enabled" and units[name].get("ActiveState") == "active"
+        for name in (TARGET, TIMER)
+    }
+    reload = any(unit.get("NeedDaemonReload") == "yes" for unit in units.values())
+    return {"tasks": found, "target": stands[TARGET], "timer": stands[TIMER], "reload": reload}
 
 
 def listeners(ports: list[int], units: dict[str, dict[str, str]]) -> list[dict[str, Any]]:

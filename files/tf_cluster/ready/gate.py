@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=10, help="seconds that a task has to answer")
     parser.add_argument("--prove", type=float, default=0, help="seconds that the check of a task's GPUs may take; 0: no check")
     parser.add_argument("--needs", nargs="*", default=[], help="required devices, such as /job:worker/task:1/device:GPU:0")
+    parser.add_argument("--only", nargs="*", default=[], help="the tasks to check, such as worker:0; all by default")
     parser.add_argument(
         "--first", type=float, default=0, help="seconds after which to report tasks that do not answer yet; 0: only at the end"
     )
@@ -74,6 +75,7 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict[str
     tasks = [
         Task(job, index, entry, library, cluster_config.digest(spec), options)
         for job, index, entry in cluster_config.standing_tasks(spec)
+        if not options.only or f"{job}:{index}" in options.only
     ]
     options.needs = [device.replace("/replica:0", "") for device in options.needs]
     known = [f"/job:{task.job}/task:{task.index}/" for task in tasks] + [f"/job:{job}/" for job in cluster_config.RUN_JOBS]

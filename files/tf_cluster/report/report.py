@@ -86,21 +86,32 @@ def make_verdict(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "program": outcome["program"],
         "started": started.isoformat(timespec="seconds"),
         "seconds": outcome["seconds"],
-        "tasks": {task["task"]: {name: task.get(name) for name in shown} for task in facts["tasks"]},
+        "tasks": {task["task"]: {name: task.get(name) for name in shown} for task in collected.tasks},
     }
     verdict |= {"training": tasks} if tasks else {}
+    if notified := collected.notification():
+        verdict |= {"notified": notified}
     notes, left = [*collected.too_large(), *collected.not_collected()], collected.left_behind()
     verdict |= {name: lines for name, lines in (("notes", notes), ("left_behind", left)) if lines}
-    if outcome.get("left_out"):
-        verdict |= {"missing": outcome["left_out"], "names": outcome["names"]}
+    verdict |= {"missing": outcome["left_out"]} if outcome.get("left_out") else {}
+    verdict |= {"names": outcome["names"]} if outcome.get("names") else {}
     return verdict if result is None else {**verdict, "result": result}
+
+
+def tasks_of(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the gate's tasks that belong to the run: those that it reserved, and those that did not answer before it."""
+    outcome, tasks = facts["outcome"], list(facts["tasks"])
+    if not outcome.get("names"):
+        return tasks
+    own = {*outcome["reserved"], *outcome.get("missing", [])}
+    return [task for task in tasks if task["address"] in own]
 
 
 class Collected:
     """A collected run: its failures and its missing parts."""
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
-        self.folder, self.tasks, self.outcome = folder, facts["tasks"], facts["outcome"]
+        self.folder, self.tasks, self.outcome = folder, tasks_of(facts), facts["outcome"]
         # machine that --limit leaves out -> its uncollected parts
         self.skipped: dict[str, list[str]] = {machine: [] for machine in facts.get("skipped", [])}
         parts = {f"{task}: ": collected_note(place) for task, place in parts_of(folder, self.outcome).items()}
@@ -116,7 +127,8 @@ class Collected:
         named = f"{known_as(self.outcome, task)} on machine {self.machine_of(task)}"
         failure = failure.replace(f"({task})", f"({named})") if task and self.machine_of(task) else failure
         remedy = reason.get("remedy", "")
-        more = [f"{remedy}."] if remedy and remedy not in failure else []
+        # If a task was lost, the sentence on that task says more.
+        more = [f"{remedy}."] if remedy and remedy not in failure and not self.outcome.get("failed_tasks") else []
         return [f"{failure[0].upper()}{failure[1:]}.", *more]
 
     def machine_of(self, task: str) -> str:
@@ -179,6 +191,15 @@ class Collected:
             for machine, what in self.skipped.items()
             if what
         ]
+
+    def notification(self) -> dict[str, Any]:
+        """Return to which server the run's machine posted the verdict and the outcome; empty if to none."""
+        noted = {**self.outcome, **self.notes[""]}
+        if not noted.get("notify") or "ended" not in self.outcome:
+            return {}
+        pending = {"ok": False, "outcome": "pending", "attempts": 0}
+        found = noted.get("notified")
+        return {"to": noted["notify"], **pending, **(found if isinstance(found, dict) else {})}
 
     def left_behind(self) -> list[str]:
         """Return the files that could not be collected, each with its task."""
@@ -313,8 +334,7 @@ def summary(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) -> l
     if left:
         more = f" and {len(left) - MAX_NAMES} more" if len(left) > MAX_NAMES else ""
         lines.append(f"Not collected: special or unreadable files: {', '.join(left[:MAX_NAMES])}{more}")
-    lines += verdict.get("notes", [])
-    lines += verdict["failures"]
+    lines += [*verdict.get("notes", []), *notified(verdict), *verdict["failures"]]
     if verdict["failures"]:
         lines += ["The last lines of the output:", *(f"    {line}" for line in tail(folder / "stdout.log", 15))]
     for task, part in verdict.get("training", {"tasks": {}})["tasks"].items():
@@ -324,6 +344,16 @@ def summary(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) -> l
     ended = "Done" if verdict["ok"] else "Canceled" if outcome.get("cancelled") else "Failed"
     lines.append(f"{ended if 'ended' in outcome else 'Not finished'} after {verdict['seconds']} s; everything is in {folder}")
     return plain_lines("\n".join(lines))
+
+
+def notified(verdict: dict[str, Any]) -> list[str]:
+    """Return a sentence on the notification, if there is one."""
+    found = verdict.get("notified")
+    if not found:
+        return []
+    tries = f" after {found['attempts']} attempts" if found["attempts"] > 1 else ""
+    how = "Notified" if found["ok"] else "Notifying" if found["outcome"] == "pending" else "Could not notify"
+    return [f"{how} {found['to']}: {found['outcome']}{tries}"]
 
 
 def traced(found: dict[str, Any]) -> str:
@@ -381,7 +411,7 @@ def write_page(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any], d
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
     environment.filters |= {"size": trace_figure.size, "seconds": trace_figure.seconds}
     page = environment.get_template("report.html.j2").render(
-        verdict=verdict, result=as_json(verdict["result"]) if "result" in verdict else "",
+        verdict=verdict, notified=notified(verdict), result=as_json(verdict["result"]) if "result" in verdict else "",
         placement=placement(folder), output=marked(tail(folder / "stdout.log", 2000)), logs=logs, files=files[:500],
         machines=machines_of(outcome, verdict), versions={name: text for name, text in versions.items() if text}, drawing=drawn,
         links=links, scripts=scripts(*["trace.js"] * bool(drawn), *["benchmark.js"] * bool(links)),

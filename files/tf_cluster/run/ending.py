@@ -93,8 +93,9 @@ def note_ending(run: Run, environment: Mapping[str, str]) -> None:
     more: dict[str, Any] = {"part": end.part} if end.part else {}
     if failure and (reason := end.reason()):
         more["reason"] = reason._asdict()
-    if failure and noted.get("servers") and not noted.get("cancelled"):
-        more["failed_tasks"] = failed_tasks(noted["servers"], seen["silent"])
+    servers = {entry: server for entry, server in noted.get("servers", {}).items() if entry in noted["reserved"]}
+    if failure and servers and not noted.get("cancelled"):
+        more["failed_tasks"] = failed_tasks(servers, seen["silent"])
     run.note(ended=ended, failure=failure, exit_status=end.status, **more)
 
 
@@ -148,6 +149,14 @@ def part_of(run: Run) -> dict[str, Any]:
         return {"failure": str(part["failure"]), "outcome": str(part["outcome"]), "attempts": int(part["attempts"])}
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}
+
+
+def is_cleared(run: Run) -> bool:
+    """Return whether the servers that the run used were cleared after its end (renew.py)."""
+    try:
+        return read_part(run)["cleared"] is True
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def has_result(run: Run) -> bool:

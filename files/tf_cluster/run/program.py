@@ -1,15 +1,17 @@
 """Run a user's program on a machine, under systemd.
 
-    tf_cluster.run stage RUN --program demo.py < plan-and-tar  prepares a run and starts it; --hold: only prepares it
+    tf_cluster.run stage RUN --program demo.py < plan-and-tar  prepares a run and queues it; --hold: only prepares it
     tf_cluster.run place RUN < tar                             only places the program and its data, for the machine's servers
-    tf_cluster.run start RUN                                   starts it when its task is free
+    tf_cluster.run start RUN                                   puts it into the queue, or starts it
     tf_cluster.run follow RUN --offset 0                       returns new output, and how the run ended
-    tf_cluster.run cancel RUN --by NAME                        stops it
+    tf_cluster.run cancel RUN ... --by NAME                    stops runs, or removes them from the queue
+    tf_cluster.run dispatch RUN                                starts the runs whose turn it is, after the end of RUN
 
 Standard input of stage: a line of JSON, which can be too long for a command line, and a tar file with the program and its data.
 What is too large for it was sent with rsync before (see ../transfer/transfer.py). The JSON object has
 ``arguments`` (of the program), ``training`` (see plugins/filter/training.py), ``servers`` (address -> incarnation, from the
-gate), ``missing`` (addresses of tasks that the run excludes) and ``held`` (addresses of tasks that hold state of earlier runs).
+gate), ``missing`` (addresses of tasks that do not answer), ``held`` (addresses of tasks that hold state of earlier runs),
+``wants`` (what the run reserves, see the filter reservation), ``user`` (who requested the run) and ``notify`` (see notify.py).
 
 A run can be one task of a training; then training.py runs the program together with the others.
 
@@ -38,114 +40,92 @@ from typing import Any
 from .. import cli
 from ..spec import cluster_config
 from ..transfer.transfer import inbox
-from . import runs
+from . import notify, queue, runs
 from . import training as trainings
 from .ending import note_ending
 from .runs import USER, Run
 from .text import plain_lines
-from .unit import CONFIG, WRITABLE, layer_of, start_unit, task_of
+from .unit import CONFIG, WRITABLE, layer_of, task_of
 
 # Confines runs and calls `finish` at their end: see the role server.
 CONFINED = Path("/etc/systemd/system/tf-run-.service.d/confined.conf")
 STALE_SECONDS = 3 * 24 * 3600  # age at which what was sent for a run that was not staged is removed
 PACKAGES_TAR = "packages-of-the-run.tar"  # the program's additional packages
 CLEARING_SECONDS = 10.0  # that a run may take to clear its servers after its end
-GATE_AGE_SECONDS = 1.0  # in the queue, after which the servers are asked again
-WAIT_SECONDS = 2.0  # that one call waits for output or a free task
+WAIT_SECONDS = 2.0  # that one call waits for output or in the queue
+POLL_SECONDS = 0.1
 REPORT_SECONDS = 10.0  # between two lines that report a queued run
 MAX_OUTPUT_BYTES = 64 * 1024  # of output in one call
 
 
 def stage(options: argparse.Namespace) -> dict[str, Any]:
-    """Prepare a run from a tar file on standard input, and start it unless ``hold`` is set."""
+    """Prepare a run from a tar file on standard input, and put it into the queue unless ``hold`` is set."""
     run = Run(options.run)
     if not CONFINED.exists():
         cli.fail(f"{CONFINED} is missing, so the run would not be confined. Run 'ansible-playbook site.yml'.", 1)
     plan = json.loads(sys.stdin.buffer.readline())
-    training = plan["training"]
-    task_of(options.task, training["cluster"] if training else cluster_config.load(CONFIG))
+    job, index = task_of(options.task, cluster_config.load(CONFIG))
     unpack(run)
     run.note(
         run_id=run.id, program=options.program, arguments=plan["arguments"], task=options.task, asked=time.time(),
-        waiting=True, unit=f"tf-run-{options.task.replace(':', '-')}.service", limit=options.timeout, wait=options.wait,
+        waiting=True, unit=f"tf-run-{job}-{index}-{run.id}.service", limit=options.timeout, wait=options.wait,
         detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
-        training=training, lost=options.lost, servers=plan["servers"], missing=plan["missing"],
-        held=plan["held"], keep_state=options.keep_state,
+        training=plan["training"], lost=options.lost, servers=plan["servers"], missing=plan["missing"],
+        held=plan["held"], keep_state=options.keep_state, wants=plan["wants"], user=plan["user"],
+        **notify.prepare(run, plan.get("notify", ""), options.task, plan["training"]),
     )  # fmt: skip
     return {} if options.hold else start(argparse.Namespace(run=run.id, told=-1.0))
 
 
 def start(options: argparse.Namespace) -> dict[str, Any]:
-    """Start a prepared run when its task is free."""
+    """Put a prepared run into the queue, and start it if it is its turn. Wait for that unless it is detached."""
     run = Run(options.run)
-    answer = attempt(run, options.told)
+    queue.enter(run)
+    answer = wait(run, options.told)
     noted = run.read()
-    if answer.get("waited") is not None:
-        answer["next"] = ["start", run.id, "--told", str(answer.pop("waited"))]
-    elif not noted["detached"]:
-        answer["next"] = ["follow", run.id]
+    if "waited" in answer:
+        if not noted["detached"]:
+            answer["next"] = ["start", run.id, "--told", str(answer.pop("waited"))]
     elif noted.get("cancelled"):
         cli.fail(noted["failure"], 1)
+    elif not noted["detached"] and not noted["training"]:
+        answer["next"] = ["follow", run.id]
     return answer
 
 
-def attempt(run: Run, told: float) -> dict[str, Any]:
-    """Start a queued run if its task is free; else return ``waited``, the waiting time at the last report.
+def wait(run: Run, told: float) -> dict[str, Any]:
+    """Start the runs whose turn it is. If this one is still queued, wait a moment, and return ``waited``.
 
-    The original call and all calls that follow a queued run may do this; the run starts once.
+    ``told`` and ``waited`` are the waiting time in seconds at the last report.
     """
-    with run.locked("launch"):
-        noted = run.read()
-        if not noted.get("waiting") or "ended" in noted:
-            return {}
-        if noted.get("queued", math.inf) > runs.clock():  # or the machine was rebooted
-            noted = run.note(queued=runs.clock())
-        # A training has its own servers: it clears none, so it leaves interrupted runs to the next run.
-        interrupted = [] if noted["training"] else runs.interrupted(noted["task"])
-        renew = renewal_of(noted, interrupted)
-        if renew != noted.get("renew"):  # a note is written to the disk, and a queued run tries every two seconds
-            noted = run.note(renew=renew)
-        tried, other = start_unit(run), "another run"
-        if tried.returncode:
-            other = runs.property_of(noted["unit"], "Description") or other
-        if tried.returncode == 0 or other == f"run {run.id}":
-            run.note(waiting=False)
-            for lost in interrupted:
-                lost.note(ended=time.time(), failure=runs.LOST)
-            return {"lines": ["installing the packages of the run"]} if layer_of(run).exists() else {}
-    if "already" not in tried.stderr:
-        return give_up(run, f"systemd could not start the run: {tried.stderr.strip()}")
-    waited = runs.clock() - noted["queued"]
-    clearing = is_over(other)
-    if waited > noted["wait"] + (CLEARING_SECONDS if clearing else 0):
-        return give_up(
-            run,
-            f"{noted['task']} is still used by {other} after {waited:.0f} s; try again later, or raise run_queue_timeout",
-            forget=True,
-        )
-    time.sleep(0.1 if clearing else min(WAIT_SECONDS, max(0.1, noted["wait"] - waited)))
+    waits = queue.dispatch().get(run.id)
+    noted = run.read()
+    if noted.get("refused"):
+        return give_up(run, noted["failure"])
+    if not waits:
+        return {"lines": ["installing the packages of the run"]} if layer_of(run).exists() and "ended" not in noted else {}
+    waited = max(0.0, runs.clock() - noted["queued"])  # negative after a reboot
+    if noted["detached"]:
+        return {"lines": [f"queued at position {waits.position}: {waits.reason}"], "waited": waited}
+    if waited > noted["wait"] + (CLEARING_SECONDS if waits.over else 0):
+        sentence = f"still queued after {waited:.0f} s: {waits.reason}; try again later, or raise run_queue_timeout"
+        with queue.locked():  # prevents a start in between
+            late = run.read().get("waiting")
+            if late:
+                run.note(waiting=False, ended=time.time(), failure=sentence)
+        return give_up(run, sentence, forget=True) if late else {}
+    deadline = time.monotonic() + min(WAIT_SECONDS, max(POLL_SECONDS, noted["wait"] - waited))
+    while run.read().get("waiting") and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
     if told >= 0 and waited - told < REPORT_SECONDS:
         return {"waited": told}
-    return {"lines": [f"queued: {noted['task']} is used by {other} ({waited:.0f} s)"], "waited": waited}
+    return {"lines": [f"queued at position {waits.position}: {waits.reason} ({waited:.0f} s)"], "waited": waited}
 
 
-def is_over(description: str) -> bool:
-    """Return whether the run in a unit's description has ended and only clears its servers, which takes a second."""
-    folder = runs.RUNS / description.removeprefix("run ")
-    try:
-        return runs.has_ended(folder)
-    except OSError:
-        return False
-
-
-def renewal_of(noted: dict[str, Any], interrupted: list[Run]) -> str:
-    """Return why the servers may hold state of earlier runs, for renew.py; empty if they are known to hold none."""
-    if noted["training"]:
-        return ""  # its tasks have their own servers
-    if any(not run.read().get("keep_state") for run in interrupted):
-        return "lost"
-    # What the gate found may have changed since.
-    return "held" if noted["held"] or runs.clock() - noted["queued"] > GATE_AGE_SECONDS else ""
+def dispatch(options: argparse.Namespace) -> None:
+    """Start the runs whose turn it is; systemd calls this at the end of a run and when the machine starts."""
+    queue.dispatch(Run(options.run) if options.run else None)
+    sys.exit()  # prints nothing: it would become part of the run's output
 
 
 def give_up(run: Run, sentence: str, forget: bool = False) -> dict[str, Any]:
@@ -156,7 +136,8 @@ def give_up(run: Run, sentence: str, forget: bool = False) -> dict[str, Any]:
         if forget:
             shutil.rmtree(run.folder)
         cli.fail(sentence, 1)
-    run.note(ended=time.time(), failure=sentence, part={"failure": sentence, "outcome": "was not started", "attempts": 0})
+    part = {"failure": sentence, "outcome": "was not started", "attempts": 0}
+    queue.end(run, sentence, part=part)
     try:
         trainings.refuse(training, task, sentence)
     except OSError as error:
@@ -229,15 +210,18 @@ def create_run_layout(run: Run) -> None:
 
 def finish(options: argparse.Namespace) -> None:
     """Note how the run ended; systemd calls this after the last process exits."""
-    note_ending(Run(options.run), os.environ)
+    run = Run(options.run)
+    note_ending(run, os.environ)
+    notify.start(run)
     sys.exit()  # prints nothing: it would become part of the run's output
 
 
 def follow(options: argparse.Namespace) -> dict[str, Any]:
     """Return new output, after a short wait for it, and how the run ended. Start the run if it is queued."""
     run = Run(options.run)
-    if run.read().get("waiting"):
-        waits = attempt(run, options.told)
+    noted = run.read()
+    if noted.get("waiting") and "number" in noted:
+        waits = wait(run, options.told)
         if "waited" in waits:
             return {**waits, "next": ["follow", run.id, "--told", str(waits.pop("waited"))]}
     deadline = time.monotonic() + WAIT_SECONDS
@@ -250,9 +234,8 @@ def follow(options: argparse.Namespace) -> dict[str, Any]:
     size = (run.folder / "stdout.log").stat().st_size
     answer: dict[str, Any] = {"lines": plain_lines(text)}
     if "ended" not in noted and offset == options.offset and not runs.is_alive(noted["unit"], run):
+        queue.dispatch()  # notes that the run was lost
         noted = run.read()
-        if "ended" not in noted:
-            noted = run.note(ended=time.time(), failure=runs.LOST)
     if "ended" in noted and offset >= size:
         answer["outcome"] = runs.timed(noted)
     else:
@@ -277,24 +260,39 @@ def read_from(path: Path, offset: int, whole: bool) -> tuple[str, int]:
 
 
 def cancel(options: argparse.Namespace) -> dict[str, Any]:
-    """Stop a queued or running run; its results can still be collected."""
-    run = Run(options.run)
+    """Stop queued or running runs; their results can still be collected. Returns the IDs of those that are on this machine."""
+    there = [Run(name) for name in options.run]
+    if options.here:
+        there = [run for run in there if (run.folder / "run.json").exists()]
+        there += [Run(path.name) for name in options.run for path in runs.RUNS.glob(f"{Run(name).id}.*") if path.is_dir()]
     sentence = f"the run was canceled by {options.by}"
-    with run.locked("launch"):  # prevents a start between reading and writing the notes
+    lines, units = [], []
+    for run in there:
+        line, unit = cancel_one(run, sentence, options.after)
+        lines += [line] if line else []
+        units += [unit] if unit else []
+    if units:
+        # "stop" waits for ExecStopPost; systemd kills the programs after ten seconds.
+        subprocess.run(["systemctl", "stop", *units], capture_output=True, check=False)
+    queue.dispatch()  # a later run may have waited for a queued one
+    return {"lines": lines, "found": [run.id for run in there]}
+
+
+def cancel_one(run: Run, sentence: str, after: float) -> tuple[str, str]:
+    """Remove a run from the queue. Return a line for the user, and the unit to stop if it runs."""
+    with queue.locked():  # prevents a start between reading and writing the notes
         noted = run.read()
-        if noted.get("waiting") and "ended" not in noted and not runs.is_alive(noted["unit"], run):
-            run.note(cancelled=sentence, ended=time.time(), failure=sentence)
-            return {"lines": [f"queued run {run.id} was canceled"]}
-    deadline = time.monotonic() + options.after
+        if noted.get("waiting") and "ended" not in noted:
+            queue.end(run, sentence, cancelled=sentence)
+            return f"queued run {run.id} was canceled", ""
+    deadline = time.monotonic() + after
     while "ended" not in noted and runs.is_alive(noted["unit"], run) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(POLL_SECONDS)
         noted = run.read()
     if "ended" in noted or not runs.is_alive(noted["unit"], run):
-        return {} if options.after else {"lines": [f"run {run.id} has already ended"]}
+        return "" if after else f"run {run.id} has already ended", ""
     run.note(cancelled=sentence)
-    # "stop" waits for ExecStopPost; systemd kills the program after ten seconds.
-    subprocess.run(["systemctl", "stop", noted["unit"]], capture_output=True, check=False)
-    return {"lines": [f"run {run.id} was canceled"]}
+    return f"run {run.id} was canceled", noted["unit"]
 
 
 def number(text: str) -> float:
@@ -309,9 +307,17 @@ def main() -> None:
     os.umask(0o022)  # the program's user needs access, whatever the caller's umask is
     parser = argparse.ArgumentParser(description="Run a program on this machine.")
     calls = parser.add_subparsers(required=True)
-    for call in (stage, place, start, follow, finish, cancel):
+    for call in (stage, place, start, follow, finish, cancel, dispatch):
         sub = calls.add_parser(call.__name__)
-        sub.add_argument("run")
+        if call is dispatch:
+            sub.add_argument("run", nargs="?", default="")
+        elif call is cancel:
+            sub.add_argument("run", nargs="+")
+            sub.add_argument(
+                "--here", action="store_true", help="only those that are on this machine, and the parts of trainings"
+            )
+        else:
+            sub.add_argument("run")
         sub.set_defaults(call=call)
         if call is stage:
             sub.add_argument("--program", required=True, help="the file to run, in the tar file")

@@ -1,6 +1,6 @@
 """Renew the servers of a run, so that the next run finds nothing of it. Runs in the run's unit.
 
-    tf_cluster.run.renew --ended       after the program's end: renews the servers that the run used
+    tf_cluster.run.renew --ended       after the program's end: renews the servers that the run used, and reports it in part.json
     tf_cluster.run.renew               before its start: renews servers that still hold the state of an earlier run
     tf_cluster.run.renew --lost        the same, also if they do not name the run: its machine failed
 
@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 from .. import cli
@@ -29,9 +30,10 @@ from ..tensorflow import capi
 from .unit import CONFIG
 
 SESSION_SECONDS = 3.0  # of one step of a session
+START_SECONDS = 30.0  # before a program starts: servers that do not answer may be starting
 RENEWAL_SECONDS = 6.0  # from the order until the new server answers; systemd allows ten seconds after the program's end
 GPU_RENEWAL_SECONDS = 60.0  # before a program starts: CUDA starts again
-POLL_SECONDS = 0.02
+POLL_SECONDS, RETRY_SECONDS = 0.02, 0.5
 MAX_THREADS = 64
 
 
@@ -69,6 +71,14 @@ def note_to_write(users: control.Users, renewal: Renewal) -> control.Users | Non
 
 def renew(library: capi.Library, task: str, entry: str, renewal: Renewal) -> str:
     """Renew one server if necessary, and wait for it; return a sentence if that failed."""
+    deadline = time.monotonic() + (0 if renewal.ended else START_SECONDS)
+    while (problem := try_to_renew(library, task, entry, renewal)) and time.monotonic() < deadline:
+        time.sleep(RETRY_SECONDS)
+    return problem
+
+
+def try_to_renew(library: capi.Library, task: str, entry: str, renewal: Renewal) -> str:
+    """Try once to renew a server; return a sentence if that failed."""
     try:
         opened = control.session(library, task, entry, SESSION_SECONDS, via=renewal.via)
         users = control.read_users(opened)
@@ -136,10 +146,13 @@ def main() -> None:
     cli.remove_proxy_variables()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this process computes nothing
     library, cluster = capi.Library(), cluster_config.load(CONFIG)
+    own = cluster_config.load(os.environ["TF_CLUSTER_CONFIG"])
+    job, _colon, index = user["task"].partition(":")
+    cluster[job][int(index)] = own[job][int(index)]  # runs at the same time have servers on different ports
     seconds = RENEWAL_SECONDS if options.ended else GPU_RENEWAL_SECONDS
     via = own_server(library, cluster, user["task"])
     renewal = Renewal(users, user["task"], user["kept"], options.ended, options.lost, seconds, via)
-    used = {entry for entries in cluster_config.load(os.environ["TF_CLUSTER_CONFIG"]).values() for entry in entries}
+    used = {entry for entries in own.values() for entry in entries}
     servers = [(f"{job}:{index}", entry) for job, index, entry in cluster_config.standing_tasks(cluster) if entry in used]
     with ThreadPoolExecutor(MAX_THREADS) as pool:
         problems = [
@@ -147,6 +160,8 @@ def main() -> None:
         ]
     for problem in problems:
         print(f"[cluster] {problem}", flush=True)
+    if options.ended and not problems:
+        Path(os.environ["TF_CLUSTER_CONFIG"]).with_name("part.json").write_text('{"cleared": true}', encoding="utf-8")
     sys.stdout.flush()
     os._exit(1 if problems else 0)  # a thread may still wait on a dead connection
 

@@ -4,10 +4,10 @@ A run is a folder: ``run.json`` (the notes: its options and how it ended), ``std
 ``program/`` (working directory), ``results/`` (``TF_RUN_DIR``), ``checkpoints/`` (``TF_CHECKPOINT_DIR``, not collected) and
 ``given.json`` (the files that were sent). In a training, each task is a run with a separate ID; the chief's ID is the training's.
 
-``waiting`` in the notes marks a queued run: another run uses its task.
+``waiting`` in the notes marks a run that has not started; with ``number``, it is in the queue (queue.py).
 
-A run executes in a transient unit that is named after its task. So systemd allows one run per task, enforces the time limit and
-records the end, also if the controller is disconnected.
+A run executes in a transient unit that is named after its task and the run. So systemd enforces the time limit and records the
+end, also if the controller is disconnected.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import argparse
 
 RUNS = Path("/var/lib/tf-cluster/runs")
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 USER = "tensorflow"  # runs the programs
 RESERVED_BYTES = 64 * 1024  # reserved for the last note, because a program may fill the disk
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
@@ -45,7 +46,7 @@ class Run:
     """The folder and the unit of one run."""
 
     def __init__(self, run_id: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}", run_id):
+        if not RUN_ID.fullmatch(run_id):
             cli.fail(f"{run_id!r} is not a valid run ID: use letters, digits, '.', '_' and '-'", 2)
         self.id, self.folder = run_id, RUNS / run_id
 
@@ -164,29 +165,20 @@ def has_ended(folder: Path) -> bool:
     return b'"ended"' in (folder / "run.json").read_bytes()
 
 
-def interrupted(task: str) -> list[Run]:
-    """Return the runs of a task that neither ended nor run: their machine failed."""
-    found = []
-    for path in RUNS.glob("[!.]*/run.json"):
-        run = Run(path.parent.name)
-        with contextlib.suppress(OSError, cluster_config.ConfigError):
-            if not has_ended(run.folder):
-                noted = run.read()
-                ran = noted.get("task") == task and not noted.get("waiting") and not noted.get("training")
-                if ran and not is_alive(noted["unit"], run):
-                    found.append(run)
-    return found
-
-
 def property_of(unit: str, name: str, timeout_seconds: float = RETRY_SECONDS) -> str:
     """Return one property of a unit. Raises OSError if systemd does not answer."""
-    command, deadline = ["systemctl", "show", f"--property={name}", "--value", unit], time.monotonic() + timeout_seconds
+    return show(unit, f"--property={name}", "--value", unit, timeout_seconds=timeout_seconds).strip()
+
+
+def show(subject: str, *words: str, timeout_seconds: float = RETRY_SECONDS) -> str:
+    """Return what ``systemctl show`` prints. Raises OSError, which names the subject, if systemd does not answer."""
+    deadline = time.monotonic() + timeout_seconds
     while True:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(["systemctl", "show", *words], capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            return done.stdout.strip()
+            return done.stdout
         if time.monotonic() > deadline:
-            raise OSError(f"systemd did not report the state of {unit}: {' '.join(done.stderr.split())}; try again later")
+            raise OSError(f"systemd did not report the state of {subject}: {' '.join(done.stderr.split())}; try again later")
         time.sleep(0.5)
 
 

@@ -245,8 +245,7 @@ class Member:
         self.training, self.task, self.command = noted["training"], noted["task"], noted["command"]
         self.begun, self.limit = time.monotonic(), noted["limit"]
         self.output = output
-        job, index = self.task.split(":")
-        self.port = cluster_config.split_address(self.training["cluster"][job][int(index)])[1]
+        self.port = cluster_config.split_address(self.training["entries"][self.task])[1]
         self.process: asyncio.subprocess.Process | None = None
         self.attempt, self.outcome = 0, "was not started"
         self.leaving = asyncio.Event()

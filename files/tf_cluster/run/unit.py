@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +23,34 @@ WRITABLE = ("program", "results", "checkpoints", "part.json")  # parts of a run'
 INSTALL_TIMEOUT_SECONDS = 1800  # systemd's default of 90 s is too short for large packages
 
 
-def start_unit(run: Run) -> subprocess.CompletedProcess[str]:
-    """Start the run's unit; the result's stderr contains "already" while another run uses the task."""
-    noted = run.read()
+def start_unit(run: Run, noted: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Start the unit of a run with the tasks that it has reserved."""
     training, whole = noted["training"], cluster_config.load(CONFIG)
-    job, index = task_of(noted["task"], training["cluster"] if training else whole)
-    missing = noted.get("missing", [])
-    spec, names = spec_without(spec_of_run(whole, job, index), missing)
+    job, index = task_of(noted["task"], whole)
+    all_tasks = spec_of_run(whole, job, index)
+    if noted["own"]:
+        all_tasks[job][index] = noted["own"]
+    missing = noted["missing"]
+    others = [entry for _job, _index, entry in cluster_config.standing_tasks(whole) if entry not in noted["reserved"]]
+    spec, names = (all_tasks, {}) if training else spec_without(all_tasks, others)
     (run.folder / "config.json").write_text(json.dumps(spec, indent=4) + "\n", encoding="utf-8")
     environment = environment_of(run, noted, whole, spec, (job, index))
+    facts: dict[str, Any] = {"command": command_of(noted)}
+    if names and spec != spec_of_run(whole, job, index):
+        environment |= {"TF_CLUSTER_PARTIAL": "1"}
+        facts["names"] = names
     if missing:
-        left_out = [f"{name}:{place}" for name in whole for place, entry in enumerate(whole[name]) if entry in missing]
-        environment |= {"TF_CLUSTER_MISSING": ",".join(left_out)}
-        run.note(names=names, left_out=left_out)
-    words = command_of(noted)
-    run.note(started=time.time(), command=words)
+        facts["left_out"] = [f"{name}:{place}" for name in whole for place, entry in enumerate(whole[name]) if entry in missing]
+        environment |= {"TF_CLUSTER_MISSING": ",".join(facts["left_out"])}
+    run.note(**facts)
     command = ["systemd-run", "--quiet", "--collect", f"--unit={noted['unit']}", "--service-type=exec", "--slice=tf-run.slice"]
     command += [f"--property={text}" for text in properties_of(run, noted, f"{job}-{index}")]
     # Does not wait for the installation of packages and for servers.
     command += ["--no-block"] if layer_of(run).exists() or noted.get("renew") else []
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     # systemd expands variables in a command; "$$" is a literal dollar.
-    command += [*PYTHON_MODULE, "tf_cluster.run.training", run.id] if training else [word.replace("$", "$$") for word in words]
+    words = [*PYTHON_MODULE, "tf_cluster.run.training", run.id] if training else facts["command"]
+    command += [word.replace("$", "$$") for word in words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -58,12 +63,15 @@ def environment_of(
     run: Run, noted: dict[str, Any], whole: dict[str, list[str]], spec: dict[str, list[str]], task: tuple[str, int]
 ) -> dict[str, str]:
     """Return the program's environment; ``whole`` is the full cluster spec, ``spec`` the part that the run sees."""
-    own = noted["training"]["cluster"] if noted["training"] else spec
+    own, (job, index) = spec, task
+    if noted["training"]:
+        own = noted["training"]["cluster"]
+        index = own[job].index(noted["training"]["entries"][noted["task"]])  # a training may have a part of the job's tasks
     addresses = {cluster_config.split_address(entry)[0] for entries in (*whole.values(), *own.values()) for entry in entries}
     environment = {
         "TF_RUN_ID": run.id,
         "TF_CLUSTER_CONFIG": str(run.folder / "config.json"),
-        "TF_CONFIG": json.dumps({"cluster": own, "task": {"type": task[0], "index": task[1]}}),
+        "TF_CONFIG": json.dumps({"cluster": own, "task": {"type": job, "index": index}}),
         "TF_RUN_DIR": str(run.folder / "results"),
         "TF_CHECKPOINT_DIR": str(run.folder / "checkpoints"),
         "GRPC_FAIL_FAST": "use_caller",
@@ -127,6 +135,7 @@ def spec_of_run(spec: dict[str, list[str]], job: str, index: int) -> dict[str, l
     Their ports may have no server, and a session waits for all tasks of its spec.
     """
     shown = {name: entries for name, entries in spec.items() if name == job or name not in cluster_config.RUN_JOBS}
+    shown = {name: list(entries) for name, entries in shown.items()}
     return {**shown, job: shown[job][: index + 1]} if job in cluster_config.RUN_JOBS and job in shown else shown
 
 

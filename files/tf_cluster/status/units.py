@@ -3,7 +3,8 @@
     python -m tf_cluster.status worker-0 worker-1
 
 Prints a JSON object: ``units`` (task -> ``unit`` its state, ``since`` ISO 8601, ``restarts``, ``memory_mb``), ``runs``
-(``run``, ``task``, ``since``), ``firewall`` (see firewall/state.py) and ``gpus`` (see cuda/gpus.py).
+(``run``, ``task``, ``since``), ``uncollected`` (see run/prune.py), ``firewall`` (see firewall/state.py) and ``gpus`` (see
+cuda/gpus.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from ..cuda import gpus
 from ..firewall import state as firewall
+from ..run import prune
 from .systemd import parse_show
 
 PROPERTIES = "Id,ActiveState,SubState,StateChangeTimestampMonotonic,NRestarts,MainPID,Description"
@@ -29,13 +31,14 @@ def main() -> None:
     runs = [
         {
             "run": unit["Description"].removeprefix("run "),
-            "task": identity.removeprefix("tf-run-").removesuffix(".service").replace("-", ":"),
+            "task": ":".join(identity.split("-")[2:4]),  # tf-run-<job>-<index>-<run>.service
             "since": describe(unit)["since"],
         }
         for identity, unit in show(["tf-run-*.service"]).items()
         if unit.get("ActiveState") in ("active", "activating", "deactivating")
     ]
-    print(json.dumps({"units": units, "runs": runs, "firewall": firewall.state(), "gpus": gpus.find()}))
+    left = prune.uncollected({run["run"] for run in runs})
+    print(json.dumps({"units": units, "runs": runs, "uncollected": left, "firewall": firewall.state(), "gpus": gpus.find()}))
 
 
 def show(units: list[str]) -> dict[str, dict[str, str]]:

@@ -68,7 +68,7 @@ def make(plan: dict[str, Any]) -> dict[str, Any]:
     """Create the environment unless it is complete; return the result, or ``lines`` and ``next`` while it is locked."""
     now, seconds = time.clock_gettime(time.CLOCK_BOOTTIME), plan["timeout"]
     waited, reported = now - plan.get("since", now), plan.get("reported", -REPORT_SECONDS)
-    with open(LOCK, "w", encoding="utf-8") as lock:
+    with open(LOCK, "w", encoding="utf-8") as lock:  # not the module lock: this file is sent alone
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

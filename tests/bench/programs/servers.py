@@ -46,7 +46,7 @@ def on(job, task):
 
 
 def listens(address):
-    """Tell whether somebody takes connections there."""
+    """Return whether a process accepts connections there."""
     with contextlib.suppress(OSError), socket.create_connection(address, 1):
         return True
     return False

@@ -11,17 +11,19 @@ TASKS = [task for play in PLAYS for task in play["tasks"]]
 CLUSTER = {"machines": {"m": [{"address": "no-such-machine.invalid", "port": 2222, "job": "worker"}]}}
 
 
-def peers(**variables):
+def peers(open_machines=()):
     """Return the firewall's peers as a template of the playbook gives them."""
     [task] = [task for task in TASKS if "firewall_peers" in task.get("vars", {})]
     environment = jinja2.Environment(autoescape=True)
-    environment.filters |= {"distributed.tensorflow.cluster_peers": filters.cluster_peers, "bool": bool}
+    environment.filters |= {"distributed.tensorflow.cluster_peers": filters.cluster_peers}
     expression = task["vars"]["firewall_peers"].strip().removeprefix("{{").removesuffix("}}")
-    return environment.compile_expression(expression)(spec_cluster=CLUSTER, **variables)
+    return environment.compile_expression(expression)(
+        spec_cluster={**CLUSTER, "open_machines": open_machines}, inventory_hostname="m"
+    )
 
 
 def test_without_a_firewall_names_need_not_be_known_to_the_controller():
-    assert peers(firewall_enabled=False) == {"ipv4": [], "ipv6": []}
+    assert peers(open_machines=["m"]) == {"ipv4": [], "ipv6": []}
 
 
 def test_with_a_firewall_a_name_that_the_controller_does_not_know_is_an_error():

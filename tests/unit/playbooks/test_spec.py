@@ -1,24 +1,28 @@
-"""The playbook spec.yml: what is wrong with a command is said before a machine is reached."""
+"""The playbooks spec.yml and command.yml: errors in a command or an inventory are reported before a machine is reached."""
 
 import json
 import os
+import re
 import subprocess
 
 import pytest
 from project import ROOT
 
+COMMANDS = re.findall(
+    r"`((?:playbooks/)?[a-z_]+\.yml)`", (ROOT / "docs/reference.md").read_text(encoding="utf-8").split("\n## ")[1]
+)
 INVENTORY = "[worker]\nw0 ansible_host=192.0.2.1\n[host]\nh ansible_host=192.0.2.2\n"
 
 
 @pytest.fixture
 def playbook(tmp_path):
     """Return a function that calls a playbook on an inventory whose machines cannot be reached."""
-    (tmp_path / "hosts.ini").write_text(INVENTORY, encoding="utf-8")
 
-    def playbook(name, *words, **environment):
+    def playbook(*words, more="", **environment):
+        (tmp_path / "hosts.ini").write_text(INVENTORY + more, encoding="utf-8")
         kept = {variable: value for variable, value in os.environ.items() if not variable.startswith("ANSIBLE_")}
         return subprocess.run(
-            ["ansible-playbook", f"--inventory={tmp_path}/hosts.ini", name, *words], cwd=ROOT, capture_output=True, text=True,
+            ["ansible-playbook", f"--inventory={tmp_path}/hosts.ini", *words], cwd=ROOT, capture_output=True, text=True,
             timeout=120, check=False, env={**kept, **environment},
         )  # fmt: skip
 
@@ -50,6 +54,46 @@ def test_an_unknown_tag_fails(playbook, name, words):
     done = playbook(name, "--tags=nosuch")
     assert done.returncode == 2
     assert words in said(done)
+
+
+def test_every_playbook_checks_its_tags_and_variables(playbook):
+    """Ansible lists what it would do with an unknown tag."""
+    names = list(dict.fromkeys(COMMANDS))
+    assert {"site.yml", "run_demo.yml", "playbooks/run.yml", "playbooks/lab_down.yml"} <= set(names)
+    done = playbook("--list-tasks", "--tags=nosuch", *names)
+    listed = dict(part.split("\n", 1) for part in done.stdout.split("\nplaybook: ")[1:])
+    assert list(listed) == names
+    assert [name for name in names if "Check the tags and the names of the variables" not in listed[name]] == []
+
+
+def test_a_misspelt_variable_of_a_command_fails_before_the_next_play(playbook, tmp_path):
+    (tmp_path / "more.yml").write_text("alow_missing: 1\n", encoding="utf-8")
+    given = ["--extra-vars=detatch=true run_wait={{ none }}", f"--extra-vars=@{tmp_path}/more.yml", "--extra-vars={tf_task: 2}"]
+    done = playbook("playbooks/lab_down.yml", "--check", *given, ANSIBLE_STDOUT_CALLBACK="json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["plays"][-1]["tasks"][-1]["hosts"]["w0"]["msg"].splitlines() == [
+        "Unknown variable detatch. Did you mean detach?",
+        "Unknown variable run_wait. Did you mean run_queue_timeout?",
+        "Unknown variable alow_missing. Did you mean allow_missing?",
+        "Unknown variable tf_task. Did you mean tf_tasks?",
+    ]
+
+
+def test_variables_of_other_tools_are_ignored_and_not_evaluated(playbook):
+    more = "[all:vars]\nprograms=[]\nruns={{ 1 / 0 }}\ntf_version=1.9\n"
+    done = playbook("playbooks/show_spec.yml", "--extra-vars=terraform_run={{ nosuch }}", more=more)
+    assert done.returncode == 0, said(done)
+
+
+def test_each_problem_of_an_inventory_is_a_line(playbook):
+    more = "[all:vars]\ntf_task={'worker': 2}\n"
+    done = playbook("playbooks/show_spec.yml", more=more, ANSIBLE_STDOUT_CALLBACK="json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["plays"][-1]["tasks"][-1]["hosts"]["w0"]["msg"].splitlines() == [
+        "The inventory cannot be used.",
+        "w0: unknown variable tf_task. Did you mean tf_tasks?",
+        "h: unknown variable tf_task. Did you mean tf_tasks?",
+    ]
 
 
 def test_the_tag_spec_reaches_no_machine(playbook):

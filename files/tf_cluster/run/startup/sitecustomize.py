@@ -4,7 +4,7 @@
 import, in each later run and at exit. So it pauses during the import and then ignores these objects (``gc.freeze``). A program
 that only imports TensorFlow takes 1.1 s instead of 1.9 s. Programs need no change.
 
-After TensorFlow, it loads trace.py in a run with a trace, and missing.py in a run without some tasks. ``PYTHONPATH`` in the
+After TensorFlow, it loads trace.py in a run with a trace, and partial.py in a run without some tasks. ``PYTHONPATH`` in the
 unit of a run names this folder, which has no other file; see the module site in Python's documentation.
 """
 
@@ -53,10 +53,10 @@ def _without_collection(load: Callable[[ModuleType], None]) -> Callable[[ModuleT
                 gc.freeze()
                 gc.enable()
         if module.__name__ == "tensorflow":
-            if os.environ.get("TF_CLUSTER_MISSING"):
-                from tf_cluster.run import missing
+            if os.environ.get("TF_CLUSTER_PARTIAL"):
+                from tf_cluster.run import partial
 
-                missing.install()
+                partial.install()
             if os.environ.get("TF_CLUSTER_TRACE"):
                 _trace()
 

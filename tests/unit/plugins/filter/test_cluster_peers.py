@@ -35,7 +35,7 @@ def test_a_changed_address_of_a_name_is_noticed(monkeypatch):
     assert found == [["10.0.0.1", "192.0.2.7"], ["10.0.0.1", "192.0.2.8"]]
 
 
-def test_a_name_that_nobody_knows_is_an_error():
+def test_an_unknown_name_is_an_error():
     with pytest.raises(ValueError, match=r"cannot resolve the name 'no-such-machine\.invalid' .* in tf_address"):
         filters.cluster_peers(cluster("no-such-machine.invalid"))
 
@@ -89,7 +89,7 @@ def test_it_answers_without_nft(tmp_path):
         (LISTED, 99, False),
     ],
 )
-def test_rules_that_somebody_changed_are_told_from_those_that_were_loaded(tmp_path, monkeypatch, at_work, number, whole):
+def test_changed_rules_are_recognized(tmp_path, monkeypatch, at_work, number, whole):
     """Whatever the name of their version says, which stands in a chain of its own; and those for another user."""
     monkeypatch.setattr(firewall_state, "LOADED", tmp_path / "loaded")
     account = pwd.struct_passwd(("tensorflow", "x", number, number, "", "/", "/bin/false"))
@@ -104,7 +104,7 @@ def test_rules_that_somebody_changed_are_told_from_those_that_were_loaded(tmp_pa
 PEERS = "1Zc7J7z9uF4yHc=\tfd74::1/128\nqWk3n8aRr2+U0=\tfd74::2/128 10.0.0.0/8\nx9=\t(none)\n"
 
 
-def test_whom_a_tunnel_lets_in_is_told_as_wg_says_it(monkeypatch):
+def test_the_peers_of_a_tunnel_have_the_form_of_wg(monkeypatch):
     said = {"wg": subprocess.CompletedProcess([], 0, PEERS, "")}
     monkeypatch.setattr(tunnel_state, "run", lambda program, *_words: said.get(program))
     found = {"1Zc7J7z9uF4yHc=": "fd74::1/128", "qWk3n8aRr2+U0=": "fd74::2/128 10.0.0.0/8", "x9=": "(none)"}

@@ -1,11 +1,13 @@
-"""The filter cluster_spec: what inventories become, and what is said of those that cannot be used."""
+"""The filter cluster_spec: the cluster of an inventory, and the problems of an invalid one."""
 
 import json
 import random
 import time
+from collections import UserDict
 
 import pytest
-from project import load
+import yaml
+from project import ROOT, load
 
 module = load("plugins/filter/cluster_spec.py")
 cluster_spec, machines_per_gpu = module.cluster_spec, module.machines_per_gpu
@@ -140,7 +142,7 @@ def test_indices_follow_the_order_of_the_jobs_own_group():
     assert cluster["host"] == "b"
 
 
-def test_jobs_that_machines_say_differently_give_a_sentence():
+def test_jobs_that_differ_between_machines_are_reported():
     machines = {"one": ("worker", {"tf_jobs": ["worker", "host"]}), "boss": ("host", {})}
     [problem] = sentences_of(machines)
     assert "tf_jobs differs between machines" in problem
@@ -152,7 +154,7 @@ def test_a_misspelt_group_gives_a_sentence(group):
     assert f"four: the group '{group}' is not a job. Did you mean '" in problem
 
 
-def test_a_group_named_hosts_belongs_to_somebody_else():
+def test_a_group_named_hosts_is_ignored():
     assert cluster_of({**three(), "four": ("hosts", {})})["problems"] == []
 
 
@@ -161,13 +163,73 @@ def test_a_group_named_hosts_instead_of_host_gives_a_sentence():
     assert any("boss: the group 'hosts' is not a job. Did you mean 'host'?" in problem for problem in problems)
 
 
-def test_variables_of_other_tools_are_left_alone():
+def test_variables_of_other_tools_are_ignored():
     foreign = {"tf_workspace": "prod", "tf_state_bucket": "b", "tf_version": "1.9", "tf_outputs": {}, "tf_vars": "", "tf_x": 1}
     assert cluster_of(three(one=foreign))["problems"] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("detatch", "detach"),
+        ("alow_missing", "allow_missing"),
+        ("progam", "program"),
+        ("traces", "trace"),
+        ("run_timout", "run_timeout"),
+        ("train_job", "train_jobs"),
+        ("benchmark_second", "benchmark_seconds"),
+        ("lab_nam", "lab_name"),
+        *module.RENAMED.items(),
+    ],
+)
+def test_a_misspelt_variable_of_a_command_gives_a_sentence(name, meant):
+    assert module.option_problems([name]) == [f"Unknown variable {name}. Did you mean {meant}?"]
+
+
+@pytest.mark.parametrize(
+    "name", ["runs", "racer", "my_run", "program_dir", "tf_version", "tf_outputs", "tower_user_name", "ansible_user"]
+)
+def test_variables_of_a_command_that_belong_to_other_tools_are_ignored(name):
+    assert module.option_problems([name]) == []
+
+
+def test_the_new_name_of_each_renamed_variable_exists():
+    assert module.option_problems(module.RENAMED.values()) == []
+    assert set(module.RENAMED.values()) <= module._known_variables()
+
+
 def test_a_group_around_a_job_is_no_misspelling():
     assert cluster_of({**three(), "two": ("worker workers", {})})["problems"] == []
+
+
+def test_what_playbooks_need_of_roles_is_in_the_cluster(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/jo")
+    cluster = cluster_of(three(one={"firewall_enabled": "no"}, two={"tunnel_name": "wg7"}))
+    assert cluster["open_machines"] == ["one"]
+    assert cluster["tunnel_names"] == {"one": "tf-cluster", "two": "wg7", "boss": "tf-cluster"}
+    assert cluster["output"] == str(tmp_path / "output")
+    given = {machine: {"tf_output": "~/results"} for machine in ("one", "two", "boss")}
+    assert cluster_of(three(**given))["output"] == "/home/jo/results"
+
+
+@pytest.mark.parametrize(("role", "name", "value"), [
+    ("firewall", "firewall_enabled", module.FIREWALL_ENABLED),
+    ("tunnel", "tunnel_name", module.TUNNEL_NAME),
+])  # fmt: skip
+def test_defaults_of_roles_are_those_of_the_cluster(role, name, value):
+    defaults = yaml.safe_load((ROOT / f"roles/{role}/defaults/main.yml").read_text(encoding="utf-8"))
+    assert defaults[name] == value
+
+
+def test_an_unrelated_variable_is_not_evaluated():
+    class Templated(UserDict):
+        def __getitem__(self, name):
+            assert name != "backup_target", "this template fails"
+            return super().__getitem__(name)
+
+    groups = {"all": ["one"], "worker": ["one"], "host": ["one"]}
+    assert cluster_spec(groups, {"one": Templated(backup_target="{{ 1 / 0 }}")})["problems"] == []
 
 
 def test_a_variable_that_cannot_be_worked_out_gives_a_sentence():
@@ -376,6 +438,24 @@ def test_a_bad_inventory_gives_a_sentence(machines, words):
     assert any(all(word in problem for word in words) for problem in problems), problems
 
 
+@pytest.mark.parametrize("value", [-1, "x", True, [30], 10**9, "nan", "inf", {}])
+@pytest.mark.parametrize(("name", "unit"), [("runs_keep_days", "days"), ("runs_keep_gb", "gigabytes")])
+def test_how_long_runs_are_kept_is_a_number(name, unit, value):
+    assert sentences_of(three(two={name: value})) == [f"two: {name} is {value!r}. Set a number of {unit} from 0 to 1000000."]
+
+
+@pytest.mark.parametrize("value", [0, 7, 0.5, "14", 1_000_000, None])
+def test_how_long_runs_are_kept_may_differ_between_machines(value):
+    assert cluster_of(three(two={"runs_keep_days": value, "runs_keep_gb": value}))["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("run_keep_days", "runs_keep_days"), ("runs_keep_gbs", "runs_keep_gb"), ("run_notfy", "run_notify")]
+)
+def test_a_misspelt_variable_of_runs_is_named(name, meant):
+    assert sentences_of(three(one={name: 5})) == [f"one: unknown variable {name}. Did you mean {meant}?"]
+
+
 @pytest.mark.parametrize(
     ("jobs", "words"),
     [
@@ -401,7 +481,7 @@ def test_bad_jobs_give_a_sentence(jobs, words):
     assert any(all(word in problem for word in words) for problem in problems), problems
 
 
-def test_all_problems_are_said_at_once():
+def test_all_problems_are_reported_together():
     problems = sentences_of(
         {
             "one": ("worker", {"tf_adress": "x", "tf_tasks": {"ps": 1, "worker": [{"port": 0}, {"index": 7, "prot": 1}]}}),
@@ -412,7 +492,7 @@ def test_all_problems_are_said_at_once():
         assert sum(word in problem for problem in problems) == 1, (word, problems)
 
 
-def test_the_same_problem_is_said_once():
+def test_each_problem_is_reported_once():
     problems = sentences_of(with_tasks([{"zz": 1}, {"zz": 2}]))
     assert len(problems) == 1
 

@@ -26,7 +26,7 @@ NRestarts=0
 MainPID=0
 Description=TensorFlow server worker-1
 """
-RUN = "Id=tf-run-host-0.service\nActiveState=active\nSubState=running\nStateChangeTimestampMonotonic=5\nDescription=run r1\n"
+RUN = "Id=tf-run-host-0-r1.service\nActiveState=active\nSubState=running\nStateChangeTimestampMonotonic=5\nDescription=run r1\n"
 UNIT = {"unit": "active", "since": "2026-01-01T00:00:00+00:00", "restarts": 0, "memory_mb": 103}
 
 
@@ -43,25 +43,25 @@ CLUSTER = {
 GATE = [
     {"task": f"worker:{index}", "state": "answers", "reason": "", "version": "2.21.0", "gpus": []} for index in range(2)
 ]  # fmt: skip
-WALL = {"version": "version_1a", "wanted": "version_1a", "whole": True}
+FIREWALL = {"version": "version_1a", "wanted": "version_1a", "whole": True}
 STATES = {
-    "a": {"units": {"worker-0": UNIT}, "runs": [], "firewall": WALL},
-    "b": {"units": {"worker-1": UNIT}, "runs": [], "firewall": WALL},
-    "c": {"units": {}, "runs": [{"run": "r1", "task": "host:0", "since": None}], "firewall": WALL},
+    "a": {"units": {"worker-0": UNIT}, "runs": [], "firewall": FIREWALL},
+    "b": {"units": {"worker-1": UNIT}, "runs": [], "firewall": FIREWALL},
+    "c": {"units": {}, "runs": [{"run": "r1", "task": "host:0", "since": None}], "firewall": FIREWALL},
 }
 
 
-def test_why_the_gate_could_not_be_asked_is_the_reason_of_each_task():
+def test_the_reason_of_a_failed_gate_is_the_reason_of_each_task():
     status = filters.cluster_status(CLUSTER, [], {"a": STATES["a"]}, gate_problem="c is unreachable")
     assert status["ok"] is False
     assert {task["task"]: (task["unit"], task["state"], task["reason"]) for task in status["tasks"]} == {
-        "worker:0": ("active", "not asked", "the host machine could not check it: c is unreachable"),
-        "worker:1": ("machine is away", "not asked", "the host machine could not check it: c is unreachable"),
-        "host:0": ("machine is away", "unreachable", "Ansible cannot reach its machine"),
+        "worker:0": ("active", "not checked", "the host machine could not check it: c is unreachable"),
+        "worker:1": ("unreachable", "not checked", "the host machine could not check it: c is unreachable"),
+        "host:0": ("unreachable", "unreachable", "Ansible cannot reach its machine"),
     }
 
 
-def test_a_whole_cluster_is_whole():
+def test_a_complete_cluster_is_ok():
     status = filters.cluster_status(CLUSTER, GATE, STATES)
     assert status["ok"] is True
     assert status["open"] == []
@@ -72,7 +72,7 @@ def test_a_whole_cluster_is_whole():
     assert status["tasks"][0]["memory_mb"] == 103
 
 
-def test_a_free_host_is_whole_too():
+def test_a_cluster_with_a_free_host_is_ok():
     states = {**STATES, "c": {"units": {}, "runs": []}}
     assert filters.cluster_status(CLUSTER, GATE, states)["tasks"][2]["state"] == "free"
     assert filters.cluster_status(CLUSTER, GATE, states)["ok"] is True
@@ -82,25 +82,25 @@ def test_a_free_host_is_whole_too():
     ("gate", "away"),
     [([GATE[0], {**GATE[1], "state": "hangs", "reason": "x"}], ()), ([], ()), (GATE, ("c",)), ([], ("a", "b", "c"))],
 )
-def test_a_cluster_with_a_gap_is_not(gate, away):
+def test_an_incomplete_cluster_is_not_ok(gate, away):
     states = {machine: state for machine, state in STATES.items() if machine not in away}
     status = filters.cluster_status(CLUSTER, gate, states)
     assert status["ok"] is False
     assert len(status["tasks"]) == 3
-    assert all(task["unit"] == "machine is away" for task in status["tasks"] if task["machine"] in away)
+    assert all(task["unit"] == "unreachable" for task in status["tasks"] if task["machine"] in away)
 
 
-def test_a_machine_that_is_not_set_up_is_told_from_one_that_is_away():
+def test_a_machine_that_is_not_set_up_is_not_an_unreachable_one():
     states = {"a": STATES["a"]}
     sentence = "task_state.py is not there: has 'ansible-playbook site.yml' made this machine part of the cluster?"
     status = filters.cluster_status(CLUSTER, [], states, {"c": sentence})
-    assert [task["unit"] for task in status["tasks"]] == ["active", "machine is away", "not known"]
-    assert status["tasks"][2]["state"] == "not known"
+    assert [task["unit"] for task in status["tasks"]] == ["active", "unreachable", "unknown"]
+    assert status["tasks"][2]["state"] == "unknown"
     assert status["tasks"][2]["reason"] == sentence
     assert status["ok"] is False
 
 
-def test_the_table_leaves_out_what_nobody_has():
+def test_the_table_has_no_empty_columns():
     lines = filters.status_table(filters.cluster_status(CLUSTER, GATE, STATES))
     assert lines[0].split() == ["task", "machine", "address", "unit", "state", "since", "restarts", "MB", "TensorFlow", "run"]
     assert len(lines) == 4
@@ -142,8 +142,8 @@ def test_what_systemd_knows_of_tasks_is_told(systemd, capsys, monkeypatch):
         ({}, ["b"], False, "b: the firewall is active, but firewall_enabled is false"),
     ],
 )
-def test_a_machine_whose_firewall_is_another_than_the_inventory_says_is_told_of(wall, unguarded, ok, words):
-    states = {**STATES, "b": {**STATES["b"], "firewall": {**WALL, **wall}}}
+def test_a_firewall_that_differs_from_the_inventory_is_reported(wall, unguarded, ok, words):
+    states = {**STATES, "b": {**STATES["b"], "firewall": {**FIREWALL, **wall}}}
     status = filters.cluster_status(CLUSTER, GATE, states, unguarded=unguarded)
     assert status["ok"] is ok
     assert len(status["open"]) == 1
@@ -161,3 +161,26 @@ def test_state_of_earlier_runs_is_named_with_its_tasks():
     assert status["held"] == ["worker:0: holds the state of run r2 since 2026-01-01T00:00:00+00:00. The next run clears it."]
     assert status["tasks"][0]["holds"] == {"r2": {**kept, "kept": False}}
     assert filters.cluster_status(CLUSTER, GATE, STATES)["held"] == []
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (
+            {"c": [{"run": "r1", "ended": 1767225600.0}]},
+            "1 run has ended and was never collected, so it is not deleted. The oldest ended 2026-01-01T00:00:00+00:00. "
+            "To collect it: ansible-playbook playbooks/collect.yml -e run=r1",
+        ),
+        (
+            {"a": [{"run": "r2", "ended": 5.0}], "c": [{"run": "r2", "ended": 5.0}, {"run": "r1", "ended": None}]},
+            "2 runs have ended and were never collected, so they are not deleted. The oldest ended at an unknown time. "
+            "To collect it: ansible-playbook playbooks/collect.yml -e run=r1",
+        ),
+    ],
+)
+def test_runs_that_were_never_collected_are_counted(found, sentence):
+    states = {machine: {**state, "uncollected": found.get(machine, [])} for machine, state in STATES.items()}
+    status = filters.cluster_status(CLUSTER, GATE, states)
+    assert status["uncollected"] == [sentence]
+    assert status["ok"] is True
+    assert filters.cluster_status(CLUSTER, GATE, STATES)["uncollected"] == []

@@ -192,10 +192,10 @@ def test_tasks_get_their_gpus_in_their_order():
 def test_drivers_of_a_cluster_are_the_same():
     newer = found(machines.TITAN_X.replace("535.161.08", "550.54.15"))
     alike = {"a": found(machines.H100), "b": found(machines.EIGHT), "c": found()}
-    assert filters.fleet_problems(alike, False) == []
-    [sentence] = filters.fleet_problems({**alike, "d": newer}, False)
+    assert filters.driver_mismatches(alike, False) == []
+    [sentence] = filters.driver_mismatches({**alike, "d": newer}, False)
     assert "535.161.08 on a, b; 550.54.15 on d" in sentence
-    assert filters.fleet_problems({**alike, "d": newer}, True) == []
+    assert filters.driver_mismatches({**alike, "d": newer}, True) == []
 
 
 def test_the_table_names_each_gpu_and_a_lost_one():

@@ -1,4 +1,4 @@
-"""The filter machine_problems: what keeps a machine from its tasks is said, and nothing else."""
+"""The filter machine_problems: it reports what prevents a machine from carrying its tasks, and nothing else."""
 
 import copy
 
@@ -143,7 +143,7 @@ def test_a_port_held_on_two_addresses_is_one_problem():
     assert len(problems(listeners=[holder, holder])) == 1
 
 
-def test_all_problems_are_said_at_once():
+def test_all_problems_are_reported_together():
     worst = {"init": "runit", "processor": "i386", "python": python("3.5")}
     listeners = [{"port": 2222, "name": "x", "pid": 1, "user": "root", "unit": ""}]
     assert len(problems(**worst, disk_mb=0, task={"reached_by": "10.9.9.9"}, listeners=listeners)) == 6

@@ -1,4 +1,4 @@
-"""The filters on programs: a run's name is safe, telling and its own; what is no program is said before it is sent."""
+"""The filters on programs: a run's name is safe, meaningful and unique; an invalid program is reported before it is sent."""
 
 import os
 import re
@@ -216,3 +216,11 @@ def test_what_can_be_asked_for_gives_none(tmp_path):
     given = {"program_args": ["a"], "program_requirements": str(tmp_path / "a.py"), "run_timeout": "3600", "run_queue_timeout": 0}
     given |= {"run_abort_after_silence": "60", "run_output_mb": 0.5}
     assert problems(str(tmp_path / "a.py"), given) == []
+
+
+@pytest.mark.parametrize(("url", "count"), [("", 0), ("https://a.example/x", 0), ("ftp://a.example/hidden", 1), (5, 1)])
+def test_a_url_that_nothing_can_be_posted_to_is_refused_without_it(url, count, tmp_path):
+    (tmp_path / "a.py").write_text("", encoding="utf-8")
+    found = problems(str(tmp_path / "a.py"), {"run_notify": url})
+    assert len(found) == count
+    assert "hidden" not in "".join(found)

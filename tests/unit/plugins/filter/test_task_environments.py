@@ -141,13 +141,13 @@ def test_a_task_with_a_server_gets_its_gpus_in_a_training_too():
     environment = with_gpus([{"uuid": "GPU-aaa", "minor": 0}])
     assert environment["files"][2] == {
         **environment["files"][1],
-        "path": "/etc/systemd/system/tf-run-worker-0.service.d/gpus.conf",
+        "path": "/etc/systemd/system/tf-run-worker-0-.service.d/gpus.conf",
     }
 
 
 def test_a_runs_task_gets_its_gpus_through_the_runs_unit():
     environment = with_gpus([{"uuid": "GPU-aaa", "minor": 0}], name="host-0", standing=False)
-    assert environment["files"][1]["path"] == "/etc/systemd/system/tf-run-host-0.service.d/gpus.conf"
+    assert environment["files"][1]["path"] == "/etc/systemd/system/tf-run-host-0-.service.d/gpus.conf"
 
 
 def test_another_gpu_is_another_input():
@@ -192,14 +192,15 @@ def test_only_files_that_a_server_starts_with_are_its_inputs():
 def machine(wanted, **changes):
     """Return the facts of a machine that is as wanted, except for the changes."""
     digests = {file["path"]: f"{hashlib.sha256(file['content'].encode()).hexdigest()} 0644" for file in wanted["files"]}
-    return {"tasks": wanted["tasks"], "target": True, "compiled": True, "reload": False, "digests": digests, **changes}
+    found = {"tasks": wanted["tasks"], "target": True, "timer": True, "compiled": True, "reload": False, "digests": digests}
+    return {**found, **changes}
 
 
 @pytest.mark.parametrize(
     ("changes", "stands"),
     [
         ({}, True), ({"tasks": {}}, False), ({"tasks": {"worker-0": None}}, False), ({"target": False}, False),
-        ({"compiled": False}, False), ({"reload": True}, False), ({"digests": {}}, False),
+        ({"compiled": False}, False), ({"timer": False}, False), ({"reload": True}, False), ({"digests": {}}, False),
     ],
 )  # fmt: skip
 def test_a_machine_stands_if_nothing_differs(changes, stands):

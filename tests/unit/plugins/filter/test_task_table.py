@@ -73,7 +73,7 @@ def test_tasks_that_the_gate_could_not_check_are_known_from_the_cluster_spec():
     assert found == {
         "task": "worker:1",
         "address": "10.0.0.2:2222",
-        "state": "not asked",
+        "state": "not checked",
         "reason": "the host machine could not check it",
         "version": None,
         "gpus": [],

@@ -89,9 +89,11 @@ def test_the_parts_of_a_machine_are_all_its_tasks_but_the_chiefs():
 
 
 def test_the_ports_that_are_closed_to_others_are_those_of_tasks_and_trainings():
-    """Also where a training has to pass over a task's port."""
+    """Also where a training has to pass over a task's port; any task of a training can be its chief."""
     assert filters.cluster_ports(cluster(), "a") == [2222, 3222, 4222]
-    assert filters.cluster_ports({**cluster(), "train_port_offset": "7000"}) == [2222, 2223, 2224, 2225, 9222, 9224, 16222, 16224]
+    assert filters.cluster_ports({**cluster(), "train_port_offset": "7000", "run_slots": 2}) == [
+        2222, 2223, 2224, 2225, 9222, 9224, 16222, 16224, 23223, 23224,
+    ]  # fmt: skip
     busy = cluster(a={"worker": [{"port": 2222}, {"port": 3222}]})
     plan = filters.training(busy)
     wanted = {int(entry.rpartition(":")[2]) for entry in plan["cluster"]["worker"][:2]}

@@ -66,7 +66,7 @@ def test_what_systemctl_shows_is_what_the_plan_needs():
     assert task_units.plan(wanted, found) == ([], ["tf-server@ps-0.service"], [], [])
 
 
-def test_a_task_that_runs_with_its_inputs_is_left_alone():
+def test_a_task_that_runs_with_its_inputs_is_not_restarted():
     assert plan(RUNS) == {"enable": [], "start": [], "restart": [], "stop": []}
 
 
@@ -102,7 +102,7 @@ def test_a_task_that_the_machine_no_longer_has_is_stopped(found):
 
 
 @pytest.mark.parametrize("found", [{}, {"ActiveState": "inactive", "UnitFileState": "disabled"}])
-def test_a_task_that_is_gone_already_is_left_alone(found):
+def test_a_task_that_has_stopped_already_is_not_stopped(found):
     assert plan(RUNS, others={OTHER: found})["stop"] == []
 
 
@@ -157,12 +157,12 @@ def test_a_task_that_did_not_start_is_named_with_the_servers_own_words():
 
 
 def complaint(module):
-    """Return what is said of two tasks that were to start."""
+    """Return the messages on two tasks that should start."""
     wanted = {UNIT: "", OTHER: ""}
     return task_units.complaint(module, task_units.Systemd(module), wanted, "tf-server@.service", ["confined.conf"])
 
 
-def test_a_file_of_somebody_elses_that_changes_the_unit_is_named():
+def test_a_drop_in_of_another_program_is_named():
     ours = (
         "FragmentPath=/etc/systemd/system/tf-server@.service\nDropInPaths=/etc/systemd/system/tf-server@.service.d/confined.conf"
     )

@@ -37,7 +37,7 @@ def file(path, content="text\n", **more):
 
 
 def identity(path):
-    """Return what changes when a file is written anew."""
+    """Return the changes when a file is written again."""
     found = path.stat()
     return found.st_ino, found.st_mtime_ns, found.st_mode
 

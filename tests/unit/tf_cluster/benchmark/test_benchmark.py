@@ -82,7 +82,7 @@ def test_a_slow_link_is_measured_with_less(small, empty, size):
     assert benchmark.large_size(small, empty) == pytest.approx(size, rel=0.01)
 
 
-def test_what_hangs_is_left_alone():
+def test_tasks_that_hang_are_not_measured():
     begun = time.monotonic()
     found = benchmark.attempt(lambda seconds: time.sleep(seconds) or 1 / (1 - seconds), [0, 1, 30], 3)
     assert time.monotonic() - begun < 10
@@ -132,12 +132,12 @@ def test_gpus_are_compared_with_gpus():
     assert "The slowest task by GPU: worker:2 (m) on GPU:0, 8998 GFLOP/s, 100% of the median" in found
 
 
-def test_what_was_not_measured_is_said():
+def test_missing_measurements_are_reported():
     found = benchmark.findings(result([link(0, 1), link(1, 2), link(2, 0)], links_at_once=2))
     assert found[-1].startswith("Measured 3 of 6 links between 3 tasks, 2 at once. NOT ALL: ")
 
 
-def test_what_failed_is_said_and_the_others_are_compared():
+def test_failures_are_reported_and_the_others_are_compared():
     links = [link(*pair, **({"failure": "worker:2 does not answer"} if 2 in pair else {})) for pair in ALL]
     found = benchmark.findings(result(links, failed={"worker:2": "does not answer"}))
     assert found[0] == "worker:2 FAILED: it does not answer"
@@ -179,7 +179,7 @@ def test_of_many_links_the_slowest_are_shown():
         (40, "perhaps", ["benchmark_iperf"]), (None, [], ["benchmark_seconds", "benchmark_iperf"]),
     ],
 )  # fmt: skip
-def test_what_cannot_be_asked_for_is_said(seconds, iperf, named):
+def test_invalid_variables_are_reported(seconds, iperf, named):
     problems = asked.benchmark_problems(seconds, iperf)
     assert [sentence.split()[0] for sentence in problems] == named
 
@@ -195,7 +195,7 @@ def test_the_networks_links_fit_into_the_time():
 
 
 def told(count=2, iperf=True, found=(), problems=None):
-    """Return what the program is told of a cluster of so many machines."""
+    """Return the program's argument for a cluster of so many machines."""
     given = cluster(count)
     return asked.benchmark_about(given, 30.0, iperf, asked.network_links(given, 10), list(found), problems or {})
 

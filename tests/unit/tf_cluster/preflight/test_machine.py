@@ -1,4 +1,4 @@
-"""machine_facts: what a machine is like, told in one call; and the filter that compares its files with what they should be."""
+"""machine_facts: the facts of a machine in one call; and the filter that compares its files with the expected ones."""
 
 import json
 import os
@@ -51,8 +51,20 @@ def systemctl(monkeypatch):
 
 def test_tasks_stand_with_what_they_were_started_with(systemctl):
     found = machine_state.tasks(machine_state.show_units())
-    assert found == {"tasks": {"worker-0": "0a1b2c", "worker-1": None, "worker-2": None}, "target": True, "reload": False}
+    assert found == {
+        "tasks": {"worker-0": "0a1b2c", "worker-1": None, "worker-2": None}, "target": True, "timer": False, "reload": False,
+    }  # fmt: skip
     assert "tf-server@worker-3.service" in systemctl[1]
+
+
+def test_a_timer_that_is_enabled_and_active_stands(systemctl, monkeypatch):
+    shown = "\nId=tf-prune.timer\nActiveState=active\nUnitFileState=enabled\n"
+    monkeypatch.setattr(sys.modules[__name__], "SHOWN", SHOWN + shown)
+    assert machine_state.tasks(machine_state.show_units())["timer"]
+    assert "tf-prune.timer" in systemctl[1]
+    stopped = SHOWN.replace("tf-prune.timer\nActiveState=active", "tf-prune.timer\nActiveState=inactive")
+    monkeypatch.setattr(sys.modules[__name__], "SHOWN", stopped)
+    assert not machine_state.tasks(machine_state.show_units())["timer"]
 
 
 def test_units_that_systemd_has_not_read_are_noticed(systemctl, monkeypatch):
@@ -60,7 +72,7 @@ def test_units_that_systemd_has_not_read_are_noticed(systemctl, monkeypatch):
     assert machine_state.tasks(machine_state.show_units())["reload"]
 
 
-def test_a_listener_is_told_to_be_a_tasks(systemctl, monkeypatch):
+def test_a_listener_of_a_task_has_its_unit(systemctl, monkeypatch):
     found = [{"port": 2222, "pid": 77, "name": "python", "user": "root"}, {"port": 2223, "pid": 78, "name": "x", "user": "root"}]
     monkeypatch.setattr(machine_state, "port_listeners", lambda _ports: found)
     units = [listener["unit"] for listener in machine_state.listeners([2222, 2223], machine_state.show_units())]

@@ -90,7 +90,7 @@ def test_a_task_that_is_being_restarted_is_waited_for(ask):
     assert ask(f"127.0.0.1:{address[1]}", seconds=2)["state"] != "refused"
 
 
-def test_a_name_that_nobody_knows_is_unreachable(ask):
+def test_an_unknown_name_is_unreachable(ask):
     report = ask("no-such-machine.invalid:2222")
     assert report["state"] == "unreachable"
     assert "no-such-machine.invalid cannot be resolved" in report["reason"]
@@ -137,7 +137,7 @@ def test_a_wrong_config_gives_a_sentence_and_status_2(tmp_path):
     assert done.stderr == f"tf_cluster.ready: {tmp_path}/config.json does not exist; give the cluster spec with --config PATH\n"
 
 
-def test_without_tensorflow_it_says_so_with_status_1(tmp_path):
+def test_a_missing_tensorflow_is_reported_with_status_1(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"worker": ["127.0.0.1:1"]}), encoding="utf-8")
     done = call("tf_cluster.ready", "--config", tmp_path / "config.json", "--json")
     assert done.returncode == 1
@@ -145,12 +145,12 @@ def test_without_tensorflow_it_says_so_with_status_1(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_who_is_waited_for_is_said_early(monkeypatch):
+def test_tasks_that_do_not_answer_are_reported_early(monkeypatch):
     monkeypatch.setattr(ready.capi, "Library", lambda: SimpleNamespace(version="2.21.0"))
     monkeypatch.setattr(sys, "argv", ["ready.py", "--json", "--timeout=10", "--first=0.1"])
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    options = SimpleNamespace(needs=[], prove=0, timeout=10.0, first=0.1)
+    options = SimpleNamespace(needs=[], only=[], prove=0, timeout=10.0, first=0.1)
     found = ready.ask_all({"worker": [f"127.0.0.1:{port}"]}, options)
     assert found["lines"] == ["waiting for worker:0 (refused)"]
     assert found["next"] == ["--json", "--timeout=10", "--first=0.1", "--timeout=9.9", "--first=0"]

@@ -1,4 +1,4 @@
-"""The proof: what is said of a GPU that computes otherwise than the processor. The devices here are made up."""
+"""The GPU check reports a GPU whose results differ from the processor's. The devices are simulated."""
 
 import struct
 import time

@@ -40,7 +40,7 @@ def test_the_last_lines_are_shown_and_all_are_kept(tmp_path):
     assert len((tmp_path / "logs/all.txt").read_text(encoding="utf-8").splitlines()) == 1000
 
 
-def test_where_a_training_printed_is_said(tmp_path):
+def test_lines_of_a_training_name_their_task(tmp_path):
     for name in ("logs/worker-0.log", "tasks/worker-1/stdout.log"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("", encoding="utf-8")

@@ -166,7 +166,7 @@ def test_a_run_without_a_result_has_none_in_its_verdict(run):
     assert "result" not in run.report()["verdict"]
 
 
-def test_a_failed_run_says_why_and_shows_its_last_words(run):
+def test_a_failed_run_shows_its_reason_and_last_output(run):
     answer = run.report("the program exited with status 3")
     assert answer["verdict"]["ok"] is False
     assert answer["verdict"]["failures"] == ["The program exited with status 3."]
@@ -256,7 +256,7 @@ TRAINING = {
 }
 
 
-def test_of_a_training_each_tasks_end_is_told(run):
+def test_the_end_of_each_task_of_a_training_is_reported(run):
     (run.folder / "tasks/worker-1").mkdir(parents=True)
     run.write("tasks/worker-1/run.json", json.dumps({"part": {"outcome": "exited with status 3"}}))
     run.write("tasks/worker-1/stdout.log", "its last words\n")
@@ -280,7 +280,7 @@ def test_a_part_of_a_training_that_could_not_be_collected_is_a_failure(run):
     assert found["failures"] == ["The results of worker:1 could not be collected: is machine m2 reachable?"]
 
 
-def test_a_failed_run_names_the_tasks_that_are_amiss(run):
+def test_a_failed_run_names_the_failed_tasks(run):
     failed_tasks = {"10.0.0.2:2222": "does not answer: refused, nothing listens", "10.0.0.9:2222": "is no task of the cluster"}
     verdict = run.report("the program exited with status 1", failed_tasks=failed_tasks)["verdict"]
     assert verdict["failures"] == [
@@ -292,7 +292,9 @@ def test_a_failed_run_names_the_tasks_that_are_amiss(run):
 def test_of_a_task_that_was_left_out_no_log_is_missed(run):
     (run.folder / "logs/worker-0.log").unlink()
     run.write("placement.json", '{"c": "/job:worker/replica:0/task:0/device:CPU:0"}')
-    answer = run.report(missing=["10.0.0.1:2222"], left_out=["worker:0"], names={"worker:0": "worker:1"})
+    answer = run.report(
+        missing=["10.0.0.1:2222"], left_out=["worker:0"], names={"worker:0": "worker:1"}, reserved=["10.0.0.2:2222"]
+    )
     assert answer["verdict"]["ok"] is True
     assert answer["verdict"]["missing"] == ["worker:0"]
     assert "worker:0 on m2 computed c" in answer["lines"]
@@ -382,7 +384,7 @@ def test_latest_stays_if_an_older_run_is_collected(run):
     assert os.readlink(run.folder.parent / "latest") == later.folder.name
 
 
-def test_latest_moves_if_what_it_points_to_is_gone(run):
+def test_latest_moves_if_its_target_is_missing(run):
     (run.folder.parent / "latest").symlink_to("20260102-000000-demo-cd34")
     run.report()
     assert os.readlink(run.folder.parent / "latest") == run.folder.name
@@ -400,7 +402,7 @@ def test_a_report_may_be_made_again(run):
     assert run.report() == run.report()
 
 
-def test_what_was_left_behind_is_told_and_is_no_failure(run):
+def test_files_that_were_not_collected_are_reported_and_no_failure(run):
     run.write("run.json", json.dumps({"left_behind": [f"link-{number} (a link)" for number in range(7)]}))
     answer = run.report()
     assert answer["verdict"]["ok"] is True
@@ -454,3 +456,32 @@ def test_no_code_of_a_terminal_reaches_the_screen_or_the_page(run):
     assert "    red" in lines
     assert "    20%" in lines
     assert "\x1b" not in "".join(lines) + run.text("report.html") + run.text("summary.txt")
+
+
+@pytest.mark.parametrize(
+    ("notified", "line"),
+    [
+        ({"ok": True, "outcome": "HTTP 204", "attempts": 1}, "Notified https://a.example: HTTP 204"),
+        ({"ok": False, "outcome": "HTTP 500", "attempts": 3}, "Could not notify https://a.example: HTTP 500 after 3 attempts"),
+        (None, "Notifying https://a.example: pending"),
+    ],
+)
+def test_a_notification_is_reported_and_no_failure(run, notified, line):
+    """Its outcome comes after the run's end, so it is in the collected notes."""
+    run.write("run.json", json.dumps({"notify": "https://a.example", **({"notified": notified} if notified else {})}))
+    answer = run.report(notify="https://a.example")
+    assert line in answer["lines"]
+    pending = {"ok": False, "outcome": "pending", "attempts": 0}
+    assert answer["verdict"]["notified"] == {"to": "https://a.example", **(notified or pending)}
+    assert answer["verdict"]["ok"] is True
+    assert line in run.text("report.html")
+
+
+@pytest.mark.parametrize("text", [5, "x", [1], {"ok": True}])
+def test_a_strange_outcome_of_a_notification_does_no_harm(run, text):
+    run.write("run.json", json.dumps({"notify": "https://a.example", "notified": text}))
+    assert run.report()["verdict"]["ok"] is True
+
+
+def test_a_run_without_a_notification_says_nothing_of_it(run):
+    assert "notified" not in run.report()["verdict"]

@@ -112,7 +112,7 @@ def test_there_is_a_view_of_each_step_and_of_all(trace):
         assert view["range"][0] < view["range"][1]
 
 
-def test_what_goes_on_at_once_is_busy_once():
+def test_simultaneous_operations_count_as_busy_once():
     def bar(begun, took):
         return trace_figure.Bar("x", "operation", "w:0", "CPU:0", begun, took, {})
 
@@ -142,7 +142,7 @@ def test_sizes_are_readable(value, text):
 
 
 @pytest.mark.parametrize("wrong", [{"dur": math.nan}, {"pid": 99}, {"ts": "x"}, {"ph": 5, "id": []}])
-def test_a_broken_trace_is_an_error_that_can_be_told(tmp_path, wrong):
+def test_a_broken_trace_is_an_error_with_a_message(tmp_path, wrong):
     found = json.loads((RECORDED / "demo_trace.json").read_text(encoding="utf-8"))
     next(event for event in found["traceEvents"] if event["ph"] == "X").update(wrong)
     (tmp_path / "trace.json").write_text(json.dumps(found), encoding="utf-8")

@@ -20,7 +20,7 @@ import pytest
 from project import call, load
 
 run_program, collect_run = load("tf_cluster.run.program"), load("tf_cluster.collect.results")
-ending, unit = load("tf_cluster.run.ending"), load("tf_cluster.run.unit")
+ending, unit, queue = load("tf_cluster.run.ending"), load("tf_cluster.run.unit"), load("tf_cluster.run.queue")
 runs = run_program.runs
 
 
@@ -203,6 +203,7 @@ def test_a_run_that_ended_with_huge_output_comes_to_its_outcome(run):
 
 def test_a_run_whose_unit_is_gone_is_called_lost(run, monkeypatch):
     monkeypatch.setattr(runs, "is_alive", lambda _unit, _run: False)
+    pretend_systemd(monkeypatch, active=())
     assert "was lost" in follow(run)["outcome"]["failure"]
 
 
@@ -234,12 +235,13 @@ def test_a_systemd_that_does_not_answer_for_a_moment_has_not_lost_the_run(run, s
 
 
 @pytest.mark.parametrize(
-    ("call", "more"), [(run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0})]
+    ("call", "more"),
+    [(run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0, "here": False})],
 )
 def test_of_a_systemd_that_does_not_answer_nothing_is_concluded(run, systemctl, call, more):
     systemctl(99)
     with pytest.raises(OSError, match=r"systemd did not report the state of tf-run-host-0.service: Failed to connect to bus"):
-        call(SimpleNamespace(run=run.id, **more))
+        call(SimpleNamespace(run=[run.id] if call is run_program.cancel else run.id, **more))
     assert "ended" not in run.read()
 
 
@@ -337,6 +339,15 @@ def collect(run):
     return collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=0.0, until=0.0, tasks=[]))
 
 
+def test_a_run_that_has_ended_is_noted_as_collected(run):
+    other = run_program.Run("20260101-000000-demo-ab12.worker-1")
+    other.folder.mkdir()
+    other.note(run_id=other.id, ended=1.0)
+    assert collect_run.collected(SimpleNamespace(runs=[run.id, other.id])) == {}
+    assert "collected" not in run.read()  # it has not ended
+    assert time.time() - other.read()["collected"] < 60
+
+
 def pack(run):
     """Return what one call of ``collect`` answers: name -> text, None for a folder."""
     answer = collect(run)
@@ -404,11 +415,14 @@ def test_of_a_run_whose_notes_are_damaged_all_else_is_collected(run, text):
     packed = pack(run)
     assert (packed["stdout.log"], packed["a.txt"]) == ("step 1", "left")
     assert json.loads(packed["run.json"])["failure"] == answer["outcome"]["failure"]
-    for call_of, more in ((run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0})):
+    for call_of, more in (
+        (run_program.follow, {"run": run.id, "offset": 0, "told": -1}),
+        (run_program.cancel, {"run": [run.id], "by": "jo", "after": 0, "here": False}),
+    ):
         with pytest.raises(
             run_program.cluster_config.ConfigError, match=r"run=20260101-000000-demo-ab12' to collect the results"
         ):
-            call_of(SimpleNamespace(run=run.id, **more))
+            call_of(SimpleNamespace(**more))
 
 
 def test_notes_are_on_the_disk_before_they_get_their_name(run, monkeypatch):
@@ -454,9 +468,9 @@ def test_a_run_tells_how_it_is(run, noted, failure):
 
 def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
     commands = []
-    monkeypatch.setattr(run_program.subprocess, "run", lambda command, **_more: commands.append(command))
-    answer = run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))
-    assert commands == [["systemctl", "stop", "tf-run-host-0.service"]]
+    commands = pretend_systemd(monkeypatch, active=[run.id])
+    answer = run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=0, here=False))
+    assert commands[0] == ["systemctl", "stop", "tf-run-host-0.service"]
     assert run.id in answer["lines"][0]
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
         monkeypatch.setenv(name, value)
@@ -465,8 +479,21 @@ def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
 
 def test_a_run_that_has_ended_is_not_cancelled(run, monkeypatch):
     run.note(ended=time.time())
-    monkeypatch.setattr(run_program.subprocess, "run", None)
-    assert "has already ended" in run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=0))["lines"][0]
+    commands = pretend_systemd(monkeypatch, active=())
+    assert "has already ended" in run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=0, here=False))["lines"][0]
+    assert [command for command in commands if "stop" in command] == []
+
+
+def test_several_runs_are_canceled_at_once(run, monkeypatch):
+    part = runs.Run(f"{run.id}.worker-1")
+    for name in (part.id, "r2"):
+        runs.Run(name).folder.mkdir()
+        runs.Run(name).note(run_id=name, unit=f"tf-run-{name}.service", started=1.0)
+    commands = pretend_systemd(monkeypatch, active=[run.id, part.id, "r2"])
+    answer = run_program.cancel(SimpleNamespace(run=[run.id, "r2", "elsewhere"], by="jo", after=0, here=True))
+    assert sorted(answer["found"]) == sorted([run.id, part.id, "r2"])
+    [stopped] = [command[2:] for command in commands if command[:2] == ["systemctl", "stop"]]
+    assert sorted(stopped) == sorted(["tf-run-host-0.service", f"tf-run-{part.id}.service", "tf-run-r2.service"])
 
 
 def test_all_that_a_run_left_is_packed(run):
@@ -744,6 +771,7 @@ def started(run, monkeypatch, tmp_path):
     """Return a function that starts the run where systemd-run ends as given, and returns its answer and the command."""
     monkeypatch.setattr(run_program, "CONFIG", tmp_path / "config.json")
     monkeypatch.setattr(unit, "CONFIG", tmp_path / "config.json")
+    monkeypatch.setattr(queue, "CONFIG", tmp_path / "config.json")
     spec = {"worker": ["10.0.0.1:2222", "[fd00::1]:2222"], "host": ["10.0.0.3:2223"]}
     run_program.CONFIG.write_text(json.dumps(spec), encoding="utf-8")
     monkeypatch.setattr(run_program, "unpack", lambda run: None)
@@ -760,26 +788,62 @@ def started(run, monkeypatch, tmp_path):
         held=(),
         program="demo.py",
         keep=False,
+        tasks=(),
+        count=0,
+        notify="",
     ):
-        commands = []
-
-        def pretend(command, **_more):
-            commands.append(command)
-            failed = command[0] == "systemd-run" and bool(stderr)
-            return subprocess.CompletedProcess(command, int(failed), "run other\n", stderr)
-
-        monkeypatch.setattr(run_program.subprocess, "run", pretend)
+        commands = pretend_systemd(monkeypatch, stderr)
         options = SimpleNamespace(
             run=run.id, program=program, task=task, timeout=60.0, wait=wait, detach=detach, output_mb=0.5, needs_result=False,
             trace=trace, hold=False, told=-1, lost=30.0, keep_state=keep,
         )  # fmt: skip
         servers = {"10.0.0.1:2222": "00a1"}
         plan = {"arguments": ["--", "5 $HOME"], "training": training or {}, "servers": servers, "missing": list(missing)}
-        plan["held"] = list(held)
+        plan |= {"held": list(held), "wants": {"own": ["10.0.0.3:2223"], "tasks": list(tasks), "count": count}, "user": "jo"}
+        plan["notify"] = notify
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(json.dumps(plan).encode() + b"\n")))
-        return run_program.stage(options), commands[0]
+        answer = run_program.stage(options)
+        return answer, next((command for command in commands if command[0] == "systemd-run"), None)
 
     return started
+
+
+def pretend_systemd(monkeypatch, stderr="", active=("other",)):
+    """Let systemd start units, or print an error, and return the commands. The runs that are ``active`` have units."""
+    commands = []
+    shown = "\n\n".join(f"Id=tf-run-host-0-{name}.service\nActiveState=active\nDescription=run {name}" for name in active)
+
+    def pretend(command, **_more):
+        commands.append(command)
+        failed = command[0] == "systemd-run" and bool(stderr)
+        return subprocess.CompletedProcess(command, int(failed), shown if command[:2] == ["systemctl", "show"] else "", stderr)
+
+    monkeypatch.setattr(run_program.subprocess, "run", pretend)
+    return commands
+
+
+@pytest.fixture
+def busy():
+    """Let another run use all tasks."""
+    other = runs.Run("other")
+    other.folder.mkdir()
+    used = ["10.0.0.1:2222", "[fd00::1]:2222", "10.0.0.1:3222", "10.0.0.2:3222"]
+    other.note(run_id="other", task="host:0", unit="tf-run-host-0-other.service", started=1.0, waiting=False, training={},
+               number=1, reserved=used, own="10.0.0.3:2223")  # fmt: skip
+    return other
+
+
+def test_a_run_with_a_url_starts_its_notification_at_its_end(started, run, monkeypatch):
+    started(notify="https://a.example/hidden")
+    assert run.read()["notify"] == "https://a.example"
+    assert "hidden" not in (run.folder / "run.json").read_text(encoding="utf-8")
+    assert (run.folder / "notify.url").read_text(encoding="utf-8") == "https://a.example/hidden"
+    notified = []
+    monkeypatch.setattr(run_program.notify, "start", lambda run: notified.append((run.id, run.read()["ended"] > 0)))
+    for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    finish(run)
+    assert notified == [(run.id, True)]
 
 
 def test_the_plan_of_a_run_comes_before_its_tar_file(started, run, monkeypatch):
@@ -827,7 +891,7 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run):
     assert given["no_grpc_proxy"] == "10.0.0.1,10.0.0.3,fd00::1"
     assert command[-3:] == ["demo.py", "--", "5 $$HOME"]
     assert "--most=500000" in command
-    assert "--unit=tf-run-host-0.service" in command
+    assert f"--unit=tf-run-host-0-{run.id}.service" in command
     assert "--property=RuntimeMaxSec=60.0" in command
     assert run.read()["limit"] == 60.0
     assert "TF_CLUSTER_TRACE" not in given
@@ -853,6 +917,7 @@ def test_a_run_may_go_on_without_some_tasks(started, run):
     assert json.loads((run.folder / "config.json").read_text(encoding="utf-8")) == spec
     assert json.loads(given["TF_CONFIG"])["cluster"] == spec
     assert given["TF_CLUSTER_MISSING"] == "worker:0"
+    assert given["TF_CLUSTER_PARTIAL"] == "1"
     assert run.read()["left_out"] == ["worker:0"]
     assert run.read()["names"] == {"worker:0": "worker:1", "host:0": "host:0"}
 
@@ -878,7 +943,7 @@ def gate(monkeypatch):
 
 def test_after_a_failure_the_tasks_that_are_amiss_are_noted(run, monkeypatch, gate):
     servers = {"a:1": "01", "b:1": "02", "c:1": "03", "d:1": "04"}
-    run.note(servers=servers, lost=20)
+    run.note(servers=servers, lost=20, reserved=list(servers))
     gate(("a:1", "answers", "", "01"), ("b:1", "refused", "nothing listens", ""), ("c:1", "answers", "", "99"),
          ("d:1", "answers", "", "04"), ("e:1", "refused", "it was left out", ""))  # fmt: skip
     (run.folder / "part.json").write_text('{"silent": {"d:1": 12.4}, "lost": true}', encoding="utf-8")
@@ -902,7 +967,7 @@ def test_what_the_watch_did_not_leave_is_no_silence(run, text):
 
 
 def test_after_a_good_run_nobody_is_asked(run, monkeypatch):
-    run.note(servers={"a:1": "01"})
+    run.note(servers={"a:1": "01"}, reserved=["a:1"])
     monkeypatch.setattr(run_program.subprocess, "run", None)
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
         monkeypatch.setenv(name, value)
@@ -915,29 +980,22 @@ def test_a_run_that_is_traced_is_told_so(started, run):
     assert run.read()["trace"] is True
 
 
-def test_a_run_waits_for_another_and_says_for_which(started, run):
-    answer, _command = started("Unit tf-run-host-0.service was already loaded or has a fragment file.")
-    assert "is used by run other" in answer["lines"][0]
+def test_a_run_waits_for_another_and_says_for_which(started, run, busy):
+    answer, _command = started()
+    assert answer["lines"] == ["queued at position 1: worker:0 and worker:1 are used by run other (0 s)"]
     assert answer["next"][:2] == ["start", run.id]
 
 
-def test_a_waiting_run_knows_what_was_asked(started, run, monkeypatch):
-    answer, _command = started("Unit tf-run-host-0.service was already loaded or has a fragment file.")
-    commands = []
-
-    def pretend(command, **_more):
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(run_program.subprocess, "run", pretend)
+def test_a_waiting_run_knows_what_was_asked(started, run, busy, monkeypatch):
+    answer, _command = started()
+    busy.note(ended=time.time())
+    commands = pretend_systemd(monkeypatch, active=())
     monkeypatch.setattr(runs.signal, "signal", lambda *_words: None)
     monkeypatch.setattr(sys, "argv", ["run_program.py", *answer["next"]])
     run_program.main()
-    assert commands[0][-3:] == ["demo.py", "--", "5 $$HOME"]
-    assert "--property=RuntimeMaxSec=60.0" in commands[0]
-
-
-BUSY = "Unit tf-run-host-0.service was already loaded or has a fragment file."
+    [command] = [command for command in commands if command[0] == "systemd-run"]
+    assert command[-3:] == ["demo.py", "--", "5 $$HOME"]
+    assert "--property=RuntimeMaxSec=60.0" in command
 
 
 def again(call, run, **more):
@@ -945,8 +1003,8 @@ def again(call, run, **more):
     return call(SimpleNamespace(run=run.id, offset=0, told=-1, **more))
 
 
-def test_whom_a_run_waits_for_is_said_every_ten_seconds(started, run):
-    answer, _command = started(BUSY)
+def test_whom_a_run_waits_for_is_said_every_ten_seconds(started, run, busy):
+    answer, _command = started()
     told = float(answer["next"][-1])
     assert answer["next"] == ["start", run.id, "--told", str(told)]
     assert again(run_program.start, run).get("lines")
@@ -956,38 +1014,41 @@ def test_whom_a_run_waits_for_is_said_every_ten_seconds(started, run):
 
 
 @pytest.mark.parametrize("step", [-3600, 3600])
-def test_how_long_a_run_waits_does_not_depend_on_the_time_of_day(started, run, set_clock, step):
-    started(BUSY)
+def test_how_long_a_run_waits_does_not_depend_on_the_time_of_day(started, run, busy, set_clock, step):
+    started()
     set_clock(step)
     answer = again(run_program.start, run)
     assert re.search(r"\([0-9] s\)", answer["lines"][0])
     assert answer["next"][0] == "start"
 
 
-def test_a_run_that_waits_waits_anew_when_its_machine_was_started_again(started, run):
-    started(BUSY)
+def test_the_waiting_time_starts_at_zero_after_a_reboot(started, run, busy):
+    started()
     run.note(queued=runs.clock() + 10**6)
     assert "(0 s)" in again(run_program.start, run)["lines"][0]
 
 
-def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, monkeypatch):
-    started(BUSY)
+def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, busy, monkeypatch):
+    started()
     answer = again(run_program.follow, run)
-    assert answer["lines"][0].startswith("queued: host:0 is used by run other")
+    assert answer["lines"][0].startswith("queued at position 1: worker:0 and worker:1 are used by run other")
     assert answer["next"][:3] == ["follow", run.id, "--told"]
-    monkeypatch.setattr(run_program.subprocess, "run", lambda command, **_more: subprocess.CompletedProcess(command, 0, "", ""))
+    busy.note(ended=time.time())
+    pretend_systemd(monkeypatch, active=())
     assert again(run_program.follow, run)["next"] == ["follow", run.id, "--offset", "0"]
     assert run.read()["waiting"] is False
-    monkeypatch.setattr(run_program, "start_unit", lambda _run: pytest.fail("it was started already"))
+    pretend_systemd(monkeypatch, active=[run.id])
+    monkeypatch.setattr(queue, "start_unit", lambda *_given: pytest.fail("it was started already"))
     assert again(run_program.start, run) == {"next": ["follow", run.id]}
 
 
-def test_a_run_that_was_cancelled_while_it_waits_never_starts(started, run, monkeypatch):
-    started(BUSY)
-    monkeypatch.setattr(runs, "is_alive", lambda _unit, _run: False)
-    assert "was canceled" in again(run_program.cancel, run, by="jo", after=0)["lines"][0]
-    monkeypatch.setattr(run_program, "start_unit", lambda _run: pytest.fail("it was cancelled"))
-    assert again(run_program.start, run) == {"next": ["follow", run.id]}
+def test_a_queued_run_that_was_canceled_never_starts(started, run, busy, monkeypatch):
+    started()
+    call = SimpleNamespace(run=[run.id], by="jo", after=0, here=False)
+    assert run_program.cancel(call)["lines"] == [f"queued run {run.id} was canceled"]
+    monkeypatch.setattr(queue, "start_unit", lambda *_given: pytest.fail("it was canceled"))
+    with pytest.raises(SystemExit):
+        again(run_program.start, run)
     outcome = again(run_program.follow, run)["outcome"]
     assert outcome["failure"] == "the run was canceled by jo"
     assert outcome["seconds"] < 10
@@ -1007,9 +1068,9 @@ def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
         run=run.id, program="demo.py", task="host:0", timeout=60.0, wait=1.0, detach=True, output_mb=0.5, needs_result=False,
         trace=False, hold=True, lost=0.0, keep_state=False,
     )  # fmt: skip
-    plan = b'{"arguments": [], "training": {}, "servers": {}, "missing": [], "held": []}\n'
+    plan = b'{"arguments": [], "training": {}, "servers": {}, "missing": [], "held": [], "wants": {}, "user": "jo"}\n'
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(plan)))
-    monkeypatch.setattr(run_program, "start_unit", lambda _run: pytest.fail("started"))
+    monkeypatch.setattr(queue, "start_unit", lambda *_given: pytest.fail("started"))
     assert run_program.stage(options) == {}
     assert run.read()["waiting"] is True
 
@@ -1048,36 +1109,15 @@ def test_servers_are_asked_before_a_run_only_if_they_may_hold_state(started, run
     assert "--no-block" in command
 
 
-def test_a_run_whose_machine_failed_leaves_state_that_is_cleared(started, run, monkeypatch):
-    other = runs.Run("r0")
-    other.folder.mkdir()
-    other.note(run_id="r0", task="host:0", unit="tf-run-host-0.service", started=1.0, waiting=False, training={})
-    monkeypatch.setattr(runs, "is_alive", lambda *_given: False)
-    assert before_the_program(started()[1]) == ["tf_cluster.run.renew --lost"]
-    assert other.read()["failure"] == runs.LOST
-    (run.folder / "run.json").unlink()
-    assert before_the_program(started()[1]) == []
-
-
-def test_a_training_leaves_an_interrupted_run_to_the_next_run(started, monkeypatch):
-    other = runs.Run("r0")
-    other.folder.mkdir()
-    other.note(run_id="r0", task="host:0", unit="tf-run-host-0.service", started=1.0, waiting=False, training={})
-    monkeypatch.setattr(runs, "is_alive", lambda *_given: False)
-    plan = {"id": "r1", "chief": "host:0", "cluster": {"host": ["10.0.0.3:3223"]}, "control": "10.0.0.3:4223"}
-    started(training={**plan, "machines": {"host:0": "c"}, "restarts": 0, "join": 60})
-    assert "ended" not in other.read()
-
-
 def test_state_that_is_kept_is_said_to_the_unit(started, run):
     assert "--setenv=TF_CLUSTER_KEEP_STATE=1" not in started()[1]
     (run.folder / "run.json").unlink()
     assert "--setenv=TF_CLUSTER_KEEP_STATE=1" in started(keep=True)[1]
 
 
-def test_a_run_does_not_wait_for_ever(started, capsys, run):
+def test_a_run_does_not_wait_for_ever(started, capsys, run, busy):
     with pytest.raises(SystemExit) as caught:
-        started("Unit tf-run-host-0.service was already loaded.", wait=-1.0)
+        started(wait=-1.0)
     assert caught.value.code == 1
     assert "run_queue_timeout" in capsys.readouterr().err
     assert not run.folder.exists()
@@ -1117,6 +1157,7 @@ def plan(chief="worker:0"):
     return {
         "id": "r1", "chief": chief, "control": "10.0.0.1:4222", "cluster": {"worker": ["10.0.0.1:3222", "10.0.0.2:3222"]},
         "machines": {"worker:0": "a", "worker:1": "b"}, "restarts": 0, "join": 5.0,
+        "entries": {"worker:0": "10.0.0.1:3222", "worker:1": "10.0.0.2:3222"},
     }  # fmt: skip
 
 
@@ -1127,25 +1168,25 @@ def test_a_part_of_a_training_is_started_with_a_cluster_of_its_own(started, run)
     assert json.loads(given["TF_CONFIG"]) == {"cluster": plan()["cluster"], "task": {"type": "worker", "index": 1}}
     assert given["TF_CHECKPOINT_DIR"] == str(run.folder / "checkpoints")
     assert command[-3:] == ["-m", "tf_cluster.run.training", run.id]
-    assert "--unit=tf-run-worker-1.service" in command
+    assert f"--unit=tf-run-worker-1-{run.id}.service" in command
     assert "--property=KillMode=mixed" in command
 
 
-def test_a_part_that_cannot_start_is_told_to_the_others(started, run, monkeypatch):
+def test_a_part_that_cannot_start_is_told_to_the_others(started, run, busy, monkeypatch):
     told = []
     monkeypatch.setattr(run_program.trainings, "refuse", lambda *words: told.append(words))
-    answer, _command = started("Unit tf-run-worker-1.service was already loaded.", task="worker:1", wait=-1.0, training=plan())
+    answer, _command = started(task="worker:1", wait=-1.0, training=plan())
     [(_plan, task, sentence)] = told
     assert task == "worker:1"
-    assert "worker:1 is still used by" in sentence
+    assert "worker:1 is used by run other" in sentence
     assert sentence in answer["lines"][0]
     assert run.read()["failure"] == sentence
 
 
-def test_a_chief_that_cannot_start_fails(started, run, capsys):
+def test_a_chief_that_cannot_start_fails(started, run, busy, capsys):
     with pytest.raises(SystemExit):
-        started("Unit tf-run-worker-0.service was already loaded.", task="worker:0", wait=-1.0, training=plan())
-    assert "worker:0 is still used by" in capsys.readouterr().err
+        started(task="worker:0", wait=-1.0, training=plan())
+    assert "worker:0 is used by run other" in capsys.readouterr().err
     assert not run.folder.exists()
 
 
@@ -1179,8 +1220,7 @@ def test_of_a_part_of_a_training_the_files_of_the_project_are_renamed_too(run, t
 
 
 def test_a_run_may_have_some_time_to_end_by_itself(run, monkeypatch):
-    commands = []
-    monkeypatch.setattr(run_program.subprocess, "run", lambda command, **_more: commands.append(command))
+    commands = pretend_systemd(monkeypatch, active=[run.id])
     threading.Timer(0.3, lambda: run.note(ended=time.time())).start()
-    assert run_program.cancel(SimpleNamespace(run=run.id, by="jo", after=5.0)) == {}
-    assert commands == []
+    assert run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=5.0, here=False))["lines"] == []
+    assert [command for command in commands if "stop" in command] == []

@@ -44,7 +44,7 @@ ALONE = """
 import asyncio, pathlib, sys
 from tf_cluster.run import training as train_task
 train_task.adopt_orphans()
-noted = {"training": {"cluster": {"worker": ["127.0.0.1:1"]}}, "task": "worker:0", "limit": 9}
+noted = {"training": {"entries": {"worker:0": "127.0.0.1:1"}}, "task": "worker:0", "limit": 9}
 noted["command"] = [sys.executable, sys.argv[1]]
 async def main():
     member = train_task.Member(noted, pathlib.Path("none"))
@@ -93,6 +93,7 @@ class Training:
         self.plan = {
             "id": "r1", "chief": "worker:0", "control": f"127.0.0.1:{free_port()}", "restarts": restarts, "join": join,
             "cluster": {"worker": [f"127.0.0.1:{port}" for port in ports]},
+            "entries": {f"worker:{index}": f"127.0.0.1:{port}" for index, port in enumerate(ports)},
             "machines": {f"worker:{index}": "abc"[index] for index in range(len(programs))},
         }  # fmt: skip
         self.members = []

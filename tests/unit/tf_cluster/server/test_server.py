@@ -15,7 +15,7 @@ BARE = (sys.executable, "-S")
 
 
 def free_port():
-    """Return a port that nobody holds."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
 
@@ -95,7 +95,7 @@ def test_a_taken_port_names_its_holder_with_status_1(refused):
     assert f"process {os.getpid()}" in sentence
 
 
-def test_without_tensorflow_it_says_so_with_status_1(refused):
+def test_a_missing_tensorflow_is_reported_with_status_1(refused):
     status, sentence = refused({"worker": [f"127.0.0.1:{free_port()}"]}, "--task=0")
     assert status == 1
     assert "worker:0 could not start" in sentence

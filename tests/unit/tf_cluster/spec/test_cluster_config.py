@@ -49,7 +49,7 @@ def test_a_folder_cannot_be_read(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_of_somebody_elses_cannot_be_read(config):
+def test_an_unreadable_file_is_an_error(config):
     config.write_text(json.dumps(SPEC), encoding="utf-8")
     config.chmod(0)
     assert "cannot be read" in sentence_of(config)
@@ -122,7 +122,7 @@ def test_an_address_that_stands_twice_is_named_with_both_tasks(config, spec):
         ("[fd00::1]:2222", ("fd00::1", 2222)),
     ],
 )
-def test_an_address_and_its_port_are_told_apart(entry, parts):
+def test_an_address_and_its_port_are_separated(entry, parts):
     assert cluster_config.split_address(entry) == parts
 
 
@@ -163,7 +163,7 @@ def test_the_digest_is_the_same_for_the_same_content():
     assert cluster_config.digest(SPEC) == cluster_config.digest(dict(reversed(SPEC.items()))) == "2663cef04c34"
 
 
-def test_the_digest_tells_the_order_of_tasks():
+def test_the_digest_depends_on_the_order_of_tasks():
     assert cluster_config.digest(SPEC) != cluster_config.digest({**SPEC, "worker": SPEC["worker"][::-1]})
 
 
@@ -183,7 +183,7 @@ def test_a_listener_on_ipv6_alone_counts():
         assert f"process {os.getpid()}" in ports.port_holder(port)
 
 
-def test_a_port_is_free_when_its_listener_is_gone():
+def test_a_port_is_free_after_its_listener_has_exited():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)):

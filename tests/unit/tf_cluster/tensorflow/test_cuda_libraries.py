@@ -153,5 +153,5 @@ def test_a_missing_part_of_the_compiler_is_named(site, path, sentence):
     assert answer["failures"][0].startswith(sentence)
 
 
-def test_an_environment_without_cuda_is_left_alone(tmp_path):
+def test_an_environment_without_cuda_is_not_changed(tmp_path):
     assert check(tmp_path) == (0, {"libraries": 0, "linked": [], "failures": []})

@@ -1,4 +1,4 @@
-"""environment.py: whether the environment is whole is noticed, and one is made beside the other or not at all."""
+"""environment.py: it notices an incomplete environment, and replaces it completely or not at all."""
 
 import fcntl
 import json
@@ -47,11 +47,11 @@ def send(plan, requirements=""):
 
 
 def left(plan):
-    """Return what lies beside the environment."""
+    """Return the names next to the environment."""
     return [path for path in (plan["work"], plan["packages"]) if os.path.lexists(path)]
 
 
-def test_an_environment_is_made_and_found_whole(plan):
+def test_an_environment_is_created_and_found_complete(plan):
     assert environment.look(plan["venv"]) == {"made_of": "", "id": "", "whole": False}
     made = environment.make(plan)
     assert made == {"made": True, "id": environment.digest(plan["venv"])}
@@ -59,7 +59,7 @@ def test_an_environment_is_made_and_found_whole(plan):
     assert left(plan) == []
 
 
-def test_one_that_is_whole_is_not_made_again(plan):
+def test_a_complete_environment_is_not_created_again(plan):
     """As when two calls wanted it at once: the second finds what it waited for."""
     environment.make(plan)
     send(plan)
@@ -81,7 +81,7 @@ def test_one_that_is_whole_is_not_made_again(plan):
         lambda venv: (venv.rename(venv.parent / "away"), venv.write_text("a file")),
     ],
 )
-def test_damage_is_noticed_and_mended(plan, tmp_path, damage):
+def test_damage_is_noticed_and_repaired(plan, tmp_path, damage):
     environment.make(plan)
     damage(tmp_path / "opt/venv")
     assert environment.look(plan["venv"])["whole"] is False
@@ -124,13 +124,13 @@ def test_a_failure_is_a_sentence_and_leaves_the_old_environment(plan, requiremen
     assert left(plan) == []
 
 
-def test_a_call_that_waits_too_long_for_another_says_so(plan):
+def test_a_wait_for_another_call_times_out(plan):
     with open(environment.LOCK, "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "waiting for another site.yml" in environment.make({**plan, "timeout": 0})["failure"]
 
 
-def test_a_call_that_waits_for_another_says_so_and_goes_on_waiting(plan, monkeypatch):
+def test_a_call_that_waits_for_another_reports_it(plan, monkeypatch):
     monkeypatch.setattr(environment, "RETRY_SECONDS", 1)
     plan["timeout"] = 3
     with open(environment.LOCK, "w", encoding="utf-8") as lock:

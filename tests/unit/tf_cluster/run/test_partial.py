@@ -1,11 +1,11 @@
-"""run/missing.py: how a program's server and its sessions are changed. The message classes here are small ones of their names."""
+"""run/partial.py: how a program's server and its sessions are changed. The message classes here are small ones of their names."""
 
 from types import SimpleNamespace
 
 import pytest
 from project import load
 
-tf_missing = load("tf_cluster.run.missing")
+tf_partial = load("tf_cluster.run.partial")
 
 
 class Job:
@@ -46,11 +46,11 @@ def given():
 
 
 def test_the_address_is_that_of_the_programs_task(given):
-    assert tf_missing.address_of(given) == "d:1"
+    assert tf_partial.address_of(given) == "d:1"
 
 
 def test_the_server_knows_no_other_task(given):
-    changed = tf_missing.alone(given, "d:1")
+    changed = tf_partial.alone(given, "d:1")
     [job] = changed.cluster.job
     assert (job.name, job.tasks) == ("alone", {0: "d:1"})
     assert (changed.job_name, changed.task_index) == ("alone", 0)

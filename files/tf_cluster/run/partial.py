@@ -1,11 +1,11 @@
-"""Let a program use the tasks that answer if others do not, without a restart of servers.
+"""Let a program use a part of the cluster's tasks, without a restart of servers.
 
-sitecustomize.py loads this after TensorFlow in a run without some tasks (``TF_CLUSTER_MISSING``). The run's config.json lists
-only the other tasks, numbered without gaps, but their servers still have the names that they were started with. So each session
-carries the run's cluster spec (``ConfigProto.cluster_def``), which gives the servers other names for that session. TensorFlow
-rejects a spec in which the session's own server keeps its name (``ClusterSpec names the job and task index to be the same
-names``), so the program's server is started as a task of an unused job. Eager execution (``experimental_connect_to_cluster``)
-sends its spec anyway.
+sitecustomize.py loads this after TensorFlow in a run that has not reserved all tasks, or whose own server has another port than
+config.json says (``TF_CLUSTER_PARTIAL``). The run's config.json lists only its tasks, numbered without gaps, but their servers
+still have the names that they were started with. So each session carries the run's cluster spec (``ConfigProto.cluster_def``),
+which gives the servers other names for that session. TensorFlow rejects a spec in which the session's own server keeps its name
+(``ClusterSpec names the job and task index to be the same names``), so the program's server is started as a task of an unused
+job. Eager execution (``experimental_connect_to_cluster``) sends its spec anyway.
 """
 
 from __future__ import annotations

@@ -1,0 +1,254 @@
+"""The queue of a machine's runs: which run starts next, and with which tasks.
+
+A run reserves its tasks until it has ended and cleared them: all tasks, the named ones, or a number of worker tasks. In a
+training, each part reserves its own task on its own machine. A run also reserves an address for its program's own server.
+
+Runs start in the order in which they were requested. A run starts before an earlier one only if it needs no task that the
+earlier one could use. ``dispatch`` starts them: systemd calls it after each run and when the machine starts, so nobody needs to
+be connected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from .. import lock
+from ..spec import cluster_config
+from ..status.systemd import parse_show
+from . import ending, notify, runs
+from .runs import Run
+from .unit import CONFIG, start_unit
+
+PROPERTIES = "Id,ActiveState,Description,Job"
+MAX_NAMES = 3  # of tasks in a sentence
+Notes = dict[str, Any]  # the content of a run.json
+
+
+class Waiting(NamedTuple):
+    """What a queued run waits for."""
+
+    position: int  # from 1
+    reason: str  # a sentence without full stop
+    over: bool  # whether all runs that use its tasks have ended and only clear them, which takes a second
+
+
+class Choice(NamedTuple):
+    """What a run reserves."""
+
+    own: str  # address of its program's server; empty in a training
+    tasks: list[str]  # addresses
+
+
+class RefusedError(Exception):
+    """The run can never start. The message is a sentence without full stop."""
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Hold the machine's lock of the queue. Raises BlockingIOError if another process holds it for long."""
+    runs.RUNS.mkdir(parents=True, exist_ok=True)
+    path = runs.RUNS / ".queue.lock"
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
+        if not lock.acquire(file, runs.LOCK_TIMEOUT_SECONDS):
+            raise BlockingIOError(f"{path} is locked by another process. 'lslocks' on its machine shows it")
+        yield
+
+
+def enter(run: Run) -> None:
+    """Put a run at the end of the queue, unless it is in it or has ended."""
+    with locked():
+        noted = run.read()
+        if "number" not in noted and "ended" not in noted:
+            last = max((other.get("number", 0) for _run, other in unfinished()), default=0)
+            run.note(number=last + 1, queued=runs.clock())
+
+
+def dispatch(ended: Run | None = None) -> dict[str, Waiting]:
+    """Start all runs whose turn it is. Return what the others wait for. ``ended`` is a run whose unit calls this at its end."""
+    with locked():
+        if ended:
+            settle(ended)
+        active = active_runs() - ({ended.id} if ended else set())
+        taken: dict[str, str] = {}  # address -> ID of the run that reserves it
+        queued: list[tuple[Run, Notes]] = []
+        for run, noted in unfinished():
+            if run.id in active:
+                taken |= dict.fromkeys(reserved(noted), run.id)
+            elif "ended" in noted:
+                continue
+            elif not noted.get("waiting"):
+                end(run, runs.LOST)
+            elif "number" in noted:
+                queued.append((run, noted))
+        return start_in_order(sorted(queued, key=lambda each: each[1]["number"]), taken)
+
+
+def start_in_order(queued: Iterable[tuple[Run, Notes]], taken: dict[str, str]) -> dict[str, Waiting]:
+    """Start the queued runs that can start; return what the others wait for. Adds their reservations to ``taken``."""
+    waiting: dict[str, Waiting] = {}
+    claimed: dict[str, str] = {}  # address -> ID of the first queued run that could use it
+    for run, noted in queued:
+        try:
+            choice = chosen({**claimed, **taken}, noted)
+            if choice:
+                start(run, noted, choice)
+                taken |= dict.fromkeys((choice.own, *choice.tasks), run.id)
+            else:
+                waiting[run.id] = explained(noted, taken, claimed, len(waiting) + 1)
+                claimed = {**dict.fromkeys(candidates(noted)[1], run.id), **claimed}
+        except (RefusedError, cluster_config.ConfigError) as error:
+            end(run, str(error), refused=True)
+    return waiting
+
+
+def candidates(noted: Notes) -> tuple[list[str], list[str], int]:
+    """Return the addresses for a run's own server, those of the tasks that it could use, and how many of them it needs.
+
+    Raises RefusedError if the cluster does not have them.
+    """
+    training, wants = noted["training"], noted["wants"]
+    if training:
+        return [], [training["entries"][noted["task"]]], 1
+    whole = cluster_config.load(CONFIG)
+    standing = {entry: job for job, _index, entry in cluster_config.standing_tasks(whole)}
+    if wants["tasks"]:
+        gone = [entry for entry in wants["tasks"] if entry not in standing]
+        if gone:
+            raise RefusedError(f"the cluster has changed and has no task at {' and '.join(gone)}")
+        return wants["own"], wants["tasks"], len(wants["tasks"])
+    there = [entry for entry in standing if entry not in noted["missing"]]
+    if not wants["count"]:
+        return wants["own"], there, len(there)
+    workers = [entry for entry in there if standing[entry] == "worker"]
+    if len(workers) < wants["count"]:
+        raise RefusedError(f"the run needs {wants['count']} worker tasks (run_tasks), but the cluster has {len(workers)}")
+    return wants["own"], workers, wants["count"]
+
+
+def chosen(taken: Mapping[str, str], noted: Notes) -> Choice | None:
+    """Return what a run would reserve now; None if too little is free."""
+    own, tasks, count = candidates(noted)
+    free, left = [entry for entry in tasks if entry not in taken], [entry for entry in own if entry not in taken]
+    return Choice(left[0] if left else "", free[:count]) if len(free) >= count and (left or not own) else None
+
+
+def explained(noted: Notes, taken: Mapping[str, str], claimed: Mapping[str, str], position: int) -> Waiting:
+    """Return what a run waits for."""
+    own, tasks, _count = candidates(noted)
+    names = named(noted)
+    users: dict[str, list[str]] = {}
+    for entry in tasks:
+        if entry in taken:
+            users.setdefault(taken[entry], []).append(names.get(entry, entry))
+    phrases = [f"{listed(used)} {'is' if len(used) == 1 else 'are'} used by run {run}" for run, used in users.items()]
+    if own and all(entry in taken for entry in own):
+        users |= {taken[entry]: [] for entry in own}
+        phrases = phrases or [f"{noted['task']} runs {len(own)} programs (run_slots)"]
+    first = next((claimed[entry] for entry in tasks if entry in claimed and entry not in taken), None)
+    phrases += [f"run {first} is before it"] if first and not phrases else []
+    return Waiting(position, "; ".join(phrases[:MAX_NAMES]), bool(users) and all(is_over(run) for run in users))
+
+
+def listed(names: list[str]) -> str:
+    """Return some names for a sentence."""
+    more = len(names) - MAX_NAMES
+    return f"{', '.join(names[:MAX_NAMES])} and {more} more" if more > 0 else " and ".join(names)
+
+
+def named(noted: Notes) -> dict[str, str]:
+    """Return address -> name of the tasks that a run could use."""
+    training = noted["training"]
+    if training:
+        return {entry: task for task, entry in training["entries"].items()}
+    return {entry: f"{job}:{index}" for job, index, entry in cluster_config.standing_tasks(cluster_config.load(CONFIG))}
+
+
+def start(run: Run, noted: Notes, choice: Choice) -> None:
+    """Start a run. Raises RefusedError if systemd does not."""
+    # Until its servers are cleared; a training has its own servers.
+    dirty = [] if noted["training"] or noted["keep_state"] else choice.tasks
+    noted = run.note(
+        started=time.time(), waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty,
+        renew=renewal_of(run, noted, choice.tasks),
+    )  # fmt: skip
+    tried = start_unit(run, noted)
+    if tried.returncode:
+        run.note(uncleared=[])
+        raise RefusedError(f"systemd could not start the run: {tried.stderr.strip()}")
+
+
+def end(run: Run, failure: str, **facts: object) -> None:
+    """Note that a run has ended that its unit does not finish, with more facts."""
+    run.note(waiting=False, ended=time.time(), failure=failure, **facts)
+    notify.start(run)
+
+
+def renewal_of(run: Run, noted: Notes, tasks: list[str]) -> str:
+    """Return why the servers may hold state of earlier runs, for renew.py; empty if they are known to hold none."""
+    if noted["training"]:
+        return ""  # its tasks have their own servers
+    others = [(other, its) for other, its in unfinished() if other.id != run.id]
+    if any(set(its.get("uncleared", ())) & set(tasks) for _other, its in others):
+        return "lost"
+    held = set(noted["held"]) & set(tasks)  # as the gate found it
+    return "held" if held - cleared_since(noted["asked"]) else ""
+
+
+def cleared_since(asked: float) -> set[str]:
+    """Return the addresses of the tasks that runs have cleared since then."""
+    found: set[str] = set()
+    for path in runs.RUNS.glob("[!.]*/run.json"):
+        with contextlib.suppress(OSError, cluster_config.ConfigError):
+            if path.stat().st_mtime >= asked:
+                noted = Run(path.parent.name).read()
+                found |= set(noted["reserved"]) if noted.get("cleared", 0) >= asked else set()
+    return found
+
+
+def settle(run: Run) -> None:
+    """Note after a run's end whether its servers are cleared (renew.py)."""
+    noted = run.read()
+    if noted.get("uncleared") and ending.is_cleared(run):
+        run.note(cleared=time.time(), uncleared=[])
+        for other, its in unfinished():
+            if set(its.get("uncleared", ())) & set(noted["reserved"]):
+                other.note(uncleared=sorted(set(its["uncleared"]) - set(noted["reserved"])))
+
+
+def unfinished() -> list[tuple[Run, Notes]]:
+    """Return the runs that have not ended, or whose servers may hold their state, with their notes."""
+    found = []
+    active = b'"uncleared": [\n'  # of a list that is not empty
+    for path in runs.RUNS.glob("[!.]*/run.json"):
+        with contextlib.suppress(OSError, cluster_config.ConfigError):
+            text = path.read_bytes()
+            if b'"ended"' not in text or active in text:
+                found.append((Run(path.parent.name), Run(path.parent.name).read()))
+    return found
+
+
+def reserved(noted: Notes) -> list[str]:
+    """Return the addresses that a run has reserved."""
+    return [*noted.get("reserved", []), *([noted["own"]] if noted.get("own") else [])]
+
+
+def is_over(run_id: str) -> bool:
+    """Return whether a run has ended and only clears its servers."""
+    try:
+        return runs.has_ended(runs.RUNS / run_id)
+    except OSError:
+        return False
+
+
+def active_runs() -> set[str]:
+    """Return the IDs of the runs whose units are active, including their clearing. Raises OSError if systemd does not answer."""
+    shown = runs.show("the runs", f"--property={PROPERTIES}", "tf-run-*.service")
+    return {
+        unit["Description"].removeprefix("run ")
+        for unit in parse_show(shown).values()
+        if unit["ActiveState"] not in ("inactive", "failed") or unit.get("Job")
+    }

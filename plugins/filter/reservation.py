@@ -1,0 +1,66 @@
+"""Compute what a run reserves: tasks, and addresses for its program's own server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports import (
+    Cluster,
+    Task,
+    own_addresses,
+    task_name,
+    tasks_of,
+)
+
+PLACES = "Set a number of worker tasks, as in 2, or a list of tasks, as in [worker:0, worker:1]."
+
+
+def reservation(cluster: Cluster, wanted: Any = "", task: str = "host:0") -> dict[str, Any]:
+    """Return what a run of the program's ``task`` reserves, or all problems of ``wanted`` (the variable run_tasks).
+
+    ``names`` and ``tasks`` (addresses) are empty without a list, ``count`` is 0 without a number: then it reserves all tasks.
+    """
+    standing = {
+        task_name(found): f"{found['address']}:{found['port']}"
+        for tasks in cluster["machines"].values()
+        for found in tasks
+        if found["standing"]
+    }
+    result = {"problems": [], "count": 0, "names": [], "tasks": [], "own": own_addresses(cluster, task)}
+    if wanted in ("", None):
+        return result
+    text = str(wanted).strip()
+    if text.isdecimal() and not isinstance(wanted, bool):
+        workers = len(tasks_of(cluster, "worker"))
+        if 1 <= int(text) <= workers:
+            return {**result, "count": int(text)}
+        return {**result, "problems": [f"run_tasks is {text}. Set a number from 1 to {workers}, the number of worker tasks."]}
+    names = [name.strip() for name in text.split(",")] if isinstance(wanted, str) else wanted
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and ":" in name for name in names):
+        return {**result, "problems": [f"run_tasks is {wanted!r}. {PLACES}"]}
+    known = ", ".join(list(standing)[:8])
+    problems = [
+        f"run_tasks contains {name}, which has no standing server. Set tasks such as {known}."
+        for name in names
+        if name not in standing
+    ]
+    if problems:
+        return {**result, "problems": problems}
+    names = list(dict.fromkeys(names))
+    return {**result, "names": names, "tasks": [standing[name] for name in names]}
+
+
+def reserved_tasks(tasks: list[Task], outcome: dict[str, Any]) -> list[Task]:
+    """Return the tasks of a machine that a run has reserved: all, unless its notes ``outcome`` have a part of the cluster."""
+    if not outcome.get("names"):
+        return tasks
+    return [task for task in tasks if f"{task['address']}:{task['port']}" in outcome["reserved"]]
+
+
+class FilterModule:
+    """The filters of this file."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {"reservation": reservation, "reserved_tasks": reserved_tasks}

@@ -1,0 +1,92 @@
+"""The filter reservation: what a run of some tasks reserves, and what it says of tasks that it cannot have."""
+
+import pytest
+from project import load
+
+cluster_spec = load("plugins/filter/cluster_spec.py").cluster_spec
+filters = load("plugins/filter/reservation.py")
+training = load("plugins/filter/training.py")
+
+
+def cluster(**variables):
+    """Return a cluster of the machines a and b (worker) and c (ps, chief, host)."""
+    groups = {"all": ["a", "b", "c"], "worker": ["a", "b"], "ps": ["c"], "chief": ["c"], "host": ["c"]}
+    found = cluster_spec(groups, {name: {"ansible_host": f"10.0.0.{place}", **variables} for place, name in enumerate("abc", 1)})
+    assert found["problems"] == []
+    return found
+
+
+@pytest.mark.parametrize("wanted", ["", None])
+def test_a_run_reserves_all_tasks_by_default(wanted):
+    found = filters.reservation(cluster(), wanted)
+    assert (found["problems"], found["count"], found["names"], found["tasks"]) == ([], 0, [], [])
+
+
+@pytest.mark.parametrize("wanted", [2, "2", " 2 "])
+def test_a_number_is_one_of_workers(wanted):
+    assert filters.reservation(cluster(), wanted)["count"] == 2
+
+
+@pytest.mark.parametrize("wanted", [["worker:1", "ps:0", "worker:1"], "worker:1, ps:0"])
+def test_a_list_names_tasks(wanted):
+    found = filters.reservation(cluster(), wanted)
+    assert (found["names"], found["tasks"]) == (["worker:1", "ps:0"], ["10.0.0.2:2222", cluster()["spec"]["ps"][0]])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (0, "run_tasks is 0. Set a number from 1 to 2"),
+        (3, "run_tasks is 3. Set a number from 1 to 2"),
+        (True, "run_tasks is True. Set a number of worker tasks"),
+        (-1, "run_tasks is -1. Set a number of worker tasks"),
+        ("two", "run_tasks is 'two'. Set a number of worker tasks"),
+        ([], "run_tasks is []. Set a number of worker tasks"),
+        ([1], "run_tasks is [1]. Set a number of worker tasks"),
+        ({"worker": 2}, "run_tasks is {'worker': 2}. Set a number of worker tasks"),
+        (["worker:9"], "run_tasks contains worker:9, which has no standing server. Set tasks such as ps:0, worker:0, worker:1."),
+        (["host:0"], "run_tasks contains host:0, which has no standing server."),
+    ],
+)
+def test_what_cannot_be_reserved_gives_a_sentence(wanted, words):
+    [sentence] = filters.reservation(cluster(), wanted)["problems"]
+    assert sentence.startswith(words)
+
+
+def test_each_program_of_a_machine_has_a_server_of_its_own():
+    found = filters.reservation(cluster())["own"]
+    assert found[0] == "10.0.0.3:2223"
+    assert len(set(found)) == 4
+    ports = {int(entry.rpartition(":")[2]) for entry in found}
+    assert ports <= set(training.cluster_ports(cluster(), "c"))
+    assert not ports & {port for machine in "ab" for port in training.cluster_ports(cluster(), machine)}
+
+
+def test_run_slots_says_how_many_programs_run_at_the_same_time():
+    assert len(filters.reservation(cluster(run_slots=1))["own"]) == 1
+    assert len(filters.reservation(cluster(run_slots="8"), "", "chief:0")["own"]) == 8
+
+
+@pytest.mark.parametrize("slots", [0, 65, "many"])
+def test_a_number_of_slots_that_cannot_be_is_a_problem(slots):
+    groups = {"all": ["a"], "worker": ["a"], "host": ["a"]}
+    [sentence] = cluster_spec(groups, {"a": {"run_slots": slots}})["problems"]
+    assert sentence.startswith(f"run_slots is {slots!r}. Set a number from 1 to 64.")
+
+
+def test_a_training_takes_named_tasks_or_free_workers_first():
+    reserve = filters.reservation
+    assert training.training(cluster(), reserved=reserve(cluster(), 1), busy=["worker:0"])["machines"] == {"worker:1": "b"}
+    plan = training.training(cluster(), jobs=["chief", "worker"], reserved=reserve(cluster(), 1))
+    assert list(plan["machines"]) == ["chief:0", "worker:0"]
+    plan = training.training(cluster(), reserved=reserve(cluster(), ["worker:1"]))
+    assert (plan["chief"], plan["cluster"]) == ("worker:1", {"worker": ["10.0.0.2:3222"]})
+    assert plan["control"] == "10.0.0.2:4222"
+    [sentence] = training.training(cluster(), reserved=reserve(cluster(), ["ps:0"]))["problems"]
+    assert sentence == "run_tasks contains ps:0, which is not a task of train_jobs (worker)."
+
+
+def test_the_tasks_of_a_run_with_a_part_of_the_cluster():
+    tasks = [{"address": "10.0.0.1", "port": port} for port in (2222, 2224)]
+    assert filters.reserved_tasks(tasks, {}) == tasks
+    assert filters.reserved_tasks(tasks, {"names": {"worker:0": "worker:1"}, "reserved": ["10.0.0.1:2224"]}) == tasks[1:]

@@ -1,0 +1,266 @@
+"""run/queue.py: the order in which runs start, and the tasks that they reserve."""
+
+import json
+import subprocess
+import time
+from types import SimpleNamespace
+
+import pytest
+from project import load
+
+queue = load("tf_cluster.run.queue")
+runs = queue.runs
+
+SPEC = {"worker": ["a:2222", "b:2222", "c:2222", "d:2222"], "ps": ["e:2224"], "host": ["h:2223"]}
+ALL = [*SPEC["worker"], *SPEC["ps"]]
+OWN = ["h:2223", "h:5223"]
+
+
+class Machine:
+    """Requests runs on a pretended machine, and ends them."""
+
+    def __init__(self):
+        self.started, self.active, self.count = [], set(), 0
+
+    def request(self, name, tasks=(), count=0, **more):
+        """Put a run into the queue and return what it waits for."""
+        run = runs.Run(name)
+        (run.folder / "program").mkdir(parents=True)
+        wants = {"own": OWN, "tasks": list(tasks), "count": count}
+        run.note(
+            run_id=name, task="host:0", asked=time.time(), waiting=True, training={}, wants=wants, missing=[], held=[],
+            keep_state=False,
+        )  # fmt: skip
+        run.note(**more)
+        queue.enter(run)
+        return queue.dispatch().get(name)
+
+    def end(self, name, cleared=True):
+        """End a run, as its unit does."""
+        run = runs.Run(name)
+        run.note(ended=time.time(), failure="")
+        (run.folder / "part.json").write_text(json.dumps({"cleared": cleared}), encoding="utf-8")
+        waits = queue.dispatch(run)
+        self.active.discard(name)
+        return waits
+
+    def start_unit(self, run, _noted):
+        """Stand for systemd-run."""
+        self.started.append(run.id)
+        self.active.add(run.id)
+        return SimpleNamespace(returncode=0, stderr="")
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Return a machine without runs."""
+    made = Machine()
+    (tmp_path / "config.json").write_text(json.dumps(SPEC), encoding="utf-8")
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(queue, "CONFIG", tmp_path / "config.json")
+    monkeypatch.setattr(queue, "start_unit", made.start_unit)
+    monkeypatch.setattr(queue, "active_runs", lambda: set(made.active))
+    return made
+
+
+def reserved(name):
+    """Return the tasks that a run has reserved."""
+    return runs.Run(name).read()["reserved"]
+
+
+def test_a_run_reserves_all_tasks(machine):
+    assert machine.request("r1") is None
+    assert reserved("r1") == ALL
+    assert machine.request("r2").reason == "worker:0, worker:1, worker:2 and 2 more are used by run r1"
+    machine.end("r1")
+    assert machine.started == ["r1", "r2"]
+
+
+def test_runs_start_in_the_order_of_their_requests(machine):
+    positions = [machine.request(f"r{number}") for number in range(5)]
+    assert [each and each.position for each in positions] == [None, 1, 2, 3, 4]
+    for number in range(5):
+        machine.end(f"r{number}")
+    assert machine.started == [f"r{number}" for number in range(5)]
+
+
+def test_runs_on_different_tasks_run_at_the_same_time_with_servers_of_their_own(machine):
+    machine.request("r1", count=2)
+    machine.request("r2", tasks=["d:2222", "c:2222"])
+    assert machine.started == ["r1", "r2"]
+    assert (reserved("r1"), reserved("r2")) == (["a:2222", "b:2222"], ["d:2222", "c:2222"])
+    assert [runs.Run(name).read()["own"] for name in ("r1", "r2")] == OWN
+    waits = machine.request("r3", tasks=["e:2224"])
+    assert waits.reason == "host:0 runs 2 programs (run_slots)"
+    machine.end("r1")
+    assert machine.started[-1] == "r3"
+    assert runs.Run("r3").read()["own"] == OWN[0]
+
+
+def test_a_number_of_workers_takes_those_that_are_free(machine):
+    machine.request("r1", tasks=["b:2222"])
+    machine.request("r2", count=2)
+    assert reserved("r2") == ["a:2222", "c:2222"]
+
+
+def test_a_run_overtakes_only_those_that_cannot_use_its_tasks(machine):
+    machine.request("r1", tasks=["a:2222"])
+    machine.request("r2", tasks=["a:2222", "b:2222"])
+    assert machine.request("r3", tasks=["b:2222"]).reason == "run r2 is before it"
+    assert machine.request("r4", tasks=["c:2222"]) is None
+    machine.end("r1")
+    assert machine.started == ["r1", "r4", "r2"]
+
+
+def test_no_run_overtakes_one_that_needs_all_tasks(machine):
+    machine.request("r1", count=1)
+    machine.request("r2")
+    assert machine.request("r3", count=1).position == 2
+    machine.end("r1")
+    assert machine.started == ["r1", "r2"]
+
+
+def test_tasks_that_do_not_answer_are_not_reserved(machine):
+    machine.request("r1", count=2, missing=["a:2222"])
+    assert reserved("r1") == ["b:2222", "c:2222"]
+
+
+@pytest.mark.parametrize(
+    ("wants", "words"),
+    [
+        ({"tasks": ["z:2222"]}, "the cluster has changed and has no task at z:2222"),
+        ({"count": 5}, "the run needs 5 worker tasks (run_tasks), but the cluster has 4"),
+    ],
+)
+def test_a_run_that_can_never_start_ends_with_a_sentence(machine, wants, words):
+    machine.request("r1", **wants)
+    noted = runs.Run("r1").read()
+    assert (noted["failure"], noted["refused"], noted["waiting"]) == (words, True, False)
+    assert machine.request("r2") is None
+
+
+def test_a_run_that_systemd_refuses_does_not_hold_up_the_others(machine, monkeypatch):
+    monkeypatch.setattr(queue, "start_unit", lambda *_given: SimpleNamespace(returncode=1, stderr="Access denied"))
+    machine.request("r1")
+    assert runs.Run("r1").read()["failure"] == "systemd could not start the run: Access denied"
+    monkeypatch.setattr(queue, "start_unit", machine.start_unit)
+    assert machine.request("r2") is None
+
+
+def test_after_a_reboot_the_queued_runs_start_in_their_order(machine):
+    for name in ("r1", "r2", "r3"):
+        machine.request(name)
+    machine.active.clear()
+    queue.dispatch()
+    assert runs.Run("r1").read()["failure"] == runs.LOST
+    assert machine.started == ["r1", "r2"]
+    assert runs.Run("r2").read()["renew"] == "lost"  # nothing cleared the servers after r1
+    machine.end("r2")
+    assert runs.Run("r3").read()["renew"] == ""
+
+
+def test_a_part_of_a_cluster_that_an_interrupted_run_used_is_cleared_by_the_runs_that_use_it(machine):
+    machine.request("r1", tasks=["a:2222", "b:2222"])
+    machine.active.clear()
+    machine.request("r2", tasks=["c:2222"])
+    machine.request("r3", tasks=["a:2222"])
+    assert [runs.Run(name).read()["renew"] for name in ("r2", "r3")] == ["", "lost"]
+    machine.end("r3")
+    assert runs.Run("r1").read()["uncleared"] == ["b:2222"]
+    machine.end("r2")
+    machine.request("r4")
+    assert runs.Run("r4").read()["renew"] == "lost"
+
+
+def test_servers_that_a_run_could_not_clear_are_cleared_before_the_next(machine):
+    machine.request("r1")
+    machine.end("r1", cleared=False)
+    machine.request("r2")
+    assert runs.Run("r2").read()["renew"] == "lost"
+
+
+def test_state_that_is_kept_is_not_cleared_before_the_next_run(machine):
+    machine.request("r1", keep_state=True)
+    machine.end("r1", cleared=False)
+    machine.request("r2")
+    assert runs.Run("r2").read()["renew"] == ""
+
+
+def test_servers_that_the_gate_found_in_use_are_asked_unless_a_run_has_cleared_them_since(machine):
+    machine.request("r1")
+    machine.request("r2", held=["a:2222"])
+    machine.end("r1")
+    assert runs.Run("r2").read()["renew"] == ""
+    machine.end("r2")
+    machine.request("r3", held=["a:2222"], asked=time.time() + 60)
+    assert runs.Run("r3").read()["renew"] == "held"
+
+
+def test_parts_of_trainings_reserve_their_own_tasks(machine):
+    training = {"chief": "worker:0", "entries": {"worker:0": "a:3222", "worker:1": "b:3222"}}
+    machine.request("t1", training=training, task="worker:0")
+    machine.request("t1.worker-1", training=training, task="worker:1")
+    assert machine.request("t2", training=training, task="worker:0").reason == "worker:0 is used by run t1"
+    assert machine.request("r1") is None
+    assert machine.started == ["t1", "t1.worker-1", "r1"]
+
+
+def test_a_run_that_is_only_prepared_is_not_in_the_queue(machine):
+    run = runs.Run("r1")
+    run.folder.mkdir(parents=True)
+    run.note(run_id="r1", waiting=True, training={})
+    assert queue.dispatch() == {}
+    assert machine.started == []
+
+
+def test_a_damaged_run_does_not_stop_the_queue(machine):
+    (runs.RUNS / "r0").mkdir(parents=True)
+    (runs.RUNS / "r0/run.json").write_text("{", encoding="utf-8")
+    assert machine.request("r1") is None
+
+
+def test_a_unit_that_systemd_is_about_to_start_is_active(monkeypatch):
+    units = (
+        ("r1", "active", ""),
+        ("r2", "inactive", "12"),
+        ("r3", "deactivating", ""),
+        ("r4", "failed", ""),
+        ("r5", "inactive", ""),
+    )
+    shown = "\n\n".join(
+        f"Id=tf-run-host-0-{name}.service\nActiveState={state}\nDescription=run {name}" + (f"\nJob={job}" if job else "")
+        for name, state, job in units
+    )
+    monkeypatch.setattr(runs.subprocess, "run", lambda command, **_more: subprocess.CompletedProcess(command, 0, shown, ""))
+    assert queue.active_runs() == {"r1", "r2", "r3"}
+
+
+def test_runs_are_listed_with_what_they_wait_for(machine, monkeypatch, capsys):
+    listing = load("tf_cluster.run.listing")
+    monkeypatch.setattr(listing, "CONFIG", queue.CONFIG)
+    for name, wants in (("r1", {"count": 2}), ("r2", {}), ("r3", {"tasks": ["e:2224"]})):
+        machine.request(name, program=f"{name}.py", user="jo", **wants)
+    listing.main()
+    found = {run["run"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert [(name, run["state"], run["position"]) for name, run in found.items()] == [
+        ("r1", "running", None),
+        ("r2", "queued", 1),
+        ("r3", "queued", 2),
+    ]
+    assert found["r1"]["tasks"] == ["worker:0", "worker:1"]
+    assert found["r2"]["reason"] == "worker:0 and worker:1 are used by run r1"
+    assert found["r2"]["failure"] is None
+    assert {run["user"] for run in found.values()} == {"jo"}
+    assert all(run["bytes"] > 0 for run in found.values())
+
+
+def test_a_training_is_listed_once_with_its_tasks(machine, monkeypatch, capsys):
+    listing = load("tf_cluster.run.listing")
+    monkeypatch.setattr(listing, "CONFIG", queue.CONFIG)
+    entries = {"worker:0": "a:3222", "worker:1": "b:3222"}
+    training = {"chief": "worker:0", "entries": entries, "machines": {"worker:0": "a", "worker:1": "b"}}
+    machine.request("t1", training=training, task="worker:0", program="t.py")
+    machine.request("t1.worker-1", training=training, task="worker:1", program="t.py")
+    listing.main()
+    [run] = json.loads(capsys.readouterr().out)["runs"]
+    assert (run["run"], run["tasks"]) == ("t1", ["worker:0", "worker:1"])
