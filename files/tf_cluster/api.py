@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import ctypes
 import functools
 import json
 import math
@@ -135,6 +133,8 @@ def _session_class() -> type[tf.compat.v1.Session]:
                 return super().run(*words, **more)
             except tf.errors.DeadlineExceededError:
                 if not self.abandoned:
+                    import ctypes  # here, because each command of the package imports this module
+
                     ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))  # nor when Python exits
                 self.abandoned = True
                 raise
@@ -241,6 +241,8 @@ def _await_tasks(seconds: float) -> None:
     left = {(job, index): entry for job in spec if job not in RUN_JOBS for index, entry in enumerate(spec[job])}
     left.pop(task(), None)
     while True:
+        import concurrent.futures  # here, because each command of the package imports this module
+
         with concurrent.futures.ThreadPoolExecutor(max_workers=64) as pool:
             found = pool.map(answers, left, left.values())
         left = {name: entry for (name, entry), answer in zip(left.items(), found) if not answer}

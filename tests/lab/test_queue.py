@@ -94,7 +94,8 @@ def test_canceling_a_run_does_not_affect_another(cluster, request_run):
 
 
 def test_detached_runs_start_in_their_order_with_nobody_connected(cluster, request_run, figures):
-    runs = [request_run("import time; time.sleep(9)")[0] for _each in range(4)]
+    text = "import os, time; open(os.environ['TF_CLUSTER_CONFIG']).read(); time.sleep(9)"
+    runs = [request_run(text)[0] for _each in range(4)]
     seen = listed(cluster)
     positions = [seen[run]["position"] for run in runs if seen[run]["state"] == "queued"]
     assert positions == list(range(1, len(positions) + 1))

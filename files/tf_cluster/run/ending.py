@@ -151,12 +151,13 @@ def part_of(run: Run) -> dict[str, Any]:
         return {}
 
 
-def is_cleared(run: Run) -> bool:
-    """Return whether the servers that the run used were cleared after its end (renew.py)."""
+def not_cleared(run: Run) -> list[str]:
+    """Return why servers that the run used were not cleared after its end (renew.py); empty: all were cleared."""
     try:
-        return read_part(run)["cleared"] is True
+        report = read_part(run)
+        return [] if report["cleared"] is True else [str(problem) for problem in report["problems"]]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
+        return ["renew.py did not report"]
 
 
 def has_result(run: Run) -> bool:

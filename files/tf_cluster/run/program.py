@@ -5,7 +5,6 @@
     tf_cluster.run start RUN                                   puts it into the queue, or starts it
     tf_cluster.run follow RUN --offset 0                       returns new output, and how the run ended
     tf_cluster.run cancel RUN ... --by NAME                    stops runs, or removes them from the queue
-    tf_cluster.run dispatch RUN                                starts the runs whose turn it is, after the end of RUN
 
 Standard input of stage: a line of JSON, which can be too long for a command line, and a tar file with the program and its data.
 What is too large for it was sent with rsync before (see ../transfer/transfer.py). The JSON object has
@@ -120,12 +119,6 @@ def wait(run: Run, told: float) -> dict[str, Any]:
     if told >= 0 and waited - told < REPORT_SECONDS:
         return {"waited": told}
     return {"lines": [f"queued at position {waits.position}: {waits.reason} ({waited:.0f} s)"], "waited": waited}
-
-
-def dispatch(options: argparse.Namespace) -> None:
-    """Start the runs whose turn it is; systemd calls this at the end of a run and when the machine starts."""
-    queue.dispatch(Run(options.run) if options.run else None)
-    sys.exit()  # prints nothing: it would become part of the run's output
 
 
 def give_up(run: Run, sentence: str, forget: bool = False) -> dict[str, Any]:
@@ -307,11 +300,9 @@ def main() -> None:
     os.umask(0o022)  # the program's user needs access, whatever the caller's umask is
     parser = argparse.ArgumentParser(description="Run a program on this machine.")
     calls = parser.add_subparsers(required=True)
-    for call in (stage, place, start, follow, finish, cancel, dispatch):
+    for call in (stage, place, start, follow, finish, cancel):
         sub = calls.add_parser(call.__name__)
-        if call is dispatch:
-            sub.add_argument("run", nargs="?", default="")
-        elif call is cancel:
+        if call is cancel:
             sub.add_argument("run", nargs="+")
             sub.add_argument(
                 "--here", action="store_true", help="only those that are on this machine, and the parts of trainings"

@@ -1,17 +1,20 @@
 """The queue of a machine's runs: which run starts next, and with which tasks.
 
+    python -m tf_cluster.run.queue          starts the runs whose turn it is; called when the machine starts
+    python -m tf_cluster.run.queue RUN      the same, by the unit of RUN at its end
+
 A run reserves its tasks until it has ended and cleared them: all tasks, the named ones, or a number of worker tasks. In a
 training, each part reserves its own task on its own machine. A run also reserves an address for its program's own server.
 
 Runs start in the order in which they were requested. A run starts before an earlier one only if it needs no task that the
-earlier one could use. ``dispatch`` starts them: systemd calls it after each run and when the machine starts, so nobody needs to
-be connected.
+earlier one could use. systemd calls this, so nobody needs to be connected.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -212,7 +215,12 @@ def cleared_since(asked: float) -> set[str]:
 def settle(run: Run) -> None:
     """Note after a run's end whether its servers are cleared (renew.py)."""
     noted = run.read()
-    if noted.get("uncleared") and ending.is_cleared(run):
+    if not noted.get("uncleared"):
+        return
+    problems = ending.not_cleared(run)
+    if problems:
+        run.note(clearing=problems)
+    else:
         run.note(cleared=time.time(), uncleared=[])
         for other, its in unfinished():
             if set(its.get("uncleared", ())) & set(noted["reserved"]):
@@ -252,3 +260,12 @@ def active_runs() -> set[str]:
         for unit in parse_show(shown).values()
         if unit["ActiveState"] not in ("inactive", "failed") or unit.get("Job")
     }
+
+
+def main() -> None:
+    """Start the runs whose turn it is. Prints nothing: it would become part of a run's output."""
+    dispatch(Run(sys.argv[1]) if len(sys.argv) > 1 else None)
+
+
+if __name__ == "__main__":
+    main()

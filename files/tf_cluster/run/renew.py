@@ -15,10 +15,8 @@ import contextlib
 import json
 import os
 import socket
-import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +29,10 @@ from .unit import CONFIG
 
 SESSION_SECONDS = 3.0  # of one step of a session
 START_SECONDS = 30.0  # before a program starts: servers that do not answer may be starting
-RENEWAL_SECONDS = 6.0  # from the order until the new server answers; systemd allows ten seconds after the program's end
-GPU_RENEWAL_SECONDS = 60.0  # before a program starts: CUDA starts again
+RENEWAL_SECONDS = 6.0  # after a run, until a server has ended; systemd allows ten seconds
+GPU_RENEWAL_SECONDS = 60.0  # before a program starts, until the new server listens: CUDA starts again
 POLL_SECONDS, RETRY_SECONDS = 0.02, 0.5
-MAX_THREADS = 64
+MAX_PROBLEMS = 20  # in the report
 
 
 class Renewal(NamedTuple):
@@ -45,7 +43,7 @@ class Renewal(NamedTuple):
     keep: bool  # whether the next run finds the state
     ended: bool
     lost: bool
-    seconds: float  # until the new server must answer
+    seconds: float  # until the server must have ended, or the new one listen
     via: str = ""  # address of this task's server, which opens the sessions; empty: each server opens its own
 
 
@@ -89,7 +87,9 @@ def try_to_renew(library: capi.Library, task: str, entry: str, renewal: Renewal)
                 print(f"[cluster] {task} is cleared of the state of {runs}", flush=True)
             # The server cannot answer: TensorFlow tries again for seconds, and closing the session would do so too.
             threading.Thread(target=order, args=(opened,), daemon=True).start()
-            return "" if listens_again(entry, renewal.seconds) else f"{task} on {entry} did not start again"
+            # After a run, nobody waits for the new server: it listens before the next program has imported TensorFlow.
+            done = (is_closed if renewal.ended else listens_again)(entry, renewal.seconds)
+            return "" if done else f"{task} on {entry} did not start again"
         opened.close()
         if wanted:
             control.note_users(library, task, entry, SESSION_SECONDS, wanted, renewal.via)
@@ -106,14 +106,25 @@ def order(opened: capi.Session) -> None:
 
 def listens_again(entry: str, seconds: float) -> bool:
     """Wait until a server has closed its port and opened it again; return whether it has."""
-    deadline, closed = time.monotonic() + seconds, False
+    deadline = time.monotonic() + seconds
+    return is_closed(entry, seconds) and reaches(entry, deadline, opened=True)
+
+
+def is_closed(entry: str, seconds: float) -> bool:
+    """Wait until a server has closed its port, with all that it held; return whether it has."""
+    return reaches(entry, time.monotonic() + seconds, opened=False)
+
+
+def reaches(entry: str, deadline: float, opened: bool) -> bool:
+    """Wait until a port accepts connections, or no connection; return whether it does."""
     while time.monotonic() < deadline:
         try:
             socket.create_connection(cluster_config.split_address(entry), timeout=1.0).close()
-            if closed:
-                return True
+            accepted = True
         except OSError:
-            closed = True
+            accepted = False
+        if accepted is opened:
+            return True
         time.sleep(POLL_SECONDS)
     return False
 
@@ -143,27 +154,46 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if options.ended:
         os.dup2(2, 1)
+    try:
+        problems = renew_all(user["task"], users, options)
+    except Exception as error:  # whatever it is, the output must show it
+        problems = [f"the servers were not cleared: {error!r}"]
+    for problem in problems:
+        print(f"[cluster] {problem}", flush=True)
+    if options.ended:
+        report = {"cleared": not problems, "problems": problems[:MAX_PROBLEMS]}
+        Path(os.environ["TF_CLUSTER_CONFIG"]).with_name("part.json").write_text(json.dumps(report), encoding="utf-8")
+    os._exit(1 if problems else 0)  # a thread may still wait on a dead connection
+
+
+def renew_all(task: str, users: control.Users, options: argparse.Namespace) -> list[str]:
+    """Renew the servers of the run whose program is ``task``; return a sentence for each that could not be renewed."""
     cli.remove_proxy_variables()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this process computes nothing
     library, cluster = capi.Library(), cluster_config.load(CONFIG)
     own = cluster_config.load(os.environ["TF_CLUSTER_CONFIG"])
-    job, _colon, index = user["task"].partition(":")
+    job, _colon, index = task.partition(":")
     cluster[job][int(index)] = own[job][int(index)]  # runs at the same time have servers on different ports
     seconds = RENEWAL_SECONDS if options.ended else GPU_RENEWAL_SECONDS
-    via = own_server(library, cluster, user["task"])
-    renewal = Renewal(users, user["task"], user["kept"], options.ended, options.lost, seconds, via)
+    via = own_server(library, cluster, task)
+    [user] = users.values()
+    renewal = Renewal(users, task, user["kept"], options.ended, options.lost, seconds, via)
     used = {entry for entries in own.values() for entry in entries}
     servers = [(f"{job}:{index}", entry) for job, index, entry in cluster_config.standing_tasks(cluster) if entry in used]
-    with ThreadPoolExecutor(MAX_THREADS) as pool:
-        problems = [
-            problem for problem in pool.map(lambda server: renew(library, server[0], server[1], renewal), servers) if problem
-        ]
-    for problem in problems:
-        print(f"[cluster] {problem}", flush=True)
-    if options.ended and not problems:
-        Path(os.environ["TF_CLUSTER_CONFIG"]).with_name("part.json").write_text('{"cleared": true}', encoding="utf-8")
-    sys.stdout.flush()
-    os._exit(1 if problems else 0)  # a thread may still wait on a dead connection
+    problems: list[str] = []
+
+    def renew_one(task: str, entry: str) -> None:
+        problem = renew(library, task, entry, renewal)
+        if problem:
+            problems.append(problem)
+
+    # Not concurrent.futures, which takes longer to import than all other modules.
+    threads = [threading.Thread(target=renew_one, args=server) for server in servers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return problems
 
 
 if __name__ == "__main__":

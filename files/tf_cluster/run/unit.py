@@ -34,6 +34,7 @@ def start_unit(run: Run, noted: dict[str, Any]) -> subprocess.CompletedProcess[s
     others = [entry for _job, _index, entry in cluster_config.standing_tasks(whole) if entry not in noted["reserved"]]
     spec, names = (all_tasks, {}) if training else spec_without(all_tasks, others)
     (run.folder / "config.json").write_text(json.dumps(spec, indent=4) + "\n", encoding="utf-8")
+    run.share(run.folder / "config.json")  # the unit that ended may have started this one, with its own umask
     environment = environment_of(run, noted, whole, spec, (job, index))
     facts: dict[str, Any] = {"command": command_of(noted)}
     if names and spec != spec_of_run(whole, job, index):

@@ -2,6 +2,7 @@
 
 import base64
 import errno
+import functools
 import io
 import json
 import os
@@ -878,8 +879,10 @@ def test_a_run_may_only_be_started(started):
     assert started(detach=True)[0] == {}
 
 
-def test_a_run_is_started_with_what_a_program_is_given(started, run):
+def test_a_run_is_started_with_what_a_program_is_given(started, run, request):
+    request.addfinalizer(functools.partial(os.umask, os.umask(0o077)))  # as in a unit that starts the next run at its end
     answer, command = started()
+    assert (run.folder / "config.json").stat().st_mode & 0o777 == 0o640
     assert answer["next"] == ["follow", run.id]
     given = dict(word.removeprefix("--setenv=").split("=", 1) for word in command if word.startswith("--setenv="))
     assert json.loads(Path(given["TF_CLUSTER_CONFIG"]).read_text(encoding="utf-8")) == run_program.cluster_config.load(

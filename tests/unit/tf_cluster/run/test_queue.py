@@ -39,7 +39,8 @@ class Machine:
         """End a run, as its unit does."""
         run = runs.Run(name)
         run.note(ended=time.time(), failure="")
-        (run.folder / "part.json").write_text(json.dumps({"cleared": cleared}), encoding="utf-8")
+        report = {"cleared": cleared, "problems": ["worker:0 did not end"]}
+        (run.folder / "part.json").write_text(json.dumps(report), encoding="utf-8")
         waits = queue.dispatch(run)
         self.active.discard(name)
         return waits
@@ -175,6 +176,7 @@ def test_a_part_of_a_cluster_that_an_interrupted_run_used_is_cleared_by_the_runs
 def test_servers_that_a_run_could_not_clear_are_cleared_before_the_next(machine):
     machine.request("r1")
     machine.end("r1", cleared=False)
+    assert runs.Run("r1").read()["clearing"] == ["worker:0 did not end"]
     machine.request("r2")
     assert runs.Run("r2").read()["renew"] == "lost"
 

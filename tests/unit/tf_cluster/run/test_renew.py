@@ -75,6 +75,8 @@ def test_a_server_is_new_once_its_port_was_closed():
 
     threading.Thread(target=come_back, daemon=True).start()
     begun = time.monotonic()
+    assert renew.is_closed(f"{host}:{port}", 5)
+    assert time.monotonic() - begun < 0.2
     assert renew.listens_again(f"{host}:{port}", 5)
     assert 0.2 < time.monotonic() - begun < 2
 
@@ -109,10 +111,16 @@ def test_a_server_that_is_used_by_another_task_keeps_its_state(monkeypatch):
 
 def test_a_server_that_does_not_answer_is_a_sentence(monkeypatch):
     def fail(*_given, **_more):
+        tries.append(time.monotonic())
         raise renew.capi.TensorFlowError(4, "Deadline Exceeded\nmore")
 
+    tries = []
     monkeypatch.setattr(control, "session", fail)
+    monkeypatch.setattr(renew, "START_SECONDS", 1.0)
+    assert renew.renew(None, "worker:0", "a:1", renewal(ended=True)) == "worker:0 on a:1 does not answer: Deadline Exceeded"
+    assert len(tries) == 1
     assert renew.renew(None, "worker:0", "a:1", renewal()) == "worker:0 on a:1 does not answer: Deadline Exceeded"
+    assert len(tries) > 2  # before a program, a server may be starting
 
 
 def test_a_server_that_is_renewed_is_named_with_the_run_it_held(monkeypatch, capsys):
