@@ -1,5 +1,6 @@
 """What breaks while a run goes on, and what becomes of the run: no output is lost, and who is to blame is named."""
 
+import json
 import os
 import random
 import re
@@ -447,6 +448,106 @@ for device in tf_cluster.connect(20):
     with tf.device(device):
         print(tf.ones([2]).device)
 """
+
+
+@pytest.fixture
+def detached(cluster, tmp_path):
+    """Return a function that requests a detached run and returns its ID."""
+
+    def detached(text):
+        path = tmp_path / "program.py"
+        path.write_text(text, encoding="utf-8")
+        done = cluster.playbook("playbooks/run.yml", f"--extra-vars=program={path}", "--extra-vars=detach=true")
+        assert done.returncode == 0, said(done)
+        return re.search(r"The run (\S+) continues", said(done))[1]
+
+    return detached
+
+
+def notes(cluster, run):
+    """Return the notes of a run."""
+    return json.loads(cluster.inside(HOST, f"cat {RUNS}/{run}/run.json"))
+
+
+def collected_later(cluster, run):
+    """Collect a run after its end; return its verdict and output."""
+    done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={run}")
+    assert folder_of(done), said(done)
+    return collected(folder_of(done))
+
+
+def until_ended(cluster, runs, seconds=90):
+    """Wait until runs have ended, with nobody connected; return for how many seconds."""
+    begun = time.monotonic()
+    while time.monotonic() < begun + seconds and not all("ended" in notes(cluster, run) for run in runs):
+        time.sleep(0.5)
+    return time.monotonic() - begun
+
+
+def test_the_host_machine_rebooted_with_three_queued_runs(cluster, faults, repairs, detached):
+    repairs.append(lambda: cluster.wait_for(HOST))
+    first = detached(TICK.format(steps=300))
+    queued = [detached(TICK.format(steps=3)) for _each in range(3)]
+    time.sleep(6)
+    cluster.podman("kill", HOST)
+    cluster.podman("start", HOST)
+    begun = time.monotonic()
+    cluster.wait_for(HOST)
+    until_ended(cluster, queued)
+    took = time.monotonic() - begun
+    found = [notes(cluster, run) for run in queued]
+    assert [each["failure"] for each in found] == ["", "", ""]
+    assert sorted(each["started"] for each in found) == [each["started"] for each in found]
+    lost, output = collected_later(cluster, first)
+    assert lost["failures"][0] == "The run was lost: its machine or its systemd was restarted."
+    assert steps(output) == all_until(max(steps(output)))
+    for run in queued:
+        verdict, output = collected_later(cluster, run)
+        assert verdict["ok"]
+        assert steps(output) == all_until(3)
+    faults.note(
+        "host machine rebooted with three queued runs", took, "nothing", "the running one was lost, the others ran in their order"
+    )
+
+
+def test_runs_canceled_in_the_middle_of_the_queue(cluster, faults, detached):
+    runs = [detached(TICK.format(steps=steps)) for steps in (300, 3, 300, 3)]
+    begun = time.monotonic()
+    done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={runs[2]},{runs[0]}")
+    assert done.returncode == 0, said(done)
+    until_ended(cluster, runs)
+    took = time.monotonic() - begun
+    outcomes = [collected_later(cluster, run) for run in runs]
+    assert [verdict["ok"] for verdict, _output in outcomes] == [False, True, False, True]
+    assert all("was canceled by" in outcomes[place][0]["failures"][0] for place in (0, 2))
+    assert [steps(output) for _verdict, output in outcomes[1::2]] == [all_until(3)] * 2
+    assert steps(outcomes[0][1]) == all_until(max(steps(outcomes[0][1])))
+    faults.note("running and queued runs canceled", took, "nothing", "the others ran in their order")
+
+
+def test_the_disk_of_the_host_machine_full_with_a_queue(cluster, faults, repairs, detached):
+    more_room = small_disk(cluster, HOST, repairs)
+    text = "import os, time\nprint('step 1', flush=True)\ntime.sleep(12)\n"
+    text += "try: open(os.environ['TF_RUN_DIR'] + '/big', 'wb', 0).write(bytes(3_000_000))\nfinally: print('step 2', flush=True)"
+    runs = [detached(text), detached(TICK.format(steps=2)), detached(TICK.format(steps=2))]
+    begun = time.monotonic()
+    until_ended(cluster, runs)
+    took = time.monotonic() - begun
+    assert all("ended" in notes(cluster, run) for run in runs)
+    more_room()
+    first, output = collected_later(cluster, runs[0])
+    assert steps(output)[0] == 1
+    assert f"the disk that holds {RUNS} is full." in first["failures"][0]
+    for run in runs[1:]:
+        found, output = collected_later(cluster, run)
+        assert steps(output) == all_until(2) if found["ok"] else "No space left on device" in found["failures"][0], found
+    assert collected_later(cluster, detached(TICK.format(steps=2)))[0]["ok"]
+    faults.note(
+        "disk of the host machine full with a queue",
+        took,
+        "nothing written before",
+        "each run ended with its reason; the next ran",
+    )
 
 
 def test_a_run_continues_with_the_tasks_that_answer(cluster, faults, run, repairs, tmp_path):

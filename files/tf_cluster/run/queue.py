@@ -178,10 +178,14 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
         started=time.time(), waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty,
         renew=renewal_of(run, noted, choice.tasks),
     )  # fmt: skip
-    tried = start_unit(run, noted)
-    if tried.returncode:
+    try:
+        tried = start_unit(run, noted)
+        problem = tried.returncode and f"systemd could not start the run: {tried.stderr.strip()}"
+    except OSError as error:  # for example a full disk: the next run must not wait for it
+        problem = f"the run could not be started: {error.strerror or error} ({error.filename or run.folder})"
+    if problem:
         run.note(uncleared=[])
-        raise RefusedError(f"systemd could not start the run: {tried.stderr.strip()}")
+        raise RefusedError(problem)
 
 
 def end(run: Run, failure: str, **facts: object) -> None:
