@@ -4,8 +4,8 @@
 
 Prints a JSON object with ``runs``, in the order of their requests. Each has ``run``, ``state`` (queued, running, finished),
 ``position`` and ``reason`` (if it is queued), ``program``, ``user``, ``since`` (ISO 8601: the request, the start or the end),
-``seconds``, ``tasks`` (names), ``failure`` (a sentence; empty: it succeeded; null: it has not ended) and ``bytes``. A training is
-one run, that of its chief.
+``seconds``, ``tasks`` (names), ``failure`` (a sentence; empty: it succeeded; null: it has not ended), ``bytes``, and ``requested``,
+``started`` and ``ended`` in seconds since 1970. A training is one run, that of its chief.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ def described(noted: dict[str, Any], waits: queue.Waiting | None, names: dict[st
         "seconds": timed["seconds"] if noted.get("started") else None,
         "tasks": list(training.get("machines", [])) or [names.get(entry, entry) for entry in noted.get("reserved", [])],
         "failure": noted.get("failure", "") if state == "finished" else None,
+        "requested": noted["asked"],
+        "started": noted.get("started"),
+        "ended": noted.get("ended"),
         "bytes": sum(file.size for file in prune.files_of(folder).values()),
     }
 
