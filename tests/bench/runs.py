@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What runs cost on a cluster: the time around a program, the memory of servers after many runs, the queue, runs at the same time.
+"""What runs cost on a cluster: time around a program, memory of servers after many runs, the queue, runs at the same time.
 
     .venv/bin/python tests/bench/runs.py -i inventory/lab
 

@@ -4,8 +4,8 @@
 
 Prints a JSON object with ``runs``, in the order of their requests. Each has ``run``, ``state`` (queued, running, finished),
 ``position`` and ``reason`` (if it is queued), ``program``, ``user``, ``since`` (ISO 8601: the request, the start or the end),
-``seconds``, ``tasks`` (names), ``failure`` (a sentence; empty: it succeeded; null: it has not ended), ``bytes``, and ``requested``,
-``started`` and ``ended`` in seconds since 1970. A training is one run, that of its chief.
+``seconds``, ``tasks`` (names), ``failure`` (a sentence; empty: it succeeded; null: it has not ended), ``bytes``, and
+``requested``, ``started`` and ``ended`` in seconds since 1970. A training is one run, that of its chief.
 """
 
 from __future__ import annotations
