@@ -168,7 +168,8 @@ def sweep() -> None:
     """Remove old files and folders of interrupted calls."""
     for path in runs.RUNS.glob(".*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            # Not the queue's lock: a process that holds a removed lock does not exclude others.
+            if path.name != queue.LOCK and time.time() - path.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

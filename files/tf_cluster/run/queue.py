@@ -28,6 +28,7 @@ from .unit import CONFIG, start_unit
 
 PROPERTIES = "Id,ActiveState,Description,Job"
 MAX_NAMES = 3  # of tasks in a sentence
+LOCK = ".queue.lock"  # in the folder of the runs
 Notes = dict[str, Any]  # the content of a run.json
 
 
@@ -54,7 +55,7 @@ class RefusedError(Exception):
 def locked() -> Iterator[None]:
     """Hold the machine's lock of the queue. Raises BlockingIOError if another process holds it for long."""
     runs.RUNS.mkdir(parents=True, exist_ok=True)
-    path = runs.RUNS / ".queue.lock"
+    path = runs.RUNS / LOCK
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
         if not lock.acquire(file, runs.LOCK_TIMEOUT_SECONDS):
             raise BlockingIOError(f"{path} is locked by another process. 'lslocks' on its machine shows it")

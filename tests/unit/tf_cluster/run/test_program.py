@@ -720,6 +720,15 @@ def test_what_was_sent_for_a_run_that_was_never_staged_goes(tmp_path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == [".new.sent", "run"]
 
 
+def test_the_lock_of_the_queue_is_never_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    with queue.locked():
+        os.utime(tmp_path / ".queue.lock", (time.time() - 10**6,) * 2)
+        run_program.sweep()
+        with (tmp_path / ".queue.lock").open("rb") as other:
+            assert not queue.lock.acquire(other, 0)
+
+
 def test_of_a_program_that_cannot_be_unpacked_nothing_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RUNS", tmp_path)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"no tar file")))
