@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .. import lock
@@ -28,6 +29,7 @@ from .unit import CONFIG, start_unit
 
 PROPERTIES = "Id,ActiveState,Description,Job"
 MAX_NAMES = 3  # of tasks in a sentence
+SHUTDOWN = "its machine is shutting down"
 LOCK = ".queue.lock"  # in the folder of the runs
 Notes = dict[str, Any]  # the content of a run.json
 
@@ -49,6 +51,10 @@ class Choice(NamedTuple):
 
 class RefusedError(Exception):
     """The run can never start. The message is a sentence without full stop."""
+
+
+class ShutdownError(Exception):
+    """The machine is shutting down, so systemd starts no unit."""
 
 
 @contextlib.contextmanager
@@ -91,11 +97,11 @@ def dispatch(ended: Run | None = None) -> dict[str, Waiting]:
         return start_in_order(sorted(queued, key=lambda each: each[1]["number"]), taken)
 
 
-def start_in_order(queued: Iterable[tuple[Run, Notes]], taken: dict[str, str]) -> dict[str, Waiting]:
+def start_in_order(queued: Sequence[tuple[Run, Notes]], taken: dict[str, str]) -> dict[str, Waiting]:
     """Start the queued runs that can start; return what the others wait for. Adds their reservations to ``taken``."""
     waiting: dict[str, Waiting] = {}
     claimed: dict[str, str] = {}  # address -> ID of the first queued run that could use it
-    for run, noted in queued:
+    for place, (run, noted) in enumerate(queued):
         try:
             choice = chosen({**claimed, **taken}, noted)
             if choice:
@@ -106,6 +112,9 @@ def start_in_order(queued: Iterable[tuple[Run, Notes]], taken: dict[str, str]) -
                 claimed = {**dict.fromkeys(candidates(noted)[1], run.id), **claimed}
         except (RefusedError, cluster_config.ConfigError) as error:
             end(run, str(error), refused=True)
+        except ShutdownError:
+            left = [other.id for other, _its in queued[place:]]
+            return waiting | {name: Waiting(number, SHUTDOWN, False) for number, name in enumerate(left, len(waiting) + 1)}
     return waiting
 
 
@@ -172,7 +181,7 @@ def named(noted: Notes) -> dict[str, str]:
 
 
 def start(run: Run, noted: Notes, choice: Choice) -> None:
-    """Start a run. Raises RefusedError if systemd does not."""
+    """Start a run. Raises RefusedError if systemd does not, and ShutdownError if the run can start after a reboot."""
     # Until its servers are cleared; a training has its own servers.
     dirty = [] if noted["training"] or noted["keep_state"] else choice.tasks
     noted = run.note(
@@ -181,8 +190,17 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
     )  # fmt: skip
     tried = start_unit(run, noted)
     if tried.returncode:
+        if is_shutting_down():
+            run.note(started=0, waiting=True, own="", reserved=[], uncleared=[])
+            raise ShutdownError
         run.note(uncleared=[])
         raise RefusedError(f"systemd could not start the run: {tried.stderr.strip()}")
+
+
+def is_shutting_down() -> bool:
+    """Return whether systemd stops all units because the machine is shut down or rebooted."""
+    done = subprocess.run(["systemctl", "is-system-running"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() == "stopping"
 
 
 def end(run: Run, failure: str, **facts: object) -> None:

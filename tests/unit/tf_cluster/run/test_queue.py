@@ -61,6 +61,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(queue, "CONFIG", tmp_path / "config.json")
     monkeypatch.setattr(queue, "start_unit", made.start_unit)
     monkeypatch.setattr(queue, "active_runs", lambda: set(made.active))
+    monkeypatch.setattr(queue, "is_shutting_down", lambda: False)
     return made
 
 
@@ -146,6 +147,22 @@ def test_a_run_that_systemd_refuses_does_not_hold_up_the_others(machine, monkeyp
     assert runs.Run("r1").read()["failure"] == "systemd could not start the run: Access denied"
     monkeypatch.setattr(queue, "start_unit", machine.start_unit)
     assert machine.request("r2") is None
+
+
+def test_runs_that_a_shutdown_keeps_from_starting_start_after_it(machine, monkeypatch):
+    """A run that the shutdown stops calls the queue, and systemd refuses to start the next ones."""
+    for name in ("r1", "r2", "r3"):
+        machine.request(name)
+    monkeypatch.setattr(queue, "is_shutting_down", lambda: True)
+    monkeypatch.setattr(queue, "start_unit", lambda *_given: SimpleNamespace(returncode=1, stderr="Transaction is destructive"))
+    waits = machine.end("r1")
+    assert [(name, each.position, each.reason) for name, each in waits.items()] == [
+        ("r2", 1, "its machine is shutting down"),
+        ("r3", 2, "its machine is shutting down"),
+    ]
+    monkeypatch.setattr(queue, "start_unit", machine.start_unit)
+    queue.dispatch()
+    assert machine.started == ["r1", "r2"]
 
 
 def test_after_a_reboot_the_queued_runs_start_in_their_order(machine):
