@@ -1054,6 +1054,17 @@ def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, bu
     assert again(run_program.start, run) == {"next": ["follow", run.id]}
 
 
+def test_who_follows_a_detached_run_waits_with_it_without_a_limit(started, run, busy):
+    assert "next" not in started(detach=True, wait=1.0)[0]
+    run.note(queued=runs.clock() - 5)
+    told = again(run_program.follow, run)["next"][-1]
+    begun = time.monotonic()
+    answer = run_program.follow(SimpleNamespace(run=run.id, offset=0, told=float(told)))
+    assert not answer.get("lines")
+    assert answer["next"] == ["follow", run.id, "--told", told]
+    assert time.monotonic() - begun >= run_program.WAIT_SECONDS
+
+
 def test_a_queued_run_that_was_canceled_never_starts(started, run, busy, monkeypatch):
     started()
     call = SimpleNamespace(run=[run.id], by="jo", after=0, here=False)
