@@ -13,6 +13,7 @@ earlier one could use. systemd calls this, so nobody needs to be connected.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -224,9 +225,9 @@ def cleared_since(asked: float) -> set[str]:
     """Return the addresses of the tasks that runs have cleared since then."""
     found: set[str] = set()
     for path in runs.RUNS.glob("[!.]*/run.json"):
-        with contextlib.suppress(OSError, cluster_config.ConfigError):
+        with contextlib.suppress(OSError, ValueError):
             if path.stat().st_mtime >= asked:
-                noted = Run(path.parent.name).read()
+                noted = json.loads(path.read_bytes())
                 found |= set(noted["reserved"]) if noted.get("cleared", 0) >= asked else set()
     return found
 
@@ -251,10 +252,10 @@ def unfinished() -> list[tuple[Run, Notes]]:
     found = []
     active = b'"uncleared": [\n'  # of a list that is not empty
     for path in runs.RUNS.glob("[!.]*/run.json"):
-        with contextlib.suppress(OSError, cluster_config.ConfigError):
+        with contextlib.suppress(OSError, ValueError):  # removed meanwhile, or damaged
             text = path.read_bytes()
             if b'"ended"' not in text or active in text:
-                found.append((Run(path.parent.name), Run(path.parent.name).read()))
+                found.append((Run(path.parent.name), json.loads(text)))
     return found
 
 

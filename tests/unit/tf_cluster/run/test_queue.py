@@ -1,8 +1,10 @@
 """run/queue.py: the order in which runs start, and the tasks that they reserve."""
 
 import json
+import shutil
 import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -236,6 +238,25 @@ def test_a_damaged_run_does_not_stop_the_queue(machine):
     (runs.RUNS / "r0").mkdir(parents=True)
     (runs.RUNS / "r0/run.json").write_text("{", encoding="utf-8")
     assert machine.request("r1") is None
+
+
+def test_a_run_that_is_removed_meanwhile_does_not_stop_the_queue(machine, monkeypatch):
+    machine.request("r1")
+    machine.request("r2")
+    read = Path.read_bytes
+
+    def remove_after(path):
+        text = read(path)
+        shutil.rmtree(path.parent) if path.parent.name == "r0" else None
+        return text
+
+    gone = runs.Run("r0")
+    gone.folder.mkdir()
+    gone.note(run_id="r0", waiting=True, training={})
+    monkeypatch.setattr(Path, "read_bytes", remove_after)
+    machine.end("r1")
+    assert not gone.folder.exists()
+    assert machine.started == ["r1", "r2"]
 
 
 def test_a_unit_that_systemd_is_about_to_start_is_active(monkeypatch):
