@@ -13,6 +13,7 @@ earlier one could use. systemd calls this, so nobody needs to be connected.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -124,6 +125,8 @@ def candidates(noted: Notes) -> tuple[list[str], list[str], int]:
 
     Raises RefusedError if the cluster does not have them.
     """
+    if "wants" not in noted:
+        raise RefusedError("an older version of this project prepared the run. Run the program again")
     training, wants = noted["training"], noted["wants"]
     if training:
         return [], [training["entries"][noted["task"]]], 1
@@ -260,8 +263,11 @@ def unfinished() -> list[tuple[Run, Notes]]:
 
 
 def reserved(noted: Notes) -> list[str]:
-    """Return the addresses that a run has reserved."""
-    return [*noted.get("reserved", []), *([noted["own"]] if noted.get("own") else [])]
+    """Return the addresses that a run has reserved. A run of an older version uses all tasks."""
+    if "reserved" not in noted:
+        training = noted.get("training")
+        return [training["entries"][noted["task"]]] if training else list(itertools.chain(*cluster_config.load(CONFIG).values()))
+    return [*noted["reserved"], *([noted["own"]] if noted.get("own") else [])]
 
 
 def is_over(run_id: str) -> bool:

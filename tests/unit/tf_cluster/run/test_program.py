@@ -468,7 +468,7 @@ def test_a_run_tells_how_it_is(run, noted, failure):
 
 
 def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
-    commands = []
+    run.note(reserved=[])
     commands = pretend_systemd(monkeypatch, active=[run.id])
     answer = run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=0, here=False))
     assert commands[0] == ["systemctl", "stop", "tf-run-host-0.service"]
@@ -489,7 +489,8 @@ def test_several_runs_are_canceled_at_once(run, monkeypatch):
     part = runs.Run(f"{run.id}.worker-1")
     for name in (part.id, "r2"):
         runs.Run(name).folder.mkdir()
-        runs.Run(name).note(run_id=name, unit=f"tf-run-{name}.service", started=1.0)
+        runs.Run(name).note(run_id=name, unit=f"tf-run-{name}.service", started=1.0, reserved=[])
+    run.note(reserved=[])
     commands = pretend_systemd(monkeypatch, active=[run.id, part.id, "r2"])
     answer = run_program.cancel(SimpleNamespace(run=[run.id, "r2", "elsewhere"], by="jo", after=0, here=True))
     assert sorted(answer["found"]) == sorted([run.id, part.id, "r2"])
@@ -1108,6 +1109,16 @@ def test_packages_that_cannot_be_installed_are_why_a_run_failed(run, monkeypatch
     for name in ("EXIT_CODE", "EXIT_STATUS"):
         monkeypatch.delenv(name, raising=False)
     assert words in finish(run)["failure"]
+
+
+def test_the_end_of_a_run_of_an_older_version_is_noted(run, monkeypatch):
+    run.note(servers={"10.0.0.1:2222": "00a1"})
+    checked = []
+    monkeypatch.setattr(ending, "failed_tasks", lambda servers, _silent: checked.append(servers) or {})
+    for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert finish(run)["failure"] == "the program exited with status 3"
+    assert checked == [{"10.0.0.1:2222": "00a1"}]
 
 
 def test_servers_that_cannot_be_cleared_are_why_a_run_failed(run, monkeypatch):

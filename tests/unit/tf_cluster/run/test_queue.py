@@ -259,6 +259,28 @@ def test_a_run_that_is_removed_meanwhile_does_not_stop_the_queue(machine, monkey
     assert machine.started == ["r1", "r2"]
 
 
+def test_a_running_run_of_an_older_version_uses_all_tasks(machine):
+    for name, more in (("r0", {"training": {}}), ("t0", {"training": {"entries": {"worker:0": "a:3222"}}, "task": "worker:0"})):
+        run = runs.Run(name)
+        run.folder.mkdir(parents=True)
+        run.note(**{"run_id": name, "task": "host:0", "asked": time.time(), "waiting": False, "started": time.time(), **more})
+        machine.active.add(name)
+    assert machine.request("r1").reason == "worker:0, worker:1, worker:2 and 2 more are used by run r0"
+    training = {"chief": "worker:0", "entries": {"worker:0": "a:3222"}}
+    assert machine.request("t1", training=training, task="worker:0").reason == "worker:0 is used by run t0"
+    machine.end("r0")
+    assert machine.started == ["r1"]
+
+
+def test_a_queued_run_of_an_older_version_is_refused(machine):
+    run = runs.Run("r0")
+    run.folder.mkdir(parents=True)
+    run.note(run_id="r0", task="host:0", asked=time.time(), waiting=True, training={}, missing=[])
+    queue.enter(run)
+    assert machine.request("r1") is None
+    assert "an older version of this project prepared the run" in run.read()["failure"]
+
+
 def test_a_unit_that_systemd_is_about_to_start_is_active(monkeypatch):
     units = (
         ("r1", "active", ""),
