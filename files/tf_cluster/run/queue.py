@@ -113,7 +113,7 @@ def start_in_order(queued: Sequence[tuple[Run, Notes]], taken: dict[str, str]) -
                 waiting[run.id] = explained(noted, taken, claimed, len(waiting) + 1)
                 claimed = {**dict.fromkeys(candidates(noted)[1], run.id), **claimed}
         except (RefusedError, cluster_config.ConfigError) as error:
-            end(run, str(error), refused=True)
+            end(run, str(error), refused=True, uncleared=[])
         except ShutdownError:
             left = [other.id for other, _its in queued[place:]]
             return waiting | {name: Waiting(number, SHUTDOWN, False) for number, name in enumerate(left, len(waiting) + 1)}
@@ -192,12 +192,14 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
         started=time.time(), waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty,
         renew=renewal_of(run, noted, choice.tasks),
     )  # fmt: skip
-    tried = start_unit(run, noted)
+    try:
+        tried = start_unit(run, noted)
+    except OSError as error:  # the disk is full, or the command line is too long
+        raise RefusedError(f"the run could not be started: {error}") from None
     if tried.returncode:
         if is_shutting_down():
             run.note(started=0, waiting=True, own="", reserved=[], uncleared=[])
             raise ShutdownError
-        run.note(uncleared=[])
         raise RefusedError(f"systemd could not start the run: {tried.stderr.strip()}")
 
 

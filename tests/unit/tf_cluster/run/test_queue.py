@@ -1,5 +1,6 @@
 """run/queue.py: the order in which runs start, and the tasks that they reserve."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -165,6 +166,23 @@ def test_runs_that_a_shutdown_keeps_from_starting_start_after_it(machine, monkey
     monkeypatch.setattr(queue, "start_unit", machine.start_unit)
     queue.dispatch()
     assert machine.started == ["r1", "r2"]
+
+
+def test_a_run_whose_start_fails_does_not_hold_up_the_others(machine, monkeypatch):
+    for name in ("r1", "r2", "r3"):
+        machine.request(name)
+
+    def start_unit(run, noted):
+        if run.id == "r2":
+            raise OSError(errno.E2BIG, "Argument list too long", "systemd-run")
+        return machine.start_unit(run, noted)
+
+    monkeypatch.setattr(queue, "start_unit", start_unit)
+    machine.end("r1")
+    assert machine.started == ["r1", "r3"]
+    noted = runs.Run("r2").read()
+    assert "the run could not be started: [Errno 7] Argument list too long: 'systemd-run'" in noted["failure"]
+    assert noted["uncleared"] == []
 
 
 def test_after_a_reboot_the_queued_runs_start_in_their_order(machine):
