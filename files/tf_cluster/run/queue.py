@@ -132,12 +132,14 @@ def candidates(noted: Notes) -> tuple[list[str], list[str], int]:
         return [], [training["entries"][noted["task"]]], 1
     whole = cluster_config.load(CONFIG)
     standing = {entry: job for job, _index, entry in cluster_config.standing_tasks(whole)}
+    missing = set(noted["missing"])
     if wants["tasks"]:
         gone = [entry for entry in wants["tasks"] if entry not in standing]
         if gone:
             raise RefusedError(f"the cluster has changed and has no task at {' and '.join(gone)}")
-        return wants["own"], wants["tasks"], len(wants["tasks"])
-    there = [entry for entry in standing if entry not in noted["missing"]]
+        there = [entry for entry in wants["tasks"] if entry not in missing]
+        return wants["own"], there, len(there)
+    there = [entry for entry in standing if entry not in missing]
     if not wants["count"]:
         return wants["own"], there, len(there)
     workers = [entry for entry in there if standing[entry] == "worker"]

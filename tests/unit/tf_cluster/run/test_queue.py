@@ -128,6 +128,8 @@ def test_no_run_overtakes_one_that_needs_all_tasks(machine):
 def test_tasks_that_do_not_answer_are_not_reserved(machine):
     machine.request("r1", count=2, missing=["a:2222"])
     assert reserved("r1") == ["b:2222", "c:2222"]
+    machine.request("r2", tasks=["d:2222", "a:2222"], missing=["a:2222"])  # allow_missing
+    assert reserved("r2") == ["d:2222"]
 
 
 @pytest.mark.parametrize(
