@@ -195,6 +195,8 @@ def create_run_layout(run: Run) -> None:
         (run.folder / name).touch()
     run.share(run.folder / "stdout.log")
     run.reserve()
+    with run.locked(runs.COLLECTION):
+        pass  # its file must exist before the disk is full
     (run.folder / "program").chmod(0o755)
     for path in [*(run.folder / name for name in WRITABLE), *(run.folder / "program").rglob("*")]:
         status = path.lstat()

@@ -654,7 +654,7 @@ def test_only_the_programs_user_and_root_get_at_a_run(run, monkeypatch):
 
 
 def test_a_call_that_holds_a_run_is_not_waited_for_without_end(run, monkeypatch):
-    monkeypatch.setattr(runs.Run.locked.__wrapped__, "__defaults__", (0.1,))
+    monkeypatch.setattr(runs.Run.locked.__wrapped__, "__defaults__", (0.1, False))
     with run.locked("note"), pytest.raises(BlockingIOError, match=r".*note.lock is locked by another process"):
         run.note(a=1)
 
