@@ -10,8 +10,8 @@ from typing import IO, Any
 POLL_SECONDS = 0.05
 
 
-def acquire(file: IO[Any], seconds: float, while_waiting: Callable[[], None] = lambda: None) -> bool:
-    """Take an exclusive lock on an open file and return whether it became free within ``seconds``.
+def acquire(file: IO[Any], seconds: float, while_waiting: Callable[[], None] = lambda: None, shared: bool = False) -> bool:
+    """Take a lock on an open file and return whether that was possible within ``seconds``. Several can hold a ``shared`` lock.
 
     Closing the file releases the lock (``flock(2)``). While another process holds it, ``while_waiting`` is called between two
     attempts. It may raise an exception to stop waiting.
@@ -19,7 +19,7 @@ def acquire(file: IO[Any], seconds: float, while_waiting: Callable[[], None] = l
     deadline = time.monotonic() + seconds
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             while_waiting()

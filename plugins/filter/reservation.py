@@ -52,8 +52,11 @@ def reservation(cluster: Cluster, wanted: Any = "", task: str = "host:0") -> dic
 
 
 def reserved_tasks(tasks: list[Task], outcome: dict[str, Any]) -> list[Task]:
-    """Return the tasks of a machine that a run has reserved: all, unless its notes ``outcome`` have a part of the cluster."""
-    if not outcome.get("names"):
+    """Return the tasks of a machine that a run has reserved: all, unless its notes ``outcome`` have a part of the cluster.
+
+    Version 0.9 notes no reservations.
+    """
+    if not outcome.get("names") or "reserved" not in outcome:
         return tasks
     return [task for task in tasks if f"{task['address']}:{task['port']}" in outcome["reserved"]]
 

@@ -31,6 +31,8 @@ def pack(paths: Iterable[Path], file: IO[bytes], program: Path) -> None:
             name = "." if path is program and path.is_dir() else Path(os.path.abspath(path)).name
             for found, inner in walk(path, []):
                 member = tar.gettarinfo(found, f"{name}/{inner}" if inner else name)
+                if not member:  # a socket
+                    continue
                 if member.isdir():
                     tar.addfile(member)
                 elif member.isfile():

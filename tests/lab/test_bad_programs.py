@@ -35,7 +35,10 @@ def test_a_program_that_prints_a_gigabyte(bad):
     assert seconds < 60
     assert len(done.stdout) < 1_000_000
     output = (folder / "stdout.log").read_bytes()
-    assert output.startswith(b"first words\n")
+    own = [
+        line for line in output.splitlines() if not line.startswith(b"[cluster] ")
+    ]  # an earlier test may leave a frozen server
+    assert own[0] == b"first words"
     assert output.endswith(b"last words\n")
     assert 5_000_000 < len(output) < 5_100_000
     assert b"the output is longer than 5 MB: only its end follows (run_output_mb)" in output

@@ -188,7 +188,7 @@ def test_a_failed_notification_is_no_failed_run(cluster, program, receiver, url,
 def test_a_run_that_is_stopped_is_posted(cluster, tmp_path, receiver):
     (tmp_path / "sleeps.py").write_text("import time; print('here', flush=True); time.sleep(600)")
     run = detached(cluster, tmp_path / "sleeps.py", f"--extra-vars=run_notify={receiver[0]}/204")
-    cluster.shell("host", "timeout 30 sh -c 'until systemctl kill --signal=KILL tf-run-host-0; do sleep 0.2; done'")
+    cluster.shell("host", f"timeout 30 sh -c 'until systemctl kill --signal=KILL tf-run-host-0-{run}; do sleep 0.2; done'")
     until(cluster, run, "notified")
     [body] = [json.loads(line.partition(" ")[2]) for line in receiver[1]().splitlines() if run in line]
     assert body["failures"] == ["The program was killed by SIGKILL."]

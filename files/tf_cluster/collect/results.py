@@ -47,9 +47,10 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
     notify.wait(run)
     run.restrict()  # an older version made it, or the user's ID has changed
     left: list[str] = []
-    noted, found = contents(run, left)
-    small = packed(run, found, left)
-    fetch = {"data": base64.b64encode(small).decode()} if small is not None else listed(run, found, left)
+    with run.locked(runs.COLLECTION, shared=True):
+        noted, found = contents(run, left)
+        small = packed(run, found, left)
+        fetch = {"data": base64.b64encode(small).decode()} if small is not None else listed(run, found, left)
     names = left[:MAX_NAMES] + ([f"{len(left) - MAX_NAMES} more"] if len(left) > MAX_NAMES else [])
     notes = json.dumps({**noted, "left_behind": names}, indent=1)
     return {"fetch": fetch, "files": {**answer["files"], "run.json": notes}}

@@ -214,11 +214,12 @@ def log_of(folder: Path, task: str) -> Path:
 def training_outcome(folder: Path, outcome: dict[str, Any]) -> dict[str, Any]:
     """Return the outcome of each task of a training; the chief's outcome is the run's."""
     parts, plan, places = {}, outcome["training"], parts_of(folder, outcome)
+    if "entries" not in plan:  # of a version before 0.9.0: each index is the position
+        plan["entries"] = {f"{job}:{index}": entry for job in plan["cluster"] for index, entry in enumerate(plan["cluster"][job])}
     for task, machine in plan["machines"].items():
         noted = (collected_note(places[task]) or {"part": {"outcome": NOT_COLLECTED}}) if task in places else outcome
-        job, index = task.split(":")
         own = noted.get("part", {}).get("outcome") or noted.get("failure") or "still running"
-        parts[task] = {"machine": machine, "address": plan["cluster"][job][int(index)], "outcome": own}
+        parts[task] = {"machine": machine, "address": plan["entries"][task], "outcome": own}
     return {"chief": plan["chief"], "attempts": outcome.get("part", {}).get("attempts", 1), "tasks": parts}
 
 

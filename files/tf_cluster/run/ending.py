@@ -93,7 +93,9 @@ def note_ending(run: Run, environment: Mapping[str, str]) -> None:
     more: dict[str, Any] = {"part": end.part} if end.part else {}
     if failure and (reason := end.reason()):
         more["reason"] = reason._asdict()
-    servers = {entry: server for entry, server in noted.get("servers", {}).items() if entry in noted["reserved"]}
+    servers = noted.get("servers", {})
+    reserved = noted.get("reserved", servers)  # a run of an older version uses all tasks
+    servers = {entry: server for entry, server in servers.items() if entry in reserved}
     if failure and servers and not noted.get("cancelled"):
         more["failed_tasks"] = failed_tasks(servers, seen["silent"])
     run.note(ended=ended, failure=failure, exit_status=end.status, **more)

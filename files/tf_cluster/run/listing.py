@@ -27,8 +27,8 @@ def main() -> None:
     waiting = queue.dispatch()
     found = []
     for path in runs.RUNS.glob("[!.]*/run.json"):
-        with contextlib.suppress(OSError, cluster_config.ConfigError):
-            noted = runs.Run(path.parent.name).read()
+        with contextlib.suppress(OSError, ValueError):  # removed meanwhile, or damaged
+            noted = json.loads(path.read_bytes())
             training = noted.get("training") or {}
             if not training or training["chief"] == noted["task"]:
                 found.append((noted["asked"], described(noted, waiting.get(noted["run_id"]), names, path.parent)))

@@ -92,10 +92,11 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     return answer
 
 
-def wait(run: Run, told: float) -> dict[str, Any]:
+def wait(run: Run, told: float, follows: bool = False) -> dict[str, Any]:
     """Start the runs whose turn it is. If this one is still queued, wait a moment, and return ``waited``.
 
-    ``told`` and ``waited`` are the waiting time in seconds at the last report.
+    ``told`` and ``waited`` are the waiting time in seconds at the last report. A detached run has no limit, and only who
+    ``follows`` it waits.
     """
     waits = queue.dispatch().get(run.id)
     noted = run.read()
@@ -104,16 +105,17 @@ def wait(run: Run, told: float) -> dict[str, Any]:
     if not waits:
         return {"lines": ["installing the packages of the run"]} if layer_of(run).exists() and "ended" not in noted else {}
     waited = max(0.0, runs.clock() - noted["queued"])  # negative after a reboot
-    if noted["detached"]:
+    if noted["detached"] and not follows:
         return {"lines": [f"queued at position {waits.position}: {waits.reason}"], "waited": waited}
-    if waited > noted["wait"] + (CLEARING_SECONDS if waits.over else 0):
+    limit = math.inf if noted["detached"] else noted["wait"]
+    if waited > limit + (CLEARING_SECONDS if waits.over else 0):
         sentence = f"still queued after {waited:.0f} s: {waits.reason}; try again later, or raise run_queue_timeout"
         with queue.locked():  # prevents a start in between
             late = run.read().get("waiting")
             if late:
                 run.note(waiting=False, ended=time.time(), failure=sentence)
         return give_up(run, sentence, forget=True) if late else {}
-    deadline = time.monotonic() + min(WAIT_SECONDS, max(POLL_SECONDS, noted["wait"] - waited))
+    deadline = time.monotonic() + min(WAIT_SECONDS, max(POLL_SECONDS, limit - waited))
     while run.read().get("waiting") and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     if told >= 0 and waited - told < REPORT_SECONDS:
@@ -168,7 +170,8 @@ def sweep() -> None:
     """Remove old files and folders of interrupted calls."""
     for path in runs.RUNS.glob(".*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            # Not the queue's lock: a process that holds a removed lock does not exclude others.
+            if path.name != queue.LOCK and time.time() - path.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -192,6 +195,8 @@ def create_run_layout(run: Run) -> None:
         (run.folder / name).touch()
     run.share(run.folder / "stdout.log")
     run.reserve()
+    with run.locked(runs.COLLECTION):
+        pass  # its file must exist before the disk is full
     (run.folder / "program").chmod(0o755)
     for path in [*(run.folder / name for name in WRITABLE), *(run.folder / "program").rglob("*")]:
         status = path.lstat()
@@ -214,7 +219,7 @@ def follow(options: argparse.Namespace) -> dict[str, Any]:
     run = Run(options.run)
     noted = run.read()
     if noted.get("waiting") and "number" in noted:
-        waits = wait(run, options.told)
+        waits = wait(run, options.told, follows=True)
         if "waited" in waits:
             return {**waits, "next": ["follow", run.id, "--told", str(waits.pop("waited"))]}
     deadline = time.monotonic() + WAIT_SECONDS

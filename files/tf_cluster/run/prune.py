@@ -170,7 +170,7 @@ def delete(folder: Path, now: float) -> bool:
         if noted is not None:
             run = Run(folder.name)
             try:
-                held.enter_context(run.locked("pack", 0))
+                held.enter_context(run.locked(runs.COLLECTION, 0))
                 if last_use(folder, now) is None or ("unit" in noted and runs.is_alive(noted["unit"], run)):
                     return False  # it is just being cleared
             except (OSError, cluster_config.ConfigError):

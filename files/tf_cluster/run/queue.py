@@ -13,10 +13,13 @@ earlier one could use. systemd calls this, so nobody needs to be connected.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .. import lock
@@ -28,6 +31,8 @@ from .unit import CONFIG, start_unit
 
 PROPERTIES = "Id,ActiveState,Description,Job"
 MAX_NAMES = 3  # of tasks in a sentence
+SHUTDOWN = "its machine is shutting down"
+LOCK = ".queue.lock"  # in the folder of the runs
 Notes = dict[str, Any]  # the content of a run.json
 
 
@@ -50,11 +55,14 @@ class RefusedError(Exception):
     """The run can never start. The message is a sentence without full stop."""
 
 
+class ShutdownError(Exception):
+    """The machine is shutting down, so systemd starts no unit."""
+
+
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
     """Hold the machine's lock of the queue. Raises BlockingIOError if another process holds it for long."""
-    runs.RUNS.mkdir(parents=True, exist_ok=True)
-    path = runs.RUNS / ".queue.lock"
+    path = runs.RUNS / LOCK
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
         if not lock.acquire(file, runs.LOCK_TIMEOUT_SECONDS):
             raise BlockingIOError(f"{path} is locked by another process. 'lslocks' on its machine shows it")
@@ -72,6 +80,8 @@ def enter(run: Run) -> None:
 
 def dispatch(ended: Run | None = None) -> dict[str, Waiting]:
     """Start all runs whose turn it is. Return what the others wait for. ``ended`` is a run whose unit calls this at its end."""
+    if not runs.RUNS.exists():
+        return {}  # nothing ever ran here
     with locked():
         if ended:
             settle(ended)
@@ -90,11 +100,11 @@ def dispatch(ended: Run | None = None) -> dict[str, Waiting]:
         return start_in_order(sorted(queued, key=lambda each: each[1]["number"]), taken)
 
 
-def start_in_order(queued: Iterable[tuple[Run, Notes]], taken: dict[str, str]) -> dict[str, Waiting]:
+def start_in_order(queued: Sequence[tuple[Run, Notes]], taken: dict[str, str]) -> dict[str, Waiting]:
     """Start the queued runs that can start; return what the others wait for. Adds their reservations to ``taken``."""
     waiting: dict[str, Waiting] = {}
     claimed: dict[str, str] = {}  # address -> ID of the first queued run that could use it
-    for run, noted in queued:
+    for place, (run, noted) in enumerate(queued):
         try:
             choice = chosen({**claimed, **taken}, noted)
             if choice:
@@ -104,7 +114,10 @@ def start_in_order(queued: Iterable[tuple[Run, Notes]], taken: dict[str, str]) -
                 waiting[run.id] = explained(noted, taken, claimed, len(waiting) + 1)
                 claimed = {**dict.fromkeys(candidates(noted)[1], run.id), **claimed}
         except (RefusedError, cluster_config.ConfigError) as error:
-            end(run, str(error), refused=True)
+            end(run, str(error), refused=True, uncleared=[])
+        except ShutdownError:
+            left = [other.id for other, _its in queued[place:]]
+            return waiting | {name: Waiting(number, SHUTDOWN, False) for number, name in enumerate(left, len(waiting) + 1)}
     return waiting
 
 
@@ -113,17 +126,21 @@ def candidates(noted: Notes) -> tuple[list[str], list[str], int]:
 
     Raises RefusedError if the cluster does not have them.
     """
+    if "wants" not in noted:
+        raise RefusedError("an older version of this project prepared the run. Run the program again")
     training, wants = noted["training"], noted["wants"]
     if training:
         return [], [training["entries"][noted["task"]]], 1
     whole = cluster_config.load(CONFIG)
     standing = {entry: job for job, _index, entry in cluster_config.standing_tasks(whole)}
+    missing = set(noted["missing"])
     if wants["tasks"]:
         gone = [entry for entry in wants["tasks"] if entry not in standing]
         if gone:
             raise RefusedError(f"the cluster has changed and has no task at {' and '.join(gone)}")
-        return wants["own"], wants["tasks"], len(wants["tasks"])
-    there = [entry for entry in standing if entry not in noted["missing"]]
+        there = [entry for entry in wants["tasks"] if entry not in missing]
+        return wants["own"], there, len(there)
+    there = [entry for entry in standing if entry not in missing]
     if not wants["count"]:
         return wants["own"], there, len(there)
     workers = [entry for entry in there if standing[entry] == "worker"]
@@ -171,7 +188,7 @@ def named(noted: Notes) -> dict[str, str]:
 
 
 def start(run: Run, noted: Notes, choice: Choice) -> None:
-    """Start a run. Raises RefusedError if systemd does not."""
+    """Start a run. Raises RefusedError if systemd does not, and ShutdownError if the run can start after a reboot."""
     # Until its servers are cleared; a training has its own servers.
     dirty = [] if noted["training"] or noted["keep_state"] else choice.tasks
     noted = run.note(
@@ -180,12 +197,19 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
     )  # fmt: skip
     try:
         tried = start_unit(run, noted)
-        problem = tried.returncode and f"systemd could not start the run: {tried.stderr.strip()}"
-    except OSError as error:  # for example a full disk: the next run must not wait for it
-        problem = f"the run could not be started: {error.strerror or error} ({error.filename or run.folder})"
-    if problem:
-        run.note(uncleared=[])
-        raise RefusedError(problem)
+    except OSError as error:  # the disk is full, or the command line is too long
+        raise RefusedError(f"the run could not be started: {error.strerror or error} ({error.filename or run.folder})") from None
+    if tried.returncode:
+        if is_shutting_down():
+            run.note(started=0, waiting=True, own="", reserved=[], uncleared=[])
+            raise ShutdownError
+        raise RefusedError(f"systemd could not start the run: {tried.stderr.strip()}")
+
+
+def is_shutting_down() -> bool:
+    """Return whether systemd stops all units because the machine is shut down or rebooted."""
+    done = subprocess.run(["systemctl", "is-system-running"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() == "stopping"
 
 
 def end(run: Run, failure: str, **facts: object) -> None:
@@ -209,9 +233,9 @@ def cleared_since(asked: float) -> set[str]:
     """Return the addresses of the tasks that runs have cleared since then."""
     found: set[str] = set()
     for path in runs.RUNS.glob("[!.]*/run.json"):
-        with contextlib.suppress(OSError, cluster_config.ConfigError):
+        with contextlib.suppress(OSError, ValueError):
             if path.stat().st_mtime >= asked:
-                noted = Run(path.parent.name).read()
+                noted = json.loads(path.read_bytes())
                 found |= set(noted["reserved"]) if noted.get("cleared", 0) >= asked else set()
     return found
 
@@ -236,16 +260,19 @@ def unfinished() -> list[tuple[Run, Notes]]:
     found = []
     active = b'"uncleared": [\n'  # of a list that is not empty
     for path in runs.RUNS.glob("[!.]*/run.json"):
-        with contextlib.suppress(OSError, cluster_config.ConfigError):
+        with contextlib.suppress(OSError, ValueError):  # removed meanwhile, or damaged
             text = path.read_bytes()
             if b'"ended"' not in text or active in text:
-                found.append((Run(path.parent.name), Run(path.parent.name).read()))
+                found.append((Run(path.parent.name), json.loads(text)))
     return found
 
 
 def reserved(noted: Notes) -> list[str]:
-    """Return the addresses that a run has reserved."""
-    return [*noted.get("reserved", []), *([noted["own"]] if noted.get("own") else [])]
+    """Return the addresses that a run has reserved. A run of an older version uses all tasks."""
+    if "reserved" not in noted:
+        training = noted.get("training")
+        return [training["entries"][noted["task"]]] if training else list(itertools.chain(*cluster_config.load(CONFIG).values()))
+    return [*noted["reserved"], *([noted["own"]] if noted.get("own") else [])]
 
 
 def is_over(run_id: str) -> bool:

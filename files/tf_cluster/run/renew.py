@@ -83,7 +83,7 @@ def try_to_renew(library: capi.Library, task: str, entry: str, renewal: Renewal)
         wanted = note_to_write(users, renewal)
         if wanted == {}:
             if not renewal.ended:
-                runs = ", ".join(users) or "a run whose machine failed"
+                runs = ", ".join(users) or "earlier runs"
                 print(f"[cluster] {task} is cleared of the state of {runs}", flush=True)
             # The server cannot answer: TensorFlow tries again for seconds, and closing the session would do so too.
             threading.Thread(target=order, args=(opened,), daemon=True).start()

@@ -24,7 +24,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .. import cli, lock
 from ..spec import cluster_config
@@ -37,8 +37,9 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 USER = "tensorflow"  # runs the programs
 RESERVED_BYTES = 64 * 1024  # reserved for the last note, because a program may fill the disk
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
-LOCK_TIMEOUT_SECONDS = 30.0  # for all locks except packing
+LOCK_TIMEOUT_SECONDS = 30.0
 LOST = "the run was lost: its machine or its systemd was restarted"
+COLLECTION = "collect"  # the lock of a run while its files are collected: prune.py must not delete them
 RETRY_SECONDS = 4.0  # systemd does not answer while it restarts itself, for example after an upgrade
 
 
@@ -77,16 +78,16 @@ class Run:
         path.chmod(0o640)
 
     @contextlib.contextmanager
-    def locked(self, what: str, timeout_seconds: float = LOCK_TIMEOUT_SECONDS) -> Iterator[None]:
-        """Hold a lock of the run. Its file belongs to root, so that a program cannot hold it.
+    def locked(self, what: str, timeout_seconds: float = LOCK_TIMEOUT_SECONDS, shared: bool = False) -> Iterator[IO[bytes]]:
+        """Hold a lock of the run, and yield its file. The file belongs to root, so that a program cannot hold it.
 
         Raises BlockingIOError after ``timeout_seconds``, because a suspended process would hold it forever.
         """
         path = self.folder / f"{what}.lock"
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
-            if not lock.acquire(file, timeout_seconds):
+            if not lock.acquire(file, timeout_seconds, shared=shared):
                 raise BlockingIOError(f"{path} is locked by another process. 'lslocks' on its machine shows it")
-            yield
+            yield file
 
     def reserve(self) -> None:
         """Reserve disk space for the last note."""

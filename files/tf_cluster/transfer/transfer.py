@@ -114,16 +114,17 @@ def link(source: Path, target: Path) -> None:
 
 def results(options: argparse.Namespace) -> None:
     """Send files of a run's folder with the rights of the programs' user, who may replace them by links at any time."""
-    command = rsync(options)
-    folder = Run(options.run).folder / options.folder
-    if os.geteuid() == 0:
-        owner = pwd.getpwnam(runs.USER)
-        os.setgroups([])
-        os.setgid(owner.pw_gid)
-        os.setuid(owner.pw_uid)
-    os.chdir(folder)
-    handshake()
-    os.execv(command[0], command)  # noqa: S606 (rsync replaces this process)
+    command, run = rsync(options), Run(options.run)
+    with run.locked(runs.COLLECTION, shared=True) as lock_file:
+        os.set_inheritable(lock_file.fileno(), True)  # rsync holds the lock until it exits
+        if os.geteuid() == 0:
+            owner = pwd.getpwnam(runs.USER)
+            os.setgroups([])
+            os.setgid(owner.pw_gid)
+            os.setuid(owner.pw_uid)
+        os.chdir(run.folder / options.folder)
+        handshake()
+        os.execv(command[0], command)  # noqa: S606 (rsync replaces this process)
 
 
 def main() -> None:

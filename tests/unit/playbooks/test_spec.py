@@ -56,6 +56,14 @@ def test_an_unknown_tag_fails(playbook, name, words):
     assert words in said(done)
 
 
+def test_a_list_with_one_run_is_canceled_as_several(playbook):
+    """On this machine, where no cluster is installed."""
+    local = json.dumps({"run": ["no-such-run"], "ansible_connection": "local", "ansible_become": False})
+    done = playbook("playbooks/cancel.yml", f"--extra-vars={local}")
+    assert done.returncode == 2
+    assert re.search("python is missing on this machine|there is no such run", said(done)), said(done)
+
+
 def test_every_playbook_checks_its_tags_and_variables(playbook):
     """Ansible lists what it would do with an unknown tag."""
     names = list(dict.fromkeys(COMMANDS))

@@ -269,6 +269,13 @@ def counting(process, counted):
     return {"stdout": open(read, "rb"), "stderr": process.stderr, "wait": process.wait}
 
 
+def test_rsync_holds_the_lock_that_keeps_a_run_from_being_deleted(fetch, tmp_path):
+    script = "flock --nonblock ../collect.lock true; echo $? > ../status; exit 1"
+    with pytest.raises(AnsibleActionFail):
+        fetch("a", more=f"transfer.rsync = lambda _options: ['/bin/sh', '-c', {script!r}]")
+    assert (tmp_path / "machine/runs/r1/status").read_text(encoding="utf-8") == "1\n"
+
+
 def test_a_fetch_that_fails_says_how_to_continue(fetch, tmp_path):
     with pytest.raises(AnsibleActionFail, match=r"could not be transferred: .* stay on the machine.*collect.yml -e run=r1'"):
         fetch("a", more="transfer.rsync = lambda _options: ['/bin/false']")

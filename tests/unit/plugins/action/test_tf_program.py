@@ -4,6 +4,7 @@ import base64
 import fcntl
 import io
 import os
+import socket
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +92,16 @@ def test_a_folder_goes_without_what_python_left(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("", encoding="utf-8")
     assert packed(tmp_path) == [".", "./demo.py", "./lib", "./lib/a.py"]
+
+
+def test_special_files_of_a_folder_are_not_sent(tmp_path, monkeypatch):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/main.py").write_text("", encoding="utf-8")
+    os.mkfifo(tmp_path / "p/pipe")
+    monkeypatch.chdir(tmp_path / "p")  # the path of a socket is limited to 107 bytes
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+        assert packed(tmp_path / "p") == [".", "./main.py"]
 
 
 def test_data_comes_to_lie_beside_the_program(tmp_path):

@@ -90,3 +90,4 @@ def test_the_tasks_of_a_run_with_a_part_of_the_cluster():
     tasks = [{"address": "10.0.0.1", "port": port} for port in (2222, 2224)]
     assert filters.reserved_tasks(tasks, {}) == tasks
     assert filters.reserved_tasks(tasks, {"names": {"worker:0": "worker:1"}, "reserved": ["10.0.0.1:2224"]}) == tasks[1:]
+    assert filters.reserved_tasks(tasks, {"names": {"worker:0": "worker:1"}}) == tasks  # a run of version 0.9

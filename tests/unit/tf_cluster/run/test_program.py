@@ -468,7 +468,7 @@ def test_a_run_tells_how_it_is(run, noted, failure):
 
 
 def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
-    commands = []
+    run.note(reserved=[])
     commands = pretend_systemd(monkeypatch, active=[run.id])
     answer = run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=0, here=False))
     assert commands[0] == ["systemctl", "stop", "tf-run-host-0.service"]
@@ -489,7 +489,8 @@ def test_several_runs_are_canceled_at_once(run, monkeypatch):
     part = runs.Run(f"{run.id}.worker-1")
     for name in (part.id, "r2"):
         runs.Run(name).folder.mkdir()
-        runs.Run(name).note(run_id=name, unit=f"tf-run-{name}.service", started=1.0)
+        runs.Run(name).note(run_id=name, unit=f"tf-run-{name}.service", started=1.0, reserved=[])
+    run.note(reserved=[])
     commands = pretend_systemd(monkeypatch, active=[run.id, part.id, "r2"])
     answer = run_program.cancel(SimpleNamespace(run=[run.id, "r2", "elsewhere"], by="jo", after=0, here=True))
     assert sorted(answer["found"]) == sorted([run.id, part.id, "r2"])
@@ -653,7 +654,7 @@ def test_only_the_programs_user_and_root_get_at_a_run(run, monkeypatch):
 
 
 def test_a_call_that_holds_a_run_is_not_waited_for_without_end(run, monkeypatch):
-    monkeypatch.setattr(runs.Run.locked.__wrapped__, "__defaults__", (0.1,))
+    monkeypatch.setattr(runs.Run.locked.__wrapped__, "__defaults__", (0.1, False))
     with run.locked("note"), pytest.raises(BlockingIOError, match=r".*note.lock is locked by another process"):
         run.note(a=1)
 
@@ -718,6 +719,15 @@ def test_what_was_sent_for_a_run_that_was_never_staged_goes(tmp_path, monkeypatc
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     run_program.sweep()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".new.sent", "run"]
+
+
+def test_the_lock_of_the_queue_is_never_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    with queue.locked():
+        os.utime(tmp_path / ".queue.lock", (time.time() - 10**6,) * 2)
+        run_program.sweep()
+        with (tmp_path / ".queue.lock").open("rb") as other:
+            assert not queue.lock.acquire(other, 0)
 
 
 def test_of_a_program_that_cannot_be_unpacked_nothing_stays(tmp_path, monkeypatch):
@@ -1045,6 +1055,17 @@ def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, bu
     assert again(run_program.start, run) == {"next": ["follow", run.id]}
 
 
+def test_who_follows_a_detached_run_waits_with_it_without_a_limit(started, run, busy):
+    assert "next" not in started(detach=True, wait=1.0)[0]
+    run.note(queued=runs.clock() - 5)
+    told = again(run_program.follow, run)["next"][-1]
+    begun = time.monotonic()
+    answer = run_program.follow(SimpleNamespace(run=run.id, offset=0, told=float(told)))
+    assert not answer.get("lines")
+    assert answer["next"] == ["follow", run.id, "--told", told]
+    assert time.monotonic() - begun >= run_program.WAIT_SECONDS
+
+
 def test_a_queued_run_that_was_canceled_never_starts(started, run, busy, monkeypatch):
     started()
     call = SimpleNamespace(run=[run.id], by="jo", after=0, here=False)
@@ -1088,6 +1109,16 @@ def test_packages_that_cannot_be_installed_are_why_a_run_failed(run, monkeypatch
     for name in ("EXIT_CODE", "EXIT_STATUS"):
         monkeypatch.delenv(name, raising=False)
     assert words in finish(run)["failure"]
+
+
+def test_the_end_of_a_run_of_an_older_version_is_noted(run, monkeypatch):
+    run.note(servers={"10.0.0.1:2222": "00a1"})
+    checked = []
+    monkeypatch.setattr(ending, "failed_tasks", lambda servers, _silent: checked.append(servers) or {})
+    for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert finish(run)["failure"] == "the program exited with status 3"
+    assert checked == [{"10.0.0.1:2222": "00a1"}]
 
 
 def test_servers_that_cannot_be_cleared_are_why_a_run_failed(run, monkeypatch):

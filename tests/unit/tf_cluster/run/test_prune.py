@@ -1,11 +1,11 @@
 """run/prune.py: which runs and data are deleted, how much that frees, and what is never deleted."""
 
-import fcntl
 import json
 import os
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from project import call, load
@@ -103,10 +103,20 @@ def test_a_run_is_kept_if_systemd_does_not_answer(place, monkeypatch):
     assert left(place) == ["kept"]
 
 
-def test_a_run_that_is_being_collected_is_kept(place):
+def test_a_run_that_is_being_collected_is_kept(place, monkeypatch):
     folder = make(place, "busy")
-    with (folder / "pack.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    for name in ("stdout.log", "results/file"):
+        (folder / name).write_text("x")
+    deleted = []
+    results = load("tf_cluster.collect.results")
+    contents = results.contents
+    monkeypatch.setattr(
+        results, "contents", lambda *words: deleted.extend(prune.prune(0, 0, check=False)["deleted"]) or contents(*words)
+    )
+    options = SimpleNamespace(run="busy", results="true", seconds=1.0, until=0, tasks=[])
+    assert "data" in results.collect(options)["fetch"]
+    assert deleted == []
+    with runs.Run("busy").locked(runs.COLLECTION, shared=True), runs.Run("busy").locked(runs.COLLECTION, shared=True):
         assert prune.prune(0, 0, check=False)["deleted"] == []
     assert prune.prune(0, 0, check=False)["deleted"] == [str(folder)]
 

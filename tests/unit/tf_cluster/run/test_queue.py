@@ -1,8 +1,11 @@
 """run/queue.py: the order in which runs start, and the tasks that they reserve."""
 
+import errno
 import json
+import shutil
 import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +64,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(queue, "CONFIG", tmp_path / "config.json")
     monkeypatch.setattr(queue, "start_unit", made.start_unit)
     monkeypatch.setattr(queue, "active_runs", lambda: set(made.active))
+    monkeypatch.setattr(queue, "is_shutting_down", lambda: False)
     return made
 
 
@@ -124,6 +128,8 @@ def test_no_run_overtakes_one_that_needs_all_tasks(machine):
 def test_tasks_that_do_not_answer_are_not_reserved(machine):
     machine.request("r1", count=2, missing=["a:2222"])
     assert reserved("r1") == ["b:2222", "c:2222"]
+    machine.request("r2", tasks=["d:2222", "a:2222"], missing=["a:2222"])  # allow_missing
+    assert reserved("r2") == ["d:2222"]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +163,39 @@ def test_a_run_that_systemd_refuses_does_not_hold_up_the_others(machine, monkeyp
     assert runs.Run("r1").read()["failure"] == "systemd could not start the run: Access denied"
     monkeypatch.setattr(queue, "start_unit", machine.start_unit)
     assert machine.request("r2") is None
+
+
+def test_runs_that_a_shutdown_keeps_from_starting_start_after_it(machine, monkeypatch):
+    """A run that the shutdown stops calls the queue, and systemd refuses to start the next ones."""
+    for name in ("r1", "r2", "r3"):
+        machine.request(name)
+    monkeypatch.setattr(queue, "is_shutting_down", lambda: True)
+    monkeypatch.setattr(queue, "start_unit", lambda *_given: SimpleNamespace(returncode=1, stderr="Transaction is destructive"))
+    waits = machine.end("r1")
+    assert [(name, each.position, each.reason) for name, each in waits.items()] == [
+        ("r2", 1, "its machine is shutting down"),
+        ("r3", 2, "its machine is shutting down"),
+    ]
+    monkeypatch.setattr(queue, "start_unit", machine.start_unit)
+    queue.dispatch()
+    assert machine.started == ["r1", "r2"]
+
+
+def test_a_run_whose_start_fails_does_not_hold_up_the_others(machine, monkeypatch):
+    for name in ("r1", "r2", "r3"):
+        machine.request(name)
+
+    def start_unit(run, noted):
+        if run.id == "r2":
+            raise OSError(errno.E2BIG, "Argument list too long", "systemd-run")
+        return machine.start_unit(run, noted)
+
+    monkeypatch.setattr(queue, "start_unit", start_unit)
+    machine.end("r1")
+    assert machine.started == ["r1", "r3"]
+    noted = runs.Run("r2").read()
+    assert "the run could not be started: [Errno 7] Argument list too long: 'systemd-run'" in noted["failure"]
+    assert noted["uncleared"] == []
 
 
 def test_after_a_reboot_the_queued_runs_start_in_their_order(machine):
@@ -230,6 +269,47 @@ def test_a_damaged_run_does_not_stop_the_queue(machine):
     (runs.RUNS / "r0").mkdir(parents=True)
     (runs.RUNS / "r0/run.json").write_text("{", encoding="utf-8")
     assert machine.request("r1") is None
+
+
+def test_a_run_that_is_removed_meanwhile_does_not_stop_the_queue(machine, monkeypatch):
+    machine.request("r1")
+    machine.request("r2")
+    read = Path.read_bytes
+
+    def remove_after(path):
+        text = read(path)
+        shutil.rmtree(path.parent) if path.parent.name == "r0" else None
+        return text
+
+    gone = runs.Run("r0")
+    gone.folder.mkdir()
+    gone.note(run_id="r0", waiting=True, training={})
+    monkeypatch.setattr(Path, "read_bytes", remove_after)
+    machine.end("r1")
+    assert not gone.folder.exists()
+    assert machine.started == ["r1", "r2"]
+
+
+def test_a_running_run_of_an_older_version_uses_all_tasks(machine):
+    for name, more in (("r0", {"training": {}}), ("t0", {"training": {"entries": {"worker:0": "a:3222"}}, "task": "worker:0"})):
+        run = runs.Run(name)
+        run.folder.mkdir(parents=True)
+        run.note(**{"run_id": name, "task": "host:0", "asked": time.time(), "waiting": False, "started": time.time(), **more})
+        machine.active.add(name)
+    assert machine.request("r1").reason == "worker:0, worker:1, worker:2 and 2 more are used by run r0"
+    training = {"chief": "worker:0", "entries": {"worker:0": "a:3222"}}
+    assert machine.request("t1", training=training, task="worker:0").reason == "worker:0 is used by run t0"
+    machine.end("r0")
+    assert machine.started == ["r1"]
+
+
+def test_a_queued_run_of_an_older_version_is_refused(machine):
+    run = runs.Run("r0")
+    run.folder.mkdir(parents=True)
+    run.note(run_id="r0", task="host:0", asked=time.time(), waiting=True, training={}, missing=[])
+    queue.enter(run)
+    assert machine.request("r1") is None
+    assert "an older version of this project prepared the run" in run.read()["failure"]
 
 
 def test_a_unit_that_systemd_is_about_to_start_is_active(monkeypatch):
