@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .. import cli
 from ..spec import cluster_config
 from . import prune, queue, runs
 from .unit import CONFIG
@@ -23,8 +24,11 @@ from .unit import CONFIG
 
 def main() -> None:
     """Print the runs."""
-    names = {entry: f"{job}:{index}" for job, index, entry in cluster_config.standing_tasks(cluster_config.load(CONFIG))}
-    waiting = queue.dispatch()
+    try:
+        names = {entry: f"{job}:{index}" for job, index, entry in cluster_config.standing_tasks(cluster_config.load(CONFIG))}
+        waiting = queue.dispatch()
+    except (cluster_config.ConfigError, OSError) as error:
+        cli.fail(str(error), 1)
     found = []
     for path in runs.RUNS.glob("[!.]*/run.json"):
         with contextlib.suppress(OSError, ValueError):  # removed meanwhile, or damaged

@@ -33,6 +33,7 @@ DATA = Path("/var/lib/tf-cluster/data")
 DAY_SECONDS = 24 * 3600
 # What has no notes may be in preparation, and a run may be about to use data.
 MIN_AGE_SECONDS = DAY_SECONDS
+MAX_PREPARED_SECONDS = 3 * DAY_SECONDS
 NOTIFICATION_SECONDS = 120.0  # after the end of a run, during which its notification may still read the notes
 DELETED = ".deleted"  # end of the hidden name of a folder that is being deleted
 BLOCK_BYTES = 512  # unit of st_blocks
@@ -126,6 +127,8 @@ def last_use(folder: Path, now: float) -> float | None:
     noted = noted_in(folder)
     if noted is None:
         return changed(folder, now) if (folder / "program").is_dir() else None
+    if noted.get("waiting") and "number" not in noted and "ended" not in noted:
+        return prepared(noted, now)
     try:
         ended, _collected = float(noted["ended"]), float(noted["collected"])
     except (KeyError, TypeError, ValueError):
@@ -133,6 +136,15 @@ def last_use(folder: Path, now: float) -> float | None:
     notifies = "notify" in noted and "notified" not in noted and 0 <= now - ended < NOTIFICATION_SECONDS
     # With "uncleared", servers may still hold the run's state: the next run needs to know (queue.py).
     return None if notifies or noted.get("uncleared") or not math.isfinite(ended) else ended
+
+
+def prepared(noted: dict[str, Any], now: float) -> float | None:
+    """Return when a run was requested that never entered the queue, such as a part of a failed training; None if recently."""
+    try:
+        asked = float(noted["asked"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return asked if now - asked > MAX_PREPARED_SECONDS else None
 
 
 def changed(folder: Path, now: float) -> float | None:

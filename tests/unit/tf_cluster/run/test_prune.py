@@ -76,6 +76,13 @@ def test_other_runs_are_never_deleted(place, changes):
     assert left(place) == ["kept"]
 
 
+@pytest.mark.parametrize(("days", "more", "kept"), [(100, {}, False), (1, {}, True), (100, {"number": 3}, True)])
+def test_what_was_prepared_and_never_queued_is_deleted(place, days, more, kept):
+    make(place, "part", ended=None, collected=None, waiting=True, asked=time.time() - days * DAY, **more)
+    prune.prune(30, 0, check=False)
+    assert left(place) == ["part"] * kept
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "[" * 100_000])
 def test_a_damaged_run_is_never_deleted(place, text):
     (make(place, "kept") / "run.json").write_text(text)
