@@ -111,24 +111,6 @@ def test_detached_runs_start_in_their_order_with_nobody_connected(cluster, reque
     assert all(0 < gap < 5 for gap in gaps), gaps
 
 
-def test_the_next_run_starts_also_if_the_end_of_a_run_times_out(cluster, request_run):
-    """The first command takes longer than ten seconds, so systemd skips the others."""
-    place = "/run/systemd/system/tf-run-.service.d"
-    unit = "[Service]\\nExecStopPost=/bin/sleep 300\\n"
-    cluster.shell(cluster.host, f"mkdir -p {place}; printf '{unit}' > {place}/a.conf; systemctl daemon-reload; echo done")
-    try:
-        first, _said = request_run("import time; time.sleep(25)")
-        second, _said = request_run("print('second')")
-        assert "started" not in notes(cluster, second)
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline and not notes(cluster, second).get("started"):
-            time.sleep(0.5)
-        assert notes(cluster, second).get("started")
-        assert "was lost" in notes(cluster, first)["failure"]
-    finally:
-        cluster.shell(cluster.host, f"rm {place}/a.conf; systemctl daemon-reload; echo done")
-
-
 def test_several_runs_are_canceled_with_one_command(cluster, request_run):
     runs = [request_run("import time; time.sleep(300)")[0] for _each in range(3)]
     last, _said = request_run("print('last')")

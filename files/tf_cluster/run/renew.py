@@ -28,6 +28,8 @@ from ..tensorflow import capi
 from .unit import CONFIG
 
 SESSION_SECONDS = 3.0  # of one step of a session
+END_SECONDS = 8.0  # for all servers after a run: systemd allows ten
+MAX_START_SECONDS = 120.0  # for all servers before a program starts
 START_SECONDS = 30.0  # before a program starts: servers that do not answer may be starting
 RENEWAL_SECONDS = 6.0  # after a run, until a server has ended; systemd allows ten seconds
 GPU_RENEWAL_SECONDS = 60.0  # before a program starts, until the new server listens: CUDA starts again
@@ -180,20 +182,19 @@ def renew_all(task: str, users: control.Users, options: argparse.Namespace) -> l
     renewal = Renewal(users, task, user["kept"], options.ended, options.lost, seconds, via)
     used = {entry for entries in own.values() for entry in entries}
     servers = [(f"{job}:{index}", entry) for job, index, entry in cluster_config.standing_tasks(cluster) if entry in used]
-    problems: list[str] = []
+    problems = {task: f"{task} on {entry} was not cleared in time" for task, entry in servers}
 
     def renew_one(task: str, entry: str) -> None:
-        problem = renew(library, task, entry, renewal)
-        if problem:
-            problems.append(problem)
+        problems[task] = renew(library, task, entry, renewal)
 
-    # Not concurrent.futures, which takes longer to import than all other modules.
-    threads = [threading.Thread(target=renew_one, args=server) for server in servers]
+    # Not concurrent.futures, which takes longer to import than all other modules. Daemons: a frozen server may hold a thread up.
+    threads = [threading.Thread(target=renew_one, args=server, daemon=True) for server in servers]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + (END_SECONDS if options.ended else MAX_START_SECONDS)
     for thread in threads:
-        thread.join()
-    return problems
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return [problem for problem in problems.values() if problem]
 
 
 if __name__ == "__main__":
