@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 POLL_SECONDS = 0.05
@@ -26,3 +29,15 @@ def acquire(file: IO[Any], seconds: float, while_waiting: Callable[[], None] = l
             if time.monotonic() > deadline:
                 return False
             time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def held(path: Path, seconds: float, shared: bool = False) -> Iterator[IO[bytes]]:
+    """Hold the lock of a file that only its owner can open, and yield the file; create it if it is missing.
+
+    Raises BlockingIOError after ``seconds``.
+    """
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
+        if not acquire(file, seconds, shared=shared):
+            raise BlockingIOError(f"{path} is locked by another process. 'lslocks' on its machine shows it")
+        yield file

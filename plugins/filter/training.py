@@ -48,10 +48,11 @@ def training(
         problems.append(f"train_ends_with is {ends_with!r}. Set {' or '.join(ENDS)}.")
     if not jobs:
         problems.append("train_jobs is empty. Set jobs, as in [worker].")
-    chosen = _chosen(cluster, jobs, reserved or {}, set(busy))
-    problems += (reserved or {}).get("problems", []) or [
+    reserved = reserved or {}
+    chosen = _chosen(cluster, jobs, reserved, set(busy))
+    problems += reserved.get("problems", []) or [
         f"run_tasks contains {name}, which is not a task of train_jobs ({', '.join(jobs)})."
-        for name in (reserved or {}).get("names", [])
+        for name in reserved.get("names", [])
         if name.partition(":")[0] not in jobs
     ]
     if problems:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import subprocess
 import sys
 import time
@@ -44,6 +43,14 @@ class Waiting(NamedTuple):
     over: bool  # whether all runs that use its tasks have ended and only clear them, which takes a second
 
 
+class Wanted(NamedTuple):
+    """What a run could reserve."""
+
+    own: list[str]  # addresses for its program's server; empty in a training
+    tasks: dict[str, str]  # address -> name
+    needed: int  # number of the tasks
+
+
 class Choice(NamedTuple):
     """What a run reserves."""
 
@@ -62,10 +69,7 @@ class ShutdownError(Exception):
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
     """Hold the machine's lock of the queue. Raises BlockingIOError if another process holds it for long."""
-    path = runs.RUNS / LOCK
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
-        if not lock.acquire(file, runs.LOCK_TIMEOUT_SECONDS):
-            raise BlockingIOError(f"{path} is locked by another process. 'lslocks' on its machine shows it")
+    with lock.held(runs.RUNS / LOCK, runs.LOCK_TIMEOUT_SECONDS):
         yield
 
 
@@ -106,13 +110,14 @@ def start_in_order(queued: Sequence[tuple[Run, Notes]], taken: dict[str, str]) -
     claimed: dict[str, str] = {}  # address -> ID of the first queued run that could use it
     for place, (run, noted) in enumerate(queued):
         try:
-            choice = chosen({**claimed, **taken}, noted)
+            wanted = wanted_by(noted)
+            choice = chosen({**claimed, **taken}, wanted)
             if choice:
                 start(run, noted, choice)
                 taken |= dict.fromkeys((choice.own, *choice.tasks), run.id)
             else:
-                waiting[run.id] = explained(noted, taken, claimed, len(waiting) + 1)
-                claimed = {**dict.fromkeys(candidates(noted)[1], run.id), **claimed}
+                waiting[run.id] = explained(noted["task"], wanted, taken, claimed, len(waiting) + 1)
+                claimed = {**dict.fromkeys(wanted.tasks, run.id), **claimed}
         except (RefusedError, cluster_config.ConfigError) as error:
             end(run, str(error), refused=True, uncleared=[])
         except ShutdownError:
@@ -121,54 +126,48 @@ def start_in_order(queued: Sequence[tuple[Run, Notes]], taken: dict[str, str]) -
     return waiting
 
 
-def candidates(noted: Notes) -> tuple[list[str], list[str], int]:
-    """Return the addresses for a run's own server, those of the tasks that it could use, and how many of them it needs.
-
-    Raises RefusedError if the cluster does not have them.
-    """
+def wanted_by(noted: Notes) -> Wanted:
+    """Return what a run could reserve. Raises RefusedError if the cluster does not have it."""
     if "wants" not in noted:
         raise RefusedError("an older version of this project prepared the run. Run the program again")
     training, wants = noted["training"], noted["wants"]
     if training:
-        return [], [training["entries"][noted["task"]]], 1
-    whole = cluster_config.load(CONFIG)
-    standing = {entry: job for job, _index, entry in cluster_config.standing_tasks(whole)}
+        return Wanted([], {training["entries"][noted["task"]]: noted["task"]}, 1)
+    standing = {entry: f"{job}:{index}" for job, index, entry in cluster_config.standing_tasks(cluster_config.load(CONFIG))}
     missing = set(noted["missing"])
+    there = {entry: name for entry, name in standing.items() if entry not in missing}
     if wants["tasks"]:
         gone = [entry for entry in wants["tasks"] if entry not in standing]
         if gone:
             raise RefusedError(f"the cluster has changed and has no task at {' and '.join(gone)}")
-        there = [entry for entry in wants["tasks"] if entry not in missing]
-        return wants["own"], there, len(there)
-    there = [entry for entry in standing if entry not in missing]
+        there = {entry: there[entry] for entry in wants["tasks"] if entry in there}
     if not wants["count"]:
-        return wants["own"], there, len(there)
-    workers = [entry for entry in there if standing[entry] == "worker"]
+        return Wanted(wants["own"], there, len(there))
+    workers = {entry: name for entry, name in there.items() if name.startswith("worker:")}
     if len(workers) < wants["count"]:
         raise RefusedError(f"the run needs {wants['count']} worker tasks (run_tasks), but the cluster has {len(workers)}")
-    return wants["own"], workers, wants["count"]
+    return Wanted(wants["own"], workers, wants["count"])
 
 
-def chosen(taken: Mapping[str, str], noted: Notes) -> Choice | None:
+def chosen(taken: Mapping[str, str], wanted: Wanted) -> Choice | None:
     """Return what a run would reserve now; None if too little is free."""
-    own, tasks, count = candidates(noted)
-    free, left = [entry for entry in tasks if entry not in taken], [entry for entry in own if entry not in taken]
-    return Choice(left[0] if left else "", free[:count]) if len(free) >= count and (left or not own) else None
+    free = [entry for entry in wanted.tasks if entry not in taken]
+    left = [entry for entry in wanted.own if entry not in taken]
+    enough = len(free) >= wanted.needed and (left or not wanted.own)
+    return Choice(left[0] if left else "", free[: wanted.needed]) if enough else None
 
 
-def explained(noted: Notes, taken: Mapping[str, str], claimed: Mapping[str, str], position: int) -> Waiting:
-    """Return what a run waits for."""
-    own, tasks, _count = candidates(noted)
-    names = named(noted)
+def explained(task: str, wanted: Wanted, taken: Mapping[str, str], claimed: Mapping[str, str], position: int) -> Waiting:
+    """Return what a run of the program's ``task`` waits for."""
     users: dict[str, list[str]] = {}
-    for entry in tasks:
+    for entry, name in wanted.tasks.items():
         if entry in taken:
-            users.setdefault(taken[entry], []).append(names.get(entry, entry))
+            users.setdefault(taken[entry], []).append(name)
     phrases = [f"{listed(used)} {'is' if len(used) == 1 else 'are'} used by run {run}" for run, used in users.items()]
-    if own and all(entry in taken for entry in own):
-        users |= {taken[entry]: [] for entry in own}
-        phrases = phrases or [f"{noted['task']} runs {len(own)} programs (run_slots)"]
-    first = next((claimed[entry] for entry in tasks if entry in claimed and entry not in taken), None)
+    if wanted.own and all(entry in taken for entry in wanted.own):
+        users |= {taken[entry]: [] for entry in wanted.own}
+        phrases = phrases or [f"{task} runs {len(wanted.own)} programs (run_slots)"]
+    first = next((claimed[entry] for entry in wanted.tasks if entry in claimed and entry not in taken), None)
     phrases += [f"run {first} is before it"] if first and not phrases else []
     return Waiting(position, "; ".join(phrases[:MAX_NAMES]), bool(users) and all(is_over(run) for run in users))
 
@@ -177,14 +176,6 @@ def listed(names: list[str]) -> str:
     """Return some names for a sentence."""
     more = len(names) - MAX_NAMES
     return f"{', '.join(names[:MAX_NAMES])} and {more} more" if more > 0 else " and ".join(names)
-
-
-def named(noted: Notes) -> dict[str, str]:
-    """Return address -> name of the tasks that a run could use."""
-    training = noted["training"]
-    if training:
-        return {entry: task for task, entry in training["entries"].items()}
-    return {entry: f"{job}:{index}" for job, index, entry in cluster_config.standing_tasks(cluster_config.load(CONFIG))}
 
 
 def start(run: Run, noted: Notes, choice: Choice) -> None:

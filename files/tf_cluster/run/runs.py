@@ -83,10 +83,7 @@ class Run:
 
         Raises BlockingIOError after ``timeout_seconds``, because a suspended process would hold it forever.
         """
-        path = self.folder / f"{what}.lock"
-        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:
-            if not lock.acquire(file, timeout_seconds, shared=shared):
-                raise BlockingIOError(f"{path} is locked by another process. 'lslocks' on its machine shows it")
+        with lock.held(self.folder / f"{what}.lock", timeout_seconds, shared) as file:
             yield file
 
     def reserve(self) -> None:
