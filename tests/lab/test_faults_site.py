@@ -82,7 +82,7 @@ class Site:
         with self.started() as (_called, wait_for):
             wait_for(at)
             time.sleep(after)
-        time.sleep(3)  # a module that a machine was executing goes on to its end
+        time.sleep(3)  # a machine completes the module that it was executing
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_runs_on_different_tasks_do_not_see_each_other(cluster, request_run):
     assert [found[run]["result"]["first"] for run in (first, second)] == [100.0, 5.0]
     assert [list(found[run]["tasks"]) for run in (first, second)] == [["worker:0"], ["worker:1"]]
     hosts = {found[run]["result"]["spec"]["host"][0] for run in found}
-    assert len(hosts) == 2  # a server of its own for each
+    assert len(hosts) == 2  # a separate server for each
     assert {len(found[run]["result"]["spec"]["worker"]) for run in found} == {1}
     assert collect(cluster, third)["ok"]
 

@@ -1,4 +1,4 @@
-"""How long runs are kept, and who is told of their end."""
+"""How long runs are kept, and the notification of their end."""
 
 import json
 import re

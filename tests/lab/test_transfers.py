@@ -166,7 +166,7 @@ def test_a_jump_host(cluster, program, data, tmp_path):
     keys = f"-i {cluster.keys}/id_ed25519 -o UserKnownHostsFile={cluster.keys}/known_hosts -o GlobalKnownHostsFile=/dev/null"
     proxy = f'-o ProxyCommand="ssh -W %h:%p -q {keys} root@{hosts[jump]["ansible_host"]}"'
     common = f"{hosts[cluster.host]['ansible_ssh_common_args']} {proxy}"
-    # A master connection of its own, because that of the other tests has no jump host.
+    # A separate master connection, because that of the other tests has no jump host.
     variables = {"ansible_ssh_common_args": common, "ansible_control_path": "%(directory)s/jump-%%C"}
     more = {"host": {"hosts": {cluster.host: variables}}}
     (tmp_path / "more.yml").write_text(yaml.safe_dump(more), encoding="utf-8")

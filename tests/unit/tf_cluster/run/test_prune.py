@@ -275,7 +275,7 @@ def test_a_damaged_run_is_listed_without_a_time(place):
 
 def test_the_command_reports_what_it_did():
     if Path("/var/lib/tf-cluster").exists():
-        pytest.skip("this machine has runs of its own")
+        pytest.skip("this machine has runs")
     assert call("tf_cluster.run.prune", "--days", 30, "--gb", 0).stdout == "0 deleted, 0.0 MB freed\n"
     assert json.loads(call("tf_cluster.run.prune", "--days", 30, "--gb", 0, "--json").stdout)["deleted"] == []
     for value in ("-1", "nan", "inf", "x"):
