@@ -19,7 +19,7 @@ PRINTED = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Interrupt)
 TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
 # Lines of TensorFlow's messages that say where, not what.
 PREAMBLE = re.compile(
-    r"From /job:|Graph execution error:|Detected at node|File \"|Node: |\d+ root error|\(\d+\) [A-Z_]+: ?$|Original stack trace|"
+    r"(?:[A-Z_]+: )?From /job:|=+$|Graph execution error:|Detected at node|File \"|Node: |\d+ root error|\(\d+\) [A-Z_]+: ?$|Original stack trace|"
     r"Additional GRPC error|<stack traces unavailable>"
 )
 
@@ -94,9 +94,10 @@ def find_reason(lines: list[str]) -> Reason | None:
         message = [first, *lines[place + 1 : place + MAX_LINES]]
         end = next((at for at, line in enumerate(message) if at and line.startswith(("Traceback (most", "[cluster] "))), None)
         text = "\n".join([exception, *message[:end]])
-        task = TASK.search(text)
+        line = meaningful(message[:end])
+        task = TASK.search(line) or TASK.search(text)  # the text may begin with the task that only passed the error on
         remedy = next((sentence for pattern, sentence in REMEDIES if re.search(pattern, text)), "")
-        return Reason(exception, meaningful(message[:end]), f"{task[1]}:{task[2]}" if task else "", remedy)
+        return Reason(exception, line, f"{task[1]}:{task[2]}" if task else "", remedy)
     return None
 
 

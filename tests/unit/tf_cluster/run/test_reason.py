@@ -57,6 +57,21 @@ MISSING = "/r1/results/ckpt-1_temp/part; No such file or directory"
             f"ResourceExhaustedError: {OOM} (worker:0)",
             "worker:0", "gpu_memory_fraction",
         ),
+        # The task of the line counts before the one that passed the error on.
+        (
+            [*BEGIN, f"{ERRORS}.ResourceExhaustedError: Graph execution error:", "", "Detected at node 'r' defined at",
+             "Node: 'r'", "From /job:host/replica:0/task:0:", OOM, "\t [[{{node r}}]]"],
+            f"ResourceExhaustedError: {OOM} (worker:0)",
+            "worker:0", "gpu_memory_fraction",
+        ),
+        # Several errors at once.
+        (
+            [*BEGIN, f"{ERRORS}.InternalError: Graph execution error:", "", "Detected at node 'c' defined at", "Node: 'c'",
+             "=====================", "INTERNAL: From /job:worker/replica:0/task:1:", "No blas support for stream",
+             "\t [[{{node c}}]]", "CANCELLED: From /job:host/replica:0/task:0:", "RecvFromRemoteAsync is cancelled.",
+             "====================="],
+            "InternalError: No blas support for stream (worker:1)", "worker:1", "",
+        ),
         (
             [*BEGIN, "ValueError: Attempt to convert a value (PerReplica:{", "  0: <tf.Tensor>", "}) with an unsupported type"],
             "ValueError: Attempt to convert a value (PerReplica:{", "", "Keras 2",
