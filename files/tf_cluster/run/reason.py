@@ -44,10 +44,12 @@ REMEDIES = (
         "MultiWorkerMirroredStrategy runs one program for each worker: start it with playbooks/train.yml",
     ),
     (
-        r"PerReplica",
-        "Keras 3 cannot fit a model with this strategy. Use Keras 2 (package tf-keras, TF_USE_LEGACY_KERAS=1) or your own "
-        "loop",
+        # Keras 3 with the data of MultiWorkerMirroredStrategy and of ParameterServerStrategy, and modules that only Keras 2 has.
+        r"convert a value \(PerReplica|pass this dataset to ClusterCoordinator|module 'keras\S*' has no attribute 'experimental'",
+        "The fit of Keras 3 does not work with this strategy. Use Keras 2: set program_keras=2, and write tf.keras instead of "
+        "'import keras' in the program. Or write your own loop",
     ),
+    (r"Keras cannot be imported", "Keras 2 is missing on the machine. Run 'ansible-playbook site.yml'"),
     (
         r"_temp/\S+; (No such file or directory|Read-only file system)",
         "Each task writes its part of a checkpoint to its own disk. Save with "
