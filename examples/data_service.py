@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_cluster
 
-BATCH, PORT = 20, 5050
+BATCH, PORT = 10, 5050
 
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 _job, index = tf_cluster.task()
@@ -24,6 +24,13 @@ if index == 0:
 port = PORT + 1 + index  # several workers can be on one machine
 server = service.WorkerServer(service.WorkerConfig(dispatcher_address, f"{addresses[index]}:{port}", port=port))
 
+
+@tf.function
+def exchange(values):
+    """Return the values of all workers."""
+    return strategy.gather(strategy.run(tf.identity, args=(values,)), axis=0)
+
+
 with np.load("digits.npz") as digits:
     total = len(digits["train_x"])
     dataset = tf.data.Dataset.from_tensor_slices((np.arange(total), digits["train_x"]))
@@ -32,16 +39,9 @@ dataset = dataset.map(lambda number, x: (number, tf.reverse(tf.reshape(x, [8, 8]
 dataset = dataset.apply(
     service.distribute(service.ShardingPolicy.DYNAMIC, f"grpc://{dispatcher_address}", "digits", max_outstanding_requests=1)
 )
+exchange(tf.constant([index]))  # all begin at the same time
 numbers = [number for batch, _x in dataset for number in batch.numpy()]
 print(f"worker:{index} got {len(numbers)} of {total} digits", flush=True)
-
-
-@tf.function
-def exchange(values):
-    """Return the values of all workers."""
-    return strategy.gather(strategy.run(tf.identity, args=(values,)), axis=0)
-
-
 # The exchange also keeps the dispatcher running until all workers have finished.
 everyones, counts = exchange(tf.constant(numbers, tf.int64)), exchange(tf.constant([len(numbers)]))
 tf_cluster.save_result({"counts": counts, "different": len(set(everyones.numpy()))})

@@ -168,7 +168,7 @@ def test_a_training_is_collected_while_the_host_machine_is_away(cluster, train, 
     assert "here" in (folder_of(done) / "tasks/worker-1/stdout.log").read_text(encoding="utf-8"), said(done)
     # The journal of a server there, and nothing else.
     found = verdict(folder_of(done))["failures"]
-    assert found == [f"The log of ps:0 could not be collected: is machine {cluster.host} reachable?"]
+    assert found == [f"The log of evaluator:0 could not be collected: is machine {cluster.host} reachable?"]
 
 
 def test_a_chief_of_its_own_takes_part(cluster, train, program):

@@ -34,7 +34,8 @@ class Reason(NamedTuple):
 
     def __str__(self) -> str:
         """Return the reason as the end of a sentence."""
-        return ": ".join(word for word in (self.exception, self.line) if word) + (f" ({self.task})" if self.task else "")
+        line = self.line[:-1] if re.search(r"[^.]\.$", self.line) else self.line
+        return ": ".join(word for word in (self.exception, line) if word) + (f" ({self.task})" if self.task else "")
 
 
 # Pattern of the exception and its message -> what to do. The first that matches counts.

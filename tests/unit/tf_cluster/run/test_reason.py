@@ -78,7 +78,7 @@ MISSING = "/r1/results/ckpt-1_temp/part; No such file or directory"
             "ValueError: Attempt to convert a value (PerReplica:{", "", "program_keras=2",
         ),
         (
-            [*BEGIN, f"ValueError: {PARAMETER_SERVERS}"], f"ValueError: {PARAMETER_SERVERS}", "", "program_keras=2",
+            [*BEGIN, f"ValueError: {PARAMETER_SERVERS}"], f"ValueError: {PARAMETER_SERVERS[:-1]}", "", "program_keras=2",
         ),
         *(
             ([*BEGIN, f"AttributeError: {text}"], f"AttributeError: {text}", "", "program_keras=2")
