@@ -94,7 +94,7 @@ $(VENV)/complete: requirements.txt
 
 lock: environment ## Update requirements.txt and the machines' lists from their .in files; UPGRADE=1 for the newest versions
 	$(COMPILE) --python-version 3.11 requirements.in --output-file requirements.txt
-	$(COMPILE) --python-version 3.10 roles/tensorflow/files/cpu.in --output-file roles/tensorflow/files/cpu.txt
+	$(COMPILE) --python-version 3.10 --overrides roles/tensorflow/files/cpu.in roles/tensorflow/files/cpu.in --output-file roles/tensorflow/files/cpu.txt
 	$(COMPILE) --python-version 3.10 --constraints roles/tensorflow/files/cpu.txt roles/tensorflow/files/gpu.in --output-file roles/tensorflow/files/gpu.txt
 	$(COMPILE) --python-version 3.10 --constraints roles/tensorflow/files/cpu.txt roles/tensorflow/files/gpu_kernels.in --output-file roles/tensorflow/files/gpu_kernels.txt
 	for list in tests/bench/requirements/{ray,dask,torch}; do \

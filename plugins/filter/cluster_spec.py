@@ -555,6 +555,7 @@ def _known_variables() -> set[str]:
         "program_args",
         "program_data",
         "program_data_on",
+        "program_keras",
         "program_requirements",
         "run_name",
         "run_slots",

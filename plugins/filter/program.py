@@ -16,6 +16,7 @@ from typing import Any
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.run import notify
 
 ENTRIES = ("main.py", "__main__.py")
+KERAS = ("2", "3")  # versions of tf.keras
 DATA_ON = ("host", "tasks")  # the machine of the program, or also those of the tasks
 YEAR = 366 * 24 * 3600
 # Variable -> lowest value, highest value and unit.
@@ -97,6 +98,8 @@ def _option_problems(given: dict[str, Any]) -> list[str]:
         program_arguments(given.get("program_args", []))
     except ValueError as error:
         problems.append(f"program_args is {given['program_args']!r}: {str(error)[0].lower()}{str(error)[1:]}.")
+    if str(given.get("program_keras", KERAS[0])) not in KERAS:
+        problems.append(f"program_keras is {given['program_keras']!r}. Set {' or '.join(KERAS)}, the version of tf.keras.")
     if given.get("run_notify") and (sentence := notify.problem(given["run_notify"])):
         problems.append(sentence)
     for name in LIMITS.keys() & given.keys():

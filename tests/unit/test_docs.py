@@ -10,7 +10,7 @@ import pytest
 import yaml
 from project import ROOT, load
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("roles/*/README.md")])
 README, INDEX, REFERENCE = ROOT / "README.md", ROOT / "docs/README.md", ROOT / "docs/reference.md"
 PLAYBOOKS = sorted([*ROOT.glob("playbooks/*.yml"), ROOT / "site.yml", ROOT / "run_demo.yml"])
 DEFAULTS = [
@@ -18,6 +18,7 @@ DEFAULTS = [
     for path in sorted(ROOT.glob("roles/*/defaults/main.yml"))
     for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items()
 ]
+EXAMPLES = sorted({*ROOT.glob("examples/*.py")} - {ROOT / "examples/digits.py"})  # which writes the data
 SPEC = load("plugins/filter/cluster_spec.py")
 MOST_README_LINES = 120
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -134,6 +135,18 @@ def test_every_option_in_the_head_of_a_playbook_is_in_the_reference(playbook):
     names = re.findall(r"(?m)^# {5}([a-z_]+) {1,}\S", text)
     assert names
     assert [name for name in names if not rows(name)] == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=relative)
+def test_every_example_says_how_to_start_it_and_has_a_test(path):
+    head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    playbook, program = re.search(r"(?m)^ +ansible-playbook playbooks/(\S+) -e program=(\S+)", head).groups()
+    assert program == relative(path)
+    assert re.search(r"(?m)^.*(Output|Output of .*):\n\n +\S", head)
+    [row] = re.findall(rf"(?m)^\| \[{path.name}\].*", (ROOT / "examples/README.md").read_text(encoding="utf-8"))
+    assert f"| `{playbook}` |" in row
+    assert ("`program_keras=2`" in row) == ("program_keras=2" in head)
+    assert f'("{path.stem}"' in (ROOT / "tests/lab/test_examples.py").read_text(encoding="utf-8")
 
 
 def test_every_state_of_a_task_is_explained():

@@ -70,7 +70,7 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
         waiting=True, unit=f"tf-run-{job}-{index}-{run.id}.service", limit=options.timeout, wait=options.wait,
         detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
         training=plan["training"], lost=options.lost, servers=plan["servers"], missing=plan["missing"],
-        held=plan["held"], keep_state=options.keep_state, wants=plan["wants"], user=plan["user"],
+        held=plan["held"], keep_state=options.keep_state, keras=options.keras, wants=plan["wants"], user=plan["user"],
         **notify.prepare(run, plan.get("notify", ""), options.task, plan["training"]),
     )  # fmt: skip
     return {} if options.hold else start(argparse.Namespace(run=run.id, told=-1.0))
@@ -328,6 +328,7 @@ def main() -> None:
             sub.add_argument("--detach", action="store_true", help="do not follow the run")
             sub.add_argument("--hold", action="store_true", help="do not start it")
             sub.add_argument("--keep-state", action="store_true", help="leave the servers' state to the next run")
+            sub.add_argument("--keras", type=int, choices=(2, 3), default=3, help="the Keras that is tf.keras")
             sub.add_argument("--trace", action="store_true", help="record TensorFlow's step statistics of all tasks")
         if call is follow:
             sub.add_argument("--offset", type=int, default=0)

@@ -34,7 +34,8 @@ class Reason(NamedTuple):
 
     def __str__(self) -> str:
         """Return the reason as the end of a sentence."""
-        return ": ".join(word for word in (self.exception, self.line) if word) + (f" ({self.task})" if self.task else "")
+        line = self.line[:-1] if re.search(r"[^.]\.$", self.line) else self.line
+        return ": ".join(word for word in (self.exception, line) if word) + (f" ({self.task})" if self.task else "")
 
 
 # Pattern of the exception and its message -> what to do. The first that matches counts.
@@ -44,10 +45,12 @@ REMEDIES = (
         "MultiWorkerMirroredStrategy runs one program for each worker: start it with playbooks/train.yml",
     ),
     (
-        r"PerReplica",
-        "Keras 3 cannot fit a model with this strategy. Use Keras 2 (package tf-keras, TF_USE_LEGACY_KERAS=1) or your own "
-        "loop",
+        # Keras 3 with the data of MultiWorkerMirroredStrategy and of ParameterServerStrategy, and modules that only Keras 2 has.
+        r"convert a value \(PerReplica|pass this dataset to ClusterCoordinator|module 'keras\S*' has no attribute 'experimental'",
+        "The fit and evaluate of Keras 3 do not work with this strategy. Use Keras 2: set program_keras=2, and write tf.keras instead of "
+        "'import keras' in the program. Or write your own loop",
     ),
+    (r"Keras cannot be imported", "Keras 2 is missing on the machine. Run 'ansible-playbook site.yml'"),
     (
         r"_temp/\S+; (No such file or directory|Read-only file system)",
         "Each task writes its part of a checkpoint to its own disk. Save with "

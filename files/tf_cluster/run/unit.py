@@ -82,6 +82,7 @@ def environment_of(
         "HOME": "/tmp",  # noqa: S108 (the unit's own)
         "no_grpc_proxy": ",".join(sorted(addresses)),
     }
+    environment |= {"TF_USE_LEGACY_KERAS": "1"} if noted.get("keras") == 2 else {}
     environment |= {"TF_CLUSTER_KEEP_STATE": "1"} if noted.get("keep_state") else {}
     if noted.get("trace"):
         # Errors only: TensorFlow warns in each traced step that a CPU has no GPU trace.

@@ -200,6 +200,7 @@ def test_arguments_are_split_as_a_shell_does(given, words):
         *(("program_data", given, "a list of paths") for given in (5, None, {"a": 1}, [5], [["a"]])),
         *(("run_abort_after_silence", given, "a number of seconds from 0") for given in (-1, "inf", "nan", "soon", 10**400)),
         *(("run_output_mb", given, "a number of megabytes from 0") for given in (-1, "inf", "nan", "much")),
+        *(("program_keras", given, "Set 2 or 3") for given in (1, 4, "2.0", "three", "", True, None, [2])),
         *(("run_timeout", given, "seconds from 1") for given in (-1, 0, "inf", "nan", "soon", True, None)),
         *(("run_queue_timeout", given, "seconds from 0") for given in (-1, "inf", "nan", "soon")),
     ],
@@ -214,7 +215,7 @@ def test_what_cannot_be_asked_for_gives_a_sentence(tmp_path, name, given, words)
 def test_what_can_be_asked_for_gives_none(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     given = {"program_args": ["a"], "program_requirements": str(tmp_path / "a.py"), "run_timeout": "3600", "run_queue_timeout": 0}
-    given |= {"run_abort_after_silence": "60", "run_output_mb": 0.5}
+    given |= {"run_abort_after_silence": "60", "run_output_mb": 0.5, "program_keras": "2"}
     assert problems(str(tmp_path / "a.py"), given) == []
 
 

@@ -802,11 +802,12 @@ def started(run, monkeypatch, tmp_path):
         tasks=(),
         count=0,
         notify="",
+        keras=3,
     ):
         commands = pretend_systemd(monkeypatch, stderr)
         options = SimpleNamespace(
             run=run.id, program=program, task=task, timeout=60.0, wait=wait, detach=detach, output_mb=0.5, needs_result=False,
-            trace=trace, hold=False, told=-1, lost=30.0, keep_state=keep,
+            trace=trace, hold=False, told=-1, lost=30.0, keep_state=keep, keras=keras,
         )  # fmt: skip
         servers = {"10.0.0.1:2222": "00a1"}
         plan = {"arguments": ["--", "5 $HOME"], "training": training or {}, "servers": servers, "missing": list(missing)}
@@ -1090,7 +1091,7 @@ def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
     (run.folder / "run.json").unlink()
     options = SimpleNamespace(
         run=run.id, program="demo.py", task="host:0", timeout=60.0, wait=1.0, detach=True, output_mb=0.5, needs_result=False,
-        trace=False, hold=True, lost=0.0, keep_state=False,
+        trace=False, hold=True, lost=0.0, keep_state=False, keras=3,
     )  # fmt: skip
     plan = b'{"arguments": [], "training": {}, "servers": {}, "missing": [], "held": [], "wants": {}, "user": "jo"}\n'
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(plan)))
@@ -1147,6 +1148,12 @@ def test_state_that_is_kept_is_said_to_the_unit(started, run):
     assert "--setenv=TF_CLUSTER_KEEP_STATE=1" not in started()[1]
     (run.folder / "run.json").unlink()
     assert "--setenv=TF_CLUSTER_KEEP_STATE=1" in started(keep=True)[1]
+
+
+def test_keras_2_is_chosen_in_the_environment_of_the_program(started, run):
+    assert not any("TF_USE_LEGACY_KERAS" in word for word in started()[1])
+    (run.folder / "run.json").unlink()
+    assert "--setenv=TF_USE_LEGACY_KERAS=1" in started(keras=2)[1]
 
 
 def test_a_run_does_not_wait_for_ever(started, capsys, run, busy):

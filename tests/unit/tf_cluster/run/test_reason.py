@@ -9,6 +9,7 @@ BEGIN = ["some output", "Traceback (most recent call last):", '  File "main.py",
 ERRORS = "tensorflow.python.framework.errors_impl"
 OOM = "OOM when allocating tensor on /job:worker/replica:0/task:0/device:GPU:0"
 ABORTED = "Collective ops is aborted by: Error from /job:worker/task:1: it stopped sending heartbeats"
+PARAMETER_SERVERS = "To use this dataset, you need to pass this dataset to ClusterCoordinator.create_per_worker_dataset."
 MISSING = "/r1/results/ckpt-1_temp/part; No such file or directory"
 
 
@@ -74,7 +75,14 @@ MISSING = "/r1/results/ckpt-1_temp/part; No such file or directory"
         ),
         (
             [*BEGIN, "ValueError: Attempt to convert a value (PerReplica:{", "  0: <tf.Tensor>", "}) with an unsupported type"],
-            "ValueError: Attempt to convert a value (PerReplica:{", "", "Keras 2",
+            "ValueError: Attempt to convert a value (PerReplica:{", "", "program_keras=2",
+        ),
+        (
+            [*BEGIN, f"ValueError: {PARAMETER_SERVERS}"], f"ValueError: {PARAMETER_SERVERS[:-1]}", "", "program_keras=2",
+        ),
+        *(
+            ([*BEGIN, f"AttributeError: {text}"], f"AttributeError: {text}", "", "program_keras=2")
+            for text in (f"module 'keras{name}' has no attribute 'experimental'" for name in (".utils", "._tf_keras.keras"))
         ),
     ],
 )  # fmt: skip

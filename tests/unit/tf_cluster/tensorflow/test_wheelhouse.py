@@ -51,6 +51,14 @@ def test_the_python_decides_on_the_version():
     assert Version(versions("3.10")["keras"]) < Version(versions("3.11")["keras"]) == Version(versions("3.13")["keras"])
 
 
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_keras_2_and_tensorboard_are_those_of_the_locked_tensorflow(python, machine):
+    found = versions(python, machine)
+    names = (TENSORFLOW[machine], "tf-keras", "tensorboard")
+    assert len({Version(found[name]).release[:2] for name in names}) == 1
+
+
 def test_every_kind_of_machine_gets_the_same_tensorflow():
     found = {
         versions(python, machine)[name] for python in ("3.10", "3.11", "3.12", "3.13") for machine, name in TENSORFLOW.items()

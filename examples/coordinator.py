@@ -1,7 +1,11 @@
-"""Train a model on digits with parameter servers: the weights live on the tasks of ps, the steps run on the workers.
+"""A loop of your own with parameter servers: the weights are on the tasks of ps, the steps run on the workers.
 
-Keras 3 does not support parameter servers; this loop of tf.distribute.coordinator does. It runs as the task chief:0
-against the cluster's servers.
+    ansible-playbook playbooks/run.yml -e program=examples/coordinator.py -e program_data=output/digits.npz -e run_task=chief:0
+
+This program is chief:0. It distributes the steps; each worker computes at its own pace. Output:
+
+    step 500 of 500, loss 0.0335
+    accuracy 0.980 on 397 test digits
 """
 
 import json
@@ -11,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-STEPS, BATCH, RATE = 1000, 50, 0.2
+STEPS, BATCH, RATE = 500, 50, 0.2
 
 strategy = tf.distribute.ParameterServerStrategy(tf.distribute.cluster_resolver.TFConfigClusterResolver())
 coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
@@ -57,6 +61,6 @@ for number in range(STEPS):
         print(f"step {number + 1} of {STEPS}, loss {loss.fetch():.4f}", flush=True)
 
 accuracy = float(np.mean(np.argmax(model(test[0]), axis=1) == test[1]))
-print(f"accuracy {accuracy:.3f} on {len(test[1])} digits that it was not trained with")
+print(f"accuracy {accuracy:.3f} on {len(test[1])} test digits")
 found = {"accuracy": accuracy, "devices": sorted({weight.device for weight in weights})}
 Path(os.environ["TF_RUN_DIR"], "result.json").write_text(json.dumps(found), encoding="utf-8")

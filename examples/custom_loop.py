@@ -1,7 +1,12 @@
-"""Train a Keras model on digits with MultiWorkerMirroredStrategy, or with --alone in one process.
+"""A loop of your own with MultiWorkerMirroredStrategy: every worker runs this program and computes its part of each batch.
 
-Every task runs this program. Keras 3's fit and evaluate do not work with this strategy, a loop of one's own does. Each task
-keeps its own checkpoints: after a restart all go on from the last one that every task has.
+    ansible-playbook playbooks/train.yml -e program=examples/custom_loop.py -e program_data=output/digits.npz
+
+Each task keeps its own checkpoints. After a restart, all continue from the last one that every task has; to try this, add
+-e train_restarts=1 -e 'program_args="--fail-at 50"'. With --alone, the program trains in one process. Output:
+
+    step 300 of 300, loss 0.0376
+    accuracy 0.980 on 397 test digits
 """
 
 import argparse
@@ -20,7 +25,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--alone", action="store_true")
 parser.add_argument("--steps", type=int, default=300)
 parser.add_argument("--save-every", type=int, default=20)
-parser.add_argument("--die-at", type=int, default=0, help="the step at which the second worker kills itself, the first time")
+parser.add_argument("--fail-at", type=int, default=0, help="the step at which the second worker fails, the first time")
 options = parser.parse_args()
 task = json.loads(os.environ["TF_CONFIG"])["task"]
 results, kept = Path(os.environ["TF_RUN_DIR"]), Path(os.environ["TF_CHECKPOINT_DIR"])
@@ -72,7 +77,7 @@ if not options.alone:
 begin = min(everyones)
 if begin:
     checkpoint.restore(str(kept / f"ckpt-{begin}")).assert_existing_objects_matched()
-    print(f"{task['type']}:{task['index']} goes on from step {begin}", flush=True)
+    print(f"{task['type']}:{task['index']} continues from step {begin}", flush=True)
 
 iterator = batches(begin)
 for number in range(begin + 1, options.steps + 1):
@@ -82,12 +87,12 @@ for number in range(begin + 1, options.steps + 1):
     if number % options.save_every == 0:
         manager.save(checkpoint_number=number)
         print(f"step {number} of {options.steps}, loss {float(loss):.4f}", flush=True)
-    if number == options.die_at and task["index"] == 1 and not (kept / "died").exists():
-        (kept / "died").touch()
+    if number == options.fail_at and task["index"] == 1 and not (kept / "failed").exists():
+        (kept / "failed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
 save_weights("weights.npz")
 accuracy = float(np.mean(np.argmax(model(test[0]), axis=1) == test[1]))
-print(f"accuracy {accuracy:.3f} on {len(test[1])} digits that it was not trained with")
+print(f"accuracy {accuracy:.3f} on {len(test[1])} test digits")
 found = {"accuracy": accuracy, "replicas": strategy.num_replicas_in_sync, "began_at": begin}
 (results / "result.json").write_text(json.dumps(found), encoding="utf-8")
