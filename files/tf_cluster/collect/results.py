@@ -33,7 +33,7 @@ from . import archive as archives
 
 SMALL_BYTES = 4_000_000  # of files in an answer
 MAX_NAMES = 50  # of files that were not collected
-RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs"}
+RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs", "checkpoints"}
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any]:
@@ -93,7 +93,13 @@ def contents(run: Run, left: list[str]) -> tuple[dict[str, Any], list[archives.F
     noted = noted_of(run)
     reserved = RESERVED | {"tasks"} if noted.get("training") else RESERVED
     found = renamed(archives.find(run.folder / "results", "", left), reserved)
-    return noted, found + produced(run)
+    return noted, found + produced(run) + checkpoints(run, left)
+
+
+def checkpoints(run: Run, left: list[str]) -> list[archives.Found]:
+    """Return the run's checkpoints on this machine, with their folder if there are any. Those in a shared folder stay there."""
+    found = archives.find(run.folder / "checkpoints", "checkpoints", left)
+    return [archives.Found("checkpoints", run.folder / "checkpoints", None), *found] if found else []
 
 
 def produced(run: Run) -> list[archives.Found]:
@@ -149,7 +155,7 @@ def listed(run: Run, found: list[archives.Found], left: list[str]) -> dict[str, 
                     continue
             size += each.size
         own = os.path.relpath(each.path, (run.folder / "results").resolve())
-        if own.startswith("../program"):
+        if own.startswith("../"):  # of program or checkpoints
             others.append(each.name)
             continue
         names.append(own)

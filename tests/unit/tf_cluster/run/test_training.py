@@ -112,9 +112,8 @@ class Training:
 
     async def coordinate(self):
         """Start the coordinator."""
-        coordinator = train_task.Coordinator(self.plan)
-        await coordinator.listen()
-        self.coordinating = asyncio.create_task(coordinator.run())
+        await self.members[0].coordinate()
+        self.coordinating = self.members[0].coordinating
 
     async def run(self, *others):
         """Go through the training without the members named in ``others``; return what each says of its end."""
@@ -138,7 +137,9 @@ def later(seconds, call):
 @in_a_loop
 async def test_all_end_well(tmp_path):
     found = await Training(tmp_path, "", "time.sleep(0.5)").run()
-    assert found == [{"failure": "", "outcome": "done", "attempts": 1}] * 2
+    history = [{"attempt": 1, "tasks": ["worker:0", "worker:1"], "first_step": 0, "ended": "done"}]
+    done = {"failure": "", "outcome": "done", "attempts": 1}
+    assert found == [{**done, "history": history}, {**done, "history": []}]
 
 
 @in_a_loop
@@ -176,7 +177,10 @@ async def test_all_start_again_as_often_as_they_may(tmp_path):
         "while not list(here.glob('ran-*')): time.sleep(0.02)\n(here / 'died').exists() or ((here / 'died').touch(), sys.exit(1))"
     )
     found = await Training(tmp_path, first, second, restarts=1).run()
-    assert found == [{"failure": "", "outcome": "done", "attempts": 2}] * 2
+    assert [(each["failure"], each["outcome"], each["attempts"]) for each in found] == [("", "done", 2)] * 2
+    first, second = found[0]["history"]
+    assert "the program of worker:1 on machine b exited with status 1" in first["ended"]
+    assert (second["attempt"], second["ended"]) == (2, "done")
     assert len(list(tmp_path.glob("ran-*"))) == 2
 
 
