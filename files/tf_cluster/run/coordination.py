@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -82,7 +83,7 @@ class Terms:
         return True
 
     def _fresh(self, number: int, content: dict[str, Any]) -> Path:
-        path = self.folder / f".{number}.{os.uname().nodename}.{os.getpid()}.new"
+        path = self.folder / f".{number}.{secrets.token_hex(8)}.new"
         with path.open("w", encoding="utf-8") as file:
             json.dump(content, file)
             file.flush()

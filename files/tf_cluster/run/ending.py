@@ -20,7 +20,7 @@ CRASH_SIGNALS = ("SEGV", "ABRT", "BUS", "FPE", "ILL", "TRAP", "SYS")  # output.p
 FULL_DISK_BYTES = 1024 * 1024  # a disk with less free space counts as full
 OUTPUT_LOST = "74"  # exit status of output.py: the program succeeded, but output is lost
 GATE_TIMEOUT_SECONDS = 4.0  # systemd allows ten seconds for ExecStopPost
-MAX_PART_BYTES = 64 * 1024
+MAX_PART_BYTES = 1024 * 1024
 
 
 class Ending(NamedTuple):
@@ -152,10 +152,20 @@ def read_part(run: Run) -> Any:
 
 
 def part_of(run: Run) -> dict[str, Any]:
-    """Return outcome, attempts and failure of this task's part of a training, from part.json."""
+    """Return outcome, attempts, their history and failure of this task's part of a training, from part.json."""
     try:
         part = read_part(run)
-        return {"failure": str(part["failure"]), "outcome": str(part["outcome"]), "attempts": int(part["attempts"])}
+        found = {"failure": str(part["failure"]), "outcome": str(part["outcome"]), "attempts": int(part["attempts"])}
+        history = [
+            {
+                "attempt": int(each["attempt"]),
+                "tasks": [str(task) for task in each["tasks"]],
+                "first_step": None if each["first_step"] is None else int(each["first_step"]),
+                "ended": str(each["ended"]),
+            }
+            for each in part.get("history", [])
+        ]
+        return {**found, **({"history": history} if history else {})}
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}
 

@@ -97,11 +97,17 @@ def dispatch(ended: Run | None = None) -> dict[str, Waiting]:
                 taken |= dict.fromkeys(reserved(noted), run.id)
             elif "ended" in noted:
                 continue
-            elif not noted.get("waiting"):
+            elif not noted.get("waiting") and not resumes(noted):
                 end(run, runs.LOST)
             elif "number" in noted:
                 queued.append((run, noted))
         return start_in_order(sorted(queued, key=lambda each: each[1]["number"]), taken)
+
+
+def resumes(noted: Notes) -> bool:
+    """Return whether a run that was lost with its machine starts again: a part of a training, which continues without it."""
+    training = noted.get("training")
+    return bool(training and training.get("survives") and noted.get("shared") and not noted.get("cancelled"))
 
 
 def start_in_order(queued: Sequence[tuple[Run, Notes]], taken: dict[str, str]) -> dict[str, Waiting]:
@@ -182,8 +188,11 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
     """Start a run. Raises RefusedError if systemd does not, and ShutdownError if the run can start after a reboot."""
     # Until its servers are cleared; a training has its own servers.
     dirty = [] if noted["training"] or noted["keep_state"] else choice.tasks
+    begun: dict[str, Any] = {"started": time.time()}
+    if noted.get("started"):  # before the machine was rebooted, when its clock began anew
+        begun = {"resumed": True, "started_clock": runs.clock() - (time.time() - noted["started"])}
     noted = run.note(
-        started=time.time(), waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty,
+        **begun, waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty,
         renew=renewal_of(run, noted, choice.tasks),
     )  # fmt: skip
     try:

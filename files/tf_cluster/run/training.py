@@ -190,18 +190,20 @@ class Coordinator:
         """Run the training to its end, or until another task has to coordinate it."""
         own = [asyncio.create_task(self.coordinate()), asyncio.create_task(self.left.wait())]
         own += [asyncio.create_task(self.keep(self.terms))] if self.terms else []
-        await asyncio.wait(own[:2], return_when=asyncio.FIRST_COMPLETED)
-        for task in own:
-            task.cancel()
+        try:
+            await asyncio.wait(own[:2], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in own:
+                task.cancel()
+            if self.server:
+                self.server.close()
         await asyncio.wait(own)
         if self.left.is_set():
             await self.save()
-        else:
-            own[0].result()
-        if self.server:
-            self.server.close()
         for channel in list(self.members.values()):
             channel.close()
+        if not self.left.is_set():
+            own[0].result()
 
     async def coordinate(self) -> None:
         """Run the attempts of the training, and send the final message."""
@@ -240,14 +242,15 @@ class Coordinator:
     async def restart(self, tasks: list[str], failure: str) -> tuple[list[str], str]:
         """Wait for the tasks that were lost; return the tasks of the next attempt, or a sentence if there are too few."""
         there, lost = await self.remaining(tasks)
-        least = self.training.get("min_tasks") or len(self.training["machines"])
+        everyone = self.training["machines"]
+        least = self.training.get("min_tasks") or len(everyone)
         names = " and ".join(map(self.name, lost))
         if self.terms and len(there) < least:
             if self.may_leave and len(there) == 1 and len(tasks) > 2:  # this machine may be the one without a network
                 self.left.set()
                 await asyncio.sleep(HEARTBEAT_TIMEOUT_SECONDS)  # run() ends this
             back = f"{names} did not return within {self.training['join']:g} s (train_join)"
-            return [], f"{failure}; {back}, and {len(there)} of the tasks are left (train_min_tasks: {least})"
+            return [], f"{failure}; {back}, and only {len(there)} of {len(everyone)} tasks are left (train_min_tasks: {least})"
         whom = f"restarting without {names}" if lost else "all tasks restart"
         log(f"{failure}; {whom} (attempt {len(self.attempts) + 1} of {self.training['restarts'] + 1})")
         return there, ""
@@ -420,7 +423,15 @@ class Member:
         """Take part under the coordinator of the chief; return the final message."""
         if self.task == self.training["chief"] and not self.coordinating:
             await self.listen()
-        return await self.obey(await join(self.training, self.task, self.leaving, self.port_conflict()))
+        return await self.join(self.training, self.port_conflict())
+
+    async def join(self, training: dict[str, Any], refused: str) -> dict[str, Any]:
+        """Connect to the coordinator and obey it; return the final message."""
+        channel = await join(training, self.task, self.leaving, refused)
+        try:
+            return await self.obey(channel)
+        finally:
+            channel.close()
 
     async def listen(self) -> None:
         """Become the first coordinator; raise UnreachableError if its port is in use."""
@@ -444,7 +455,7 @@ class Member:
                     return final_message(term)
                 brief = {**self.training, "control": term.content["control"], "join": CONNECT_SECONDS}
                 try:
-                    over = await self.obey(await join(brief, self.task, self.leaving, refused))
+                    over = await self.join(brief, refused)
                     newest = await terms.read()
                     return {**final_message(newest), **over} if newest else over
                 except OSError:  # also UnreachableError

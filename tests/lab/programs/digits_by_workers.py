@@ -1,13 +1,15 @@
 """Train a Keras model on digits with MultiWorkerMirroredStrategy, or with --alone in one process.
 
 Every task runs this program. Keras 3's fit and evaluate do not work with this strategy, a loop of one's own does. Each task
-keeps its own checkpoints: after a restart all go on from the last one that every task has.
+keeps its own checkpoints: after a restart all go on from the last one that every task has. In a folder that all machines share,
+the chief keeps them for all.
 """
 
 import argparse
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import keras
@@ -20,6 +22,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--alone", action="store_true")
 parser.add_argument("--steps", type=int, default=300)
 parser.add_argument("--save-every", type=int, default=20)
+parser.add_argument("--pause", type=float, default=0, help="seconds after each step")
 parser.add_argument("--die-at", type=int, default=0, help="the step at which the second worker kills itself, the first time")
 options = parser.parse_args()
 task = json.loads(os.environ["TF_CONFIG"])["task"]
@@ -70,6 +73,7 @@ everyones = [max(own, default=0)]
 if not options.alone:
     everyones = strategy.gather(strategy.run(lambda: tf.constant([max(own, default=0)])), axis=0).numpy().tolist()
 begin = min(everyones)
+shared = "TF_SHARED_DIR" in os.environ
 if begin:
     checkpoint.restore(str(kept / f"ckpt-{begin}")).assert_existing_objects_matched()
     print(f"{task['type']}:{task['index']} goes on from step {begin}", flush=True)
@@ -77,10 +81,12 @@ if begin:
 iterator = batches(begin)
 for number in range(begin + 1, options.steps + 1):
     loss = step(iterator)
+    time.sleep(options.pause)
     if number == EARLY:
         save_weights("early.npz")
     if number % options.save_every == 0:
-        manager.save(checkpoint_number=number)
+        if not shared or task["index"] == 0:
+            manager.save(checkpoint_number=number)
         print(f"step {number} of {options.steps}, loss {float(loss):.4f}", flush=True)
     if number == options.die_at and task["index"] == 1 and not (kept / "died").exists():
         (kept / "died").touch()
