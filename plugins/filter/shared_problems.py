@@ -29,7 +29,7 @@ def shared_problems(
     if len(groups) > 1 or (groups and set(next(iter(groups))) != set(whole)):
         reference, members = max(groups.items(), key=lambda group: len(group[1]))
         have = "has" if len(members) == 1 else "have"
-        lacking = sorted(set(whole) - set(reference) - {name for others in groups.values() for name in others})
+        lacking = sorted(set(whole) - {name for names in groups for name in names})
         for others, machines in groups.items():
             if others == reference:
                 continue

@@ -71,7 +71,7 @@ def outcome(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def parts(options: argparse.Namespace) -> dict[str, Any]:
-    """Return ``parts``: the run and the parts of the training on this machine, and the tasks of the last attempt if it is over."""
+    """Return ``parts``: the run and its parts on this machine, each with the tasks of the last attempt if it is over."""
     found = []
     for folder in [Run(options.run).folder, *runs.RUNS.glob(f"{Run(options.run).id}.*")]:
         if (folder / "run.json").exists():
