@@ -188,9 +188,10 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
     """Start a run. Raises RefusedError if systemd does not, and ShutdownError if the run can start after a reboot."""
     # Until its servers are cleared; a training has its own servers.
     dirty = [] if noted["training"] or noted["keep_state"] else choice.tasks
+    before = noted.get("started") or 0
     begun: dict[str, Any] = {"started": time.time()}
-    if noted.get("started"):  # before the machine was rebooted, when its clock began anew
-        begun = {"resumed": True, "started_clock": runs.clock() - (time.time() - noted["started"])}
+    if before:  # its machine was rebooted, and the clock began anew
+        begun = {"resumed": True, "started_clock": runs.clock() - (time.time() - before)}
     noted = run.note(
         **begun, waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty,
         renew=renewal_of(run, noted, choice.tasks),
@@ -201,7 +202,7 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
         raise RefusedError(f"the run could not be started: {error.strerror or error} ({error.filename or run.folder})") from None
     if tried.returncode:
         if is_shutting_down():
-            run.note(started=0, waiting=True, own="", reserved=[], uncleared=[])
+            run.note(started=before, waiting=True, own="", reserved=[], uncleared=[])
             raise ShutdownError
         raise RefusedError(f"systemd could not start the run: {tried.stderr.strip()}")
 

@@ -9,6 +9,7 @@ use those of the training. If the file system is not mounted, ``tf-cluster/`` is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -51,9 +52,15 @@ def create(noted: dict[str, Any]) -> str:
 def main() -> None:
     """Create the folders, or exit with a sentence in the run's output and in part.json."""
     run = runs.Run(sys.argv[1])
-    problem = create(run.read())
+    from . import training  # which imports this module
+
+    noted = run.read()
+    problem = create(noted)
     if problem:
         (run.folder / "part.json").write_text(json.dumps({"shared": problem}), encoding="utf-8")
+        if noted["training"] and noted["task"] != noted["training"]["chief"]:
+            with contextlib.suppress(OSError):
+                training.refuse(noted["training"], noted["task"], problem)
         sys.exit(problem)
 
 

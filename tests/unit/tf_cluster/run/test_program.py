@@ -1295,3 +1295,37 @@ def test_a_run_may_have_some_time_to_end_by_itself(run, monkeypatch):
     threading.Timer(0.3, lambda: run.note(ended=time.time())).start()
     assert run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=5.0, here=False))["lines"] == []
     assert [command for command in commands if "stop" in command] == []
+
+
+@pytest.mark.parametrize(
+    ("part", "result", "words"),
+    [
+        ('{"shared": "/mnt/a/tf-cluster is missing on m: mount it"}', "exit-code", "/mnt/a/tf-cluster is missing on m: mount it"),
+        ("", "timeout", "/mnt/a (tf_shared) did not answer; see the run's output"),
+    ],
+)
+def test_a_run_without_its_shared_folder_has_a_sentence(run, monkeypatch, part, result, words):
+    monkeypatch.setattr(ending, "main_started", lambda _unit: False)
+    run.note(shared="/mnt/a")
+    (run.folder / "part.json").write_text(part, encoding="utf-8")
+    monkeypatch.setenv("SERVICE_RESULT", result)
+    monkeypatch.setenv("EXIT_CODE", "exited")
+    monkeypatch.setenv("EXIT_STATUS", "1")
+    assert finish(run)["failure"] == f"the program was not started: {words}"
+
+
+def test_a_part_whose_machine_shuts_down_is_started_after_the_boot(run, monkeypatch):
+    run.note(task="worker:1", shared="/mnt/a", training={**plan(), "survives": True})
+    monkeypatch.setattr(queue, "is_shutting_down", lambda: True)
+    noted = finish(run)
+    assert "ended" not in noted
+    assert (noted["waiting"], noted["resumed"]) == (True, True)
+
+
+def test_each_part_of_a_training_knows_the_outcome(run):
+    run.note(task="worker:1", ended=time.time(), failure="", training=plan())
+    outcome = runs.outcome(run.read())
+    assert outcome["run_id"] == "r1"
+    assert (outcome["training"]["chief"], outcome["training"]["first_chief"]) == ("worker:1", "worker:0")
+    [part] = collect_run.parts(SimpleNamespace(run=run.id))["parts"]
+    assert part == {"id": run.id, "task": "worker:1", "ended": True, "attempts": 0, "tasks": []}
