@@ -33,11 +33,14 @@ PER_GPU = "per_gpu"  # value in tf_tasks: one task per GPU
 # Numbers in an entry of tf_tasks, with the lowest and the highest value.
 ENTRY_NUMBERS = {"index": (0, 99999), "port": (1, 65535)}
 MACHINE_VARIABLES = (
-    "runs_keep_days", "runs_keep_gb", "tf_address", "tf_encryption", "tf_jobs", "tf_tasks", "tf_task_options",
+    "runs_keep_days", "runs_keep_gb", "tf_address", "tf_encryption", "tf_jobs", "tf_shared", "tf_tasks", "tf_task_options",
     "tf_tunnel_address", "tf_tunnel_network",
 )  # fmt: skip
 KEPT = {"runs_keep_days": "days", "runs_keep_gb": "gigabytes"}  # how long runs are kept: variable -> unit
 MAX_KEPT = 1_000_000
+SHARED_PATH = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+/?")  # systemd's units contain it without quotes
+# Folders that servers and runs do not see, or see their own of (roles/server/files/confined.conf).
+HIDDEN_FOLDERS = ("/dev", "/home", "/proc", "/root", "/run", "/sys", "/tmp", "/var/tmp")  # noqa: S108
 UNRELATED_GROUPS = ("hosts",)  # a usual group name, so not necessarily a misspelling of 'host'
 CONTROLLER_VARIABLES = ("tf_cache", "tf_output")  # not suggested: Terraform's variables have similar names
 MIN_SIMILARITY = 0.8  # from 0 to 1, of two names of which one is a misspelling of the other
@@ -114,6 +117,7 @@ class Inventory:
     problems: list[str]
     train_port_offset: Any  # not validated here, because only trainings and the firewall need it
     output: str  # path of the folder for results
+    shared: str  # path that is the same file system on all machines; empty: there is none
     tunnel_names: dict[str, str]  # machine -> name of the tunnel's interface
     open_machines: list[str]  # machines without a firewall
     open_jobs: set[str]  # jobs whose number of tasks is not known yet
@@ -152,6 +156,7 @@ class Inventory:
         if not 1 <= self.run_slots <= MAX_RUN_SLOTS:
             self.add_problem(f"run_slots is {slots!r}. Set a number from 1 to {MAX_RUN_SLOTS}.")
         self.output = os.path.realpath(os.path.expanduser(str(self.common("tf_output", machines) or OUTPUT)))
+        self.shared = self.read_shared(machines)
         self.tunnel_names = {machine: str(self.value(machine, "tunnel_name") or TUNNEL_NAME) for machine in machines}
         firewalls = {machine: self.value(machine, "firewall_enabled") for machine in machines}
         self.open_machines = [
@@ -194,6 +199,21 @@ class Inventory:
         except ValueError as error:
             self.add_problem(f"tf_tunnel_network is {network!r} ({error}). Set a network, as in {TUNNEL_NETWORK}.")
             return None
+
+    def read_shared(self, machines: Iterable[str]) -> str:
+        """Return the path that all machines share; empty if there is none."""
+        given = self.common("tf_shared", machines)
+        if given in (None, ""):
+            return ""
+        path = str(given)
+        hidden = next((folder for folder in HIDDEN_FOLDERS if f"{path}/".startswith(f"{folder}/")), None)
+        if not SHARED_PATH.fullmatch(path):
+            self.add_problem(f"tf_shared is {given!r}. Set a path of letters, digits, '.', '_' and '-', such as /mnt/cluster.")
+        elif hidden:
+            self.add_problem(
+                f"tf_shared is {path}, but servers and runs cannot see {hidden}. Mount it elsewhere, as /mnt/cluster."
+            )
+        return path.rstrip("/")
 
     def tunnel_address(self, machine: str, tunnel: Network) -> str:
         """Return a machine's address in the tunnel. It depends on its name only, so other machines do not change it."""
@@ -481,6 +501,7 @@ class Inventory:
             "spec": spec, "machines": machines, "tasks": names, "host": names["host:0"], "tunnel": tunnel,
             "gpu_machines": gpu_machines, "train_port_offset": self.train_port_offset, "run_slots": self.run_slots,
             "open_machines": self.open_machines, "tunnel_names": self.tunnel_names, "output": self.output,
+            "shared": self.shared,
         }  # fmt: skip
 
 
@@ -563,6 +584,7 @@ def _known_variables() -> set[str]:
         "train_jobs",
         "train_restarts",
         "train_join",
+        "train_min_tasks",
         "train_ends_with",
         "train_port_offset",
         "benchmark_seconds",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.spec.cluster_config import RUN_JOBS
@@ -16,6 +16,7 @@ from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports impor
     training_ports,
 )
 
+LOSS_IS_THE_END = "a lost machine ends a training without tf_shared (in the inventory) and train_restarts."
 ENDS = ("all", "chief")  # the tasks whose end is the training's
 
 
@@ -28,10 +29,12 @@ def training(
     ends_with: Any = "all",
     reserved: dict[str, Any] | None = None,
     busy: Iterable[str] = (),
+    min_tasks: Any = "",
 ) -> dict[str, Any]:
     """Return the training of the tasks of these jobs, or all problems of the options.
 
-    ``reserved`` is the result of the filter reservation. Of a number of workers, those that are ``busy`` come last.
+    ``reserved`` is the result of the filter reservation. Of a number of workers, those that are ``busy`` come last. ``min_tasks``
+    is the number of tasks with which the training continues after machines were lost; empty: all.
     """
     jobs = [job.strip() for job in jobs.split(",")] if isinstance(jobs, str) else list(jobs)
     problems = [problem for job in jobs if (problem := _job_problem(job, cluster))]
@@ -61,6 +64,14 @@ def training(
     if highest > MAX_PORT:
         return {"problems": [f"train_port_offset is {offset}, which leads to port {highest}. Set a smaller number."]}
     tasks = [task for job in TRAINING_JOBS if job in jobs for task in tasks_of(cluster, job) if task_name(task) in chosen]
+    least, survives = len(tasks), bool(cluster.get("shared")) and numbers["train_restarts"] > 0
+    if min_tasks not in ("", None):
+        text = str(min_tasks)
+        least = int(text) if text.isdecimal() and not isinstance(min_tasks, bool) else 0
+        if not 1 <= least <= len(tasks):
+            return {"problems": [f"train_min_tasks is {min_tasks!r}. Set a number from 1 to {len(tasks)}, the number of tasks."]}
+        if not survives:
+            return {"problems": [f"train_min_tasks is {text}, but {LOSS_IS_THE_END} Set both, or remove train_min_tasks."]}
     entries = {task_name(task): f"{task['address']}:{ports[task_name(task)]}" for task in tasks}
     chief = task_name(tasks[0])
     return {
@@ -68,12 +79,15 @@ def training(
         "id": run_id,
         "chief": chief,
         "control": f"{tasks[0]['address']}:{control[chief]}",
+        "controls": {task_name(task): f"{task['address']}:{control[task_name(task)]}" for task in tasks},
         "cluster": {job: found for job in TRAINING_JOBS if (found := [entries[task_name(t)] for t in tasks if t["job"] == job])},
         "entries": entries,
         "machines": {task_name(task): task["machine"] for task in tasks},
         "restarts": numbers["train_restarts"],
         "join": numbers["train_join"],
         "ends_with": ends_with,
+        "min_tasks": least,
+        "survives": survives,
     }
 
 
@@ -104,13 +118,28 @@ def _chosen(cluster: Cluster, jobs: list[str], reserved: dict[str, Any], busy: s
 
 
 def training_parts(training: dict[str, Any] | None, machine: str) -> list[dict[str, str]]:
-    """Return the tasks of a training on one machine, without the chief's, each with the id of its part."""
+    """Return the tasks of a training on one machine, without the chief's, each with the id of its part.
+
+    The part of the first chief has the training's ID, also if another task is the chief now.
+    """
     training = training or {}
+    first = training.get("first_chief", training.get("chief"))
     return [
-        {"task": task, "name": task.replace(":", "-"), "id": f"{training['id']}.{task.replace(':', '-')}"}
+        {"task": task, "name": (name := task.replace(":", "-")), "id": training["id"] + ("" if task == first else f".{name}")}
         for task, its_machine in training.get("machines", {}).items()
         if its_machine == machine and task != training["chief"]
     ]
+
+
+def training_home(parts: Mapping[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Return ``run`` with ``machine`` and ``part`` (ID) of the part that has the training's results: that of its last chief.
+
+    ``parts`` is machine -> its parts of the training (tf_cluster.collect parts).
+    """
+    found = [{**part, "machine": machine} for machine, its in parts.items() for part in its]
+    chiefs = [part["tasks"][0] for part in sorted(found, key=lambda part: int(part["attempts"])) if part["tasks"]]
+    found.sort(key=lambda part: (part["task"] not in chiefs[-1:], part["id"] != run["id"], not part["ended"]))
+    return {**run, "machine": found[0]["machine"], "part": found[0]["id"]} if found else {"part": run["id"], **run}
 
 
 def _job_problem(job: str, cluster: Cluster) -> str:
@@ -127,4 +156,9 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"training": training, "training_parts": training_parts, "cluster_ports": cluster_ports}
+        return {
+            "training": training,
+            "training_parts": training_parts,
+            "training_home": training_home,
+            "cluster_ports": cluster_ports,
+        }

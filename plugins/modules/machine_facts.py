@@ -52,6 +52,7 @@ ansible_facts:
           type: list
           elements: dict
         account: {description: "The entry of the account C(tensorflow) in /etc/passwd; empty if it is missing", type: list}
+        users: {description: IDs of its users, type: list, elements: int}
         disk_mb: {description: "Free disk under /opt, in MB", type: int}
         rsync: {description: Whether rsync is installed, type: bool}
         gpus: {description: "Its NVIDIA GPUs and driver, see tf_cluster/cuda/gpus.py", type: dict}

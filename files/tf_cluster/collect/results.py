@@ -1,6 +1,7 @@
 """Return a machine's files of a run: the run's folder and the journals of its tasks.
 
     tf_cluster.collect outcome RUN                              how it ended, or that it is running
+    tf_cluster.collect parts RUN                                the parts of a training on this machine
     tf_cluster.collect collect RUN --seconds 60 --results true --tasks worker-0
                                                             the run's folder, the journals of tasks
     tf_cluster.collect collected RUN RUN.worker-1               notes that the controller has all files of ended runs
@@ -34,6 +35,7 @@ from . import archive as archives
 SMALL_BYTES = 4_000_000  # of files in an answer
 MAX_NAMES = 50  # of files that were not collected
 RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs"}
+RESERVED |= {"checkpoints"}
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any]:
@@ -62,10 +64,27 @@ def outcome(options: argparse.Namespace) -> dict[str, Any]:
     if "ended" not in noted:
         noted["failure"] = f"the run is queued for {noted['task']}" if noted.get("waiting") else "the run is still running"
     return {
-        "outcome": runs.timed(noted),
+        "outcome": runs.outcome(noted),
         "age": now - noted["asked"],
         "ended": now - noted["ended"] if "ended" in noted else 0,
     }
+
+
+def parts(options: argparse.Namespace) -> dict[str, Any]:
+    """Return ``parts``: the run and its parts on this machine, each with the tasks of the last attempt if it is over."""
+    found = []
+    for folder in [Run(options.run).folder, *runs.RUNS.glob(f"{Run(options.run).id}.*")]:
+        if (folder / "run.json").exists():
+            noted = noted_of(Run(folder.name))
+            part = noted.get("part", {})
+            history = part.get("history") or [{"tasks": []}]
+            found.append(
+                {
+                    "id": folder.name, "task": noted["task"], "ended": "ended" in noted,
+                    "attempts": part.get("attempts", 0), "tasks": history[-1]["tasks"],
+                }
+            )  # fmt: skip
+    return {"parts": found}
 
 
 def noted_of(run: Run) -> dict[str, Any]:
@@ -93,7 +112,13 @@ def contents(run: Run, left: list[str]) -> tuple[dict[str, Any], list[archives.F
     noted = noted_of(run)
     reserved = RESERVED | {"tasks"} if noted.get("training") else RESERVED
     found = renamed(archives.find(run.folder / "results", "", left), reserved)
-    return noted, found + produced(run)
+    return noted, found + produced(run) + checkpoints(run, left)
+
+
+def checkpoints(run: Run, left: list[str]) -> list[archives.Found]:
+    """Return the run's checkpoints on this machine, with their folder if there are any. Those in a shared folder stay there."""
+    found = archives.find(run.folder / "checkpoints", "checkpoints", left)
+    return [archives.Found("checkpoints", run.folder / "checkpoints", None), *found] if found else []
 
 
 def produced(run: Run) -> list[archives.Found]:
@@ -149,7 +174,7 @@ def listed(run: Run, found: list[archives.Found], left: list[str]) -> dict[str, 
                     continue
             size += each.size
         own = os.path.relpath(each.path, (run.folder / "results").resolve())
-        if own.startswith("../program"):
+        if own.startswith("../"):  # of program or checkpoints
             others.append(each.name)
             continue
         names.append(own)
@@ -193,7 +218,7 @@ def main() -> None:
     """Answer one call."""
     parser = argparse.ArgumentParser(description="Return a machine's files of a run.")
     calls = parser.add_subparsers(required=True)
-    for call in (outcome, collect):
+    for call in (outcome, parts, collect):
         sub = calls.add_parser(call.__name__)
         sub.add_argument("run")
         sub.set_defaults(call=call)

@@ -51,6 +51,7 @@ def collect(ports: list[int], venv: str) -> dict[str, Any]:
         "ports": ports,
         "listeners": listeners(ports, units),
         "account": account("tensorflow"),
+        "users": sorted(found.pw_uid for found in pwd.getpwall()),
         "disk_mb": free_megabytes("/opt"),
         "rsync": shutil.which("rsync") is not None,
         "gpus": gpus.find(),

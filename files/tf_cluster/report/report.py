@@ -114,6 +114,7 @@ class Collected:
         self.folder, self.tasks, self.outcome = folder, tasks_of(facts), facts["outcome"]
         # machine that --limit leaves out -> its uncollected parts
         self.skipped: dict[str, list[str]] = {machine: [] for machine in facts.get("skipped", [])}
+        self.lost: dict[str, list[str]] = {machine: [] for machine in lost_machines(self.outcome)}  # the same
         parts = {f"{task}: ": collected_note(place) for task, place in parts_of(folder, self.outcome).items()}
         self.notes = {"": collected_note(folder), **parts}  # prefix of a sentence on a task -> notes
 
@@ -161,7 +162,11 @@ class Collected:
         for task in self.tasks:
             if task["machine"] in self.skipped:
                 self.skipped[task["machine"]].append(f"the log of {task['task']}")
-            elif task["address"] not in self.outcome.get("missing", []) and not log_of(self.folder, task["task"]).exists():
+            elif task["address"] in self.outcome.get("missing", []) or log_of(self.folder, task["task"]).exists():
+                continue
+            elif task["machine"] in self.lost:
+                self.lost[task["machine"]].append(f"the log of {task['task']}")
+            else:
                 failures.append(f"The log of {task['task']} could not be collected: is machine {task['machine']} reachable?")
         return failures
 
@@ -176,6 +181,9 @@ class Collected:
             if part["outcome"] == NOT_COLLECTED and part["machine"] in self.skipped:
                 part["outcome"] = "was not collected (--limit)"
                 self.skipped[part["machine"]].append(f"the results of {task}")
+            elif part["outcome"] == NOT_COLLECTED and part["machine"] in self.lost:
+                part["outcome"] = "was lost"
+                self.lost[part["machine"]].append(f"the results of {task}")
             elif part["outcome"] == NOT_COLLECTED:
                 failures.append(f"The results of {task} could not be collected: is machine {part['machine']} reachable?")
         return failures
@@ -185,10 +193,16 @@ class Collected:
         return [sentence for name in ("result.json", "placement.json") if (sentence := too_large(self.folder / name))]
 
     def not_collected(self) -> list[str]:
-        """Return a sentence for each machine that --limit leaves out."""
-        return [
+        """Return a sentence for each machine that --limit leaves out or that was lost."""
+        skipped = [
             f"Not collected, because --limit leaves out machine {machine}: {', '.join(what)}."
             for machine, what in self.skipped.items()
+            if what
+        ]
+        again = f"When it is back: ansible-playbook playbooks/collect.yml -e run={self.outcome['run_id']}"
+        return skipped + [
+            f"Not collected, because machine {machine} was lost: {', '.join(what)}. {again}"
+            for machine, what in self.lost.items()
             if what
         ]
 
@@ -220,7 +234,17 @@ def training_outcome(folder: Path, outcome: dict[str, Any]) -> dict[str, Any]:
         noted = (collected_note(places[task]) or {"part": {"outcome": NOT_COLLECTED}}) if task in places else outcome
         own = noted.get("part", {}).get("outcome") or noted.get("failure") or "still running"
         parts[task] = {"machine": machine, "address": plan["entries"][task], "outcome": own}
-    return {"chief": plan["chief"], "attempts": outcome.get("part", {}).get("attempts", 1), "tasks": parts}
+    own = outcome.get("part", {})
+    history = {"history": own["history"]} if own.get("history") else {}
+    return {"chief": plan["chief"], "attempts": own.get("attempts", 1), **history, "tasks": parts}
+
+
+def lost_machines(outcome: dict[str, Any]) -> list[str]:
+    """Return the machines of a training that had no task in its last attempt, because they were lost."""
+    history = outcome.get("part", {}).get("history") or []
+    machines = (outcome.get("training") or {}).get("machines", {})
+    there = {machines.get(task) for task in history[-1]["tasks"]} if history else set(machines.values())
+    return sorted(set(machines.values()) - there)
 
 
 def parts_of(folder: Path, outcome: dict[str, Any]) -> dict[str, Path]:
@@ -335,6 +359,7 @@ def summary(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) -> l
     if left:
         more = f" and {len(left) - MAX_NAMES} more" if len(left) > MAX_NAMES else ""
         lines.append(f"Not collected: special or unreadable files: {', '.join(left[:MAX_NAMES])}{more}")
+    lines += attempts(verdict)
     lines += [*verdict.get("notes", []), *notified(verdict), *verdict["failures"]]
     if verdict["failures"]:
         lines += ["The last lines of the output:", *(f"    {line}" for line in tail(folder / "stdout.log", 15))]
@@ -345,6 +370,16 @@ def summary(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) -> l
     ended = "Done" if verdict["ok"] else "Canceled" if outcome.get("cancelled") else "Failed"
     lines.append(f"{ended if 'ended' in outcome else 'Not finished'} after {verdict['seconds']} s; everything is in {folder}")
     return plain_lines("\n".join(lines))
+
+
+def attempts(verdict: dict[str, Any]) -> list[str]:
+    """Return a sentence for each attempt of a training, if there were several."""
+    found = verdict.get("training", {}).get("history", [])
+    sentences = []
+    for each in found if len(found) > 1 else []:
+        step = "" if each["first_step"] is None else f" from step {each['first_step']}"
+        sentences.append(f"Attempt {each['attempt']}{step} with {', '.join(each['tasks'])}: {each['ended'] or 'not finished'}.")
+    return sentences
 
 
 def notified(verdict: dict[str, Any]) -> list[str]:
@@ -412,7 +447,8 @@ def write_page(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any], d
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
     environment.filters |= {"size": trace_figure.size, "seconds": trace_figure.seconds}
     page = environment.get_template("report.html.j2").render(
-        verdict=verdict, notified=notified(verdict), result=as_json(verdict["result"]) if "result" in verdict else "",
+        verdict=verdict, notified=attempts(verdict) + notified(verdict),
+        result=as_json(verdict["result"]) if "result" in verdict else "",
         placement=placement(folder), output=marked(tail(folder / "stdout.log", 2000)), logs=logs, files=files[:500],
         machines=machines_of(outcome, verdict), versions={name: text for name, text in versions.items() if text}, drawing=drawn,
         links=links, scripts=scripts(*["trace.js"] * bool(drawn), *["benchmark.js"] * bool(links)),

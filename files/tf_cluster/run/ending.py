@@ -20,7 +20,7 @@ CRASH_SIGNALS = ("SEGV", "ABRT", "BUS", "FPE", "ILL", "TRAP", "SYS")  # output.p
 FULL_DISK_BYTES = 1024 * 1024  # a disk with less free space counts as full
 OUTPUT_LOST = "74"  # exit status of output.py: the program succeeded, but output is lost
 GATE_TIMEOUT_SECONDS = 4.0  # systemd allows ten seconds for ExecStopPost
-MAX_PART_BYTES = 64 * 1024
+MAX_PART_BYTES = 1024 * 1024
 
 
 class Ending(NamedTuple):
@@ -34,6 +34,7 @@ class Ending(NamedTuple):
     result_missing: bool  # whether the required result.json is missing
     not_started: bool  # whether the preparation failed: servers could not be cleared, or packages not be installed
     disk_full: bool
+    not_shared: str = ""  # why the shared file system cannot be used
     lacks_packages: bool = False  # whether packages of the run are not installed
     reason: Callable[[], Reason | None] = lambda: None  # that the program's output gives; read once, and only for a failure
 
@@ -41,6 +42,11 @@ class Ending(NamedTuple):
 # The first condition that is true selects the sentence. An empty sentence means success.
 ENDINGS: tuple[tuple[Callable[[Ending], object], Callable[[Ending], str]], ...] = (
     (lambda end: end.noted.get("cancelled"), lambda end: end.noted["cancelled"]),
+    (lambda end: end.not_started and end.not_shared, lambda end: f"the program was not started: {end.not_shared}"),
+    (
+        lambda end: end.not_started and end.noted.get("shared") and not (end.noted.get("clear_before") or end.lacks_packages),
+        lambda end: f"the program was not started: {end.noted['shared']} (tf_shared) did not answer; see the run's output",
+    ),
     (
         lambda end: end.not_started and not end.lacks_packages,
         lambda _end: "the program was not started: servers could not be cleared of earlier runs' state; see the run's output",
@@ -117,7 +123,8 @@ def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], s
         part=part_of(run),
         task_lost=seen["lost"],
         result_missing=bool(noted.get("needs_result")) and noted.get("task") == chief and not has_result(run),
-        not_started=bool(layer_of(run).exists() or noted.get("clear_before")) and not main_started(noted["unit"]),
+        not_started=bool(layer_of(run).exists() or noted.get("clear_before") or noted.get("shared")) and not main_started(noted["unit"]),
+        not_shared=not_shared(run),
         reason=functools.cache(lambda: reason_of(run.folder / "stdout.log")),
         lacks_packages=layer_of(run).exists() and not any(layer_of(run).glob("packages/*")),
         disk_full=disk_is_full(run),
@@ -145,10 +152,20 @@ def read_part(run: Run) -> Any:
 
 
 def part_of(run: Run) -> dict[str, Any]:
-    """Return outcome, attempts and failure of this task's part of a training, from part.json."""
+    """Return outcome, attempts, their history and failure of this task's part of a training, from part.json."""
     try:
         part = read_part(run)
-        return {"failure": str(part["failure"]), "outcome": str(part["outcome"]), "attempts": int(part["attempts"])}
+        found = {"failure": str(part["failure"]), "outcome": str(part["outcome"]), "attempts": int(part["attempts"])}
+        history = [
+            {
+                "attempt": int(each["attempt"]),
+                "tasks": [str(task) for task in each["tasks"]],
+                "first_step": None if each["first_step"] is None else int(each["first_step"]),
+                "ended": str(each["ended"]),
+            }
+            for each in part.get("history", [])
+        ]
+        return {**found, **({"history": history} if history else {})}
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}
 
@@ -160,6 +177,14 @@ def not_cleared(run: Run) -> list[str]:
         return [] if report["cleared"] is True else [str(problem) for problem in report["problems"]]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return ["clear.py did not report"]
+
+
+def not_shared(run: Run) -> str:
+    """Return why the run could not use the shared file system (shared.py), empty if it could."""
+    try:
+        return str(read_part(run).get("shared", ""))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
 
 
 def has_result(run: Run) -> bool:

@@ -209,6 +209,9 @@ def create_run_layout(run: Run) -> None:
 def finish(options: argparse.Namespace) -> None:
     """Note how the run ended; systemd calls this after the last process exits."""
     run = Run(options.run)
+    if queue.resumes(run.read()) and queue.is_shutting_down():
+        run.note(waiting=True, resumed=True)  # tf-runs.service starts it after the boot
+        sys.exit()
     note_ending(run, os.environ)
     notify.start(run)
     sys.exit()  # prints nothing: it would become part of the run's output
@@ -235,7 +238,7 @@ def follow(options: argparse.Namespace) -> dict[str, Any]:
         queue.dispatch()  # notes that the run was lost
         noted = run.read()
     if "ended" in noted and offset >= size:
-        answer["outcome"] = runs.timed(noted)
+        answer["outcome"] = runs.outcome(noted)
     else:
         answer["next"] = ["follow", run.id, "--offset", str(offset)]
         answer["seconds"] = runs.timed(noted)["seconds"]

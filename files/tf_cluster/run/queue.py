@@ -97,11 +97,17 @@ def dispatch(ended: Run | None = None) -> dict[str, Waiting]:
                 taken |= dict.fromkeys(reserved(noted), run.id)
             elif "ended" in noted:
                 continue
-            elif not noted.get("waiting"):
+            elif not noted.get("waiting") and not resumes(noted):
                 end(run, runs.LOST)
             elif "number" in noted:
                 queued.append((run, noted))
         return start_in_order(sorted(queued, key=lambda each: each[1]["number"]), taken)
+
+
+def resumes(noted: Notes) -> bool:
+    """Return whether a run that was lost with its machine starts again: a part of a training, which continues without it."""
+    training = noted.get("training")
+    return bool(training and training.get("survives") and noted.get("shared") and not noted.get("cancelled"))
 
 
 def start_in_order(queued: Sequence[tuple[Run, Notes]], taken: dict[str, str]) -> dict[str, Waiting]:
@@ -182,8 +188,12 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
     """Start a run. Raises RefusedError if systemd does not, and ShutdownError if the run can start after a reboot."""
     # Until its servers are cleared; a training has its own servers.
     dirty = [] if noted["training"] or noted["keep_state"] else choice.tasks
+    before = noted.get("started") or 0
+    begun: dict[str, Any] = {"started": time.time()}
+    if before:  # its machine was rebooted, and the clock began anew
+        begun = {"resumed": True, "started_clock": runs.clock() - (time.time() - before)}
     noted = run.note(
-        started=time.time(), waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty,
+        **begun, waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty,
         clear_before=clearing_before(run, noted, choice.tasks),
     )  # fmt: skip
     try:
@@ -192,7 +202,7 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
         raise RefusedError(f"the run could not be started: {error.strerror or error} ({error.filename or run.folder})") from None
     if tried.returncode:
         if is_shutting_down():
-            run.note(started=0, waiting=True, own="", reserved=[], uncleared=[])
+            run.note(started=before, waiting=True, own="", reserved=[], uncleared=[])
             raise ShutdownError
         raise RefusedError(f"systemd could not start the run: {tried.stderr.strip()}")
 

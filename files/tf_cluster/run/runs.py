@@ -152,6 +152,15 @@ def timed(noted: dict[str, Any]) -> dict[str, Any]:
     return {**noted, "started": begun, "seconds": round(max(0.0, seconds), 2)}
 
 
+def outcome(noted: dict[str, Any]) -> dict[str, Any]:
+    """Return the notes as the outcome of a run. Of a training, each part that has ended knows the outcome."""
+    training = noted.get("training")
+    if not training:
+        return timed(noted)
+    plan = {**training, "chief": noted["task"], "first_chief": training["chief"]}
+    return {**timed(noted), "run_id": training["id"], "training": plan}
+
+
 def is_alive(unit: str, run: Run) -> bool:
     """Return whether the unit still belongs to the run and is active, including ExecStopPost."""
     state = property_of(unit, "ActiveState")

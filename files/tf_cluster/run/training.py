@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -26,15 +27,20 @@ from typing import Any
 from .. import cli
 from ..server import ports
 from ..spec import cluster_config
-from . import reason, runs
+from . import reason, runs, shared
+from .coordination import Term, Terms, in_thread
 
 HEARTBEAT_SECONDS = 5.0
 HEARTBEAT_TIMEOUT_SECONDS = 30.0  # without a heartbeat, after which the connection counts as lost
 TERM_SECONDS, STOP_SECONDS = 5.0, 10.0  # for one program to exit after SIGTERM; for all programs to stop
 WAITING_SECONDS = 2.0  # between a task's end and the report of those that are still running
 POLL_SECONDS = 0.1
+STOPPED = "was stopped from outside"
 SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 MAX_MESSAGE_BYTES = 64 * 1024
+MAX_ATTEMPTS = 100  # of which the last ones are noted
+CONNECT_SECONDS = 1.0  # between two attempts to reach a coordinator
+CHECKPOINT = re.compile(r'^model_checkpoint_path: ".*?([0-9]+)"', re.MULTILINE)  # in TensorFlow's file "checkpoint"
 
 
 class UnreachableError(OSError):
@@ -87,20 +93,66 @@ class Channel:
 
 
 class Coordinator:
-    """Starts, watches and stops all tasks of a training; part of the chief's process."""
+    """Starts, watches and stops all tasks of a training; part of the chief's process.
 
-    def __init__(self, training: dict[str, Any]) -> None:
-        self.training = training
+    With ``terms``, a training continues after a machine was lost, also that of the coordinator.
+    """
+
+    def __init__(self, training: dict[str, Any], checkpoints: Path, task: str = "", terms: Terms | None = None) -> None:
+        self.training, self.checkpoints, self.task, self.terms = training, checkpoints, task or training["chief"], terms
+        self.number = 0  # of the coordinator's file in terms
         self.members: dict[str, Channel] = {}
         self.events: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
         self.fatal = False  # whether a restart is useless
         self.server: asyncio.Server | None = None
+        self.attempts: list[dict[str, Any]] = []  # each has attempt, tasks, first_step and ended
         self.over: dict[str, Any] = {}  # the final message, also for tasks that connect later
+        self.left = asyncio.Event()  # set if another task has to coordinate the training
+        self.predecessor = ""  # task of the lost coordinator before this one
+        self.may_leave = True
+        self.saving = asyncio.Lock()
+
+    @property
+    def control(self) -> str:
+        """Return the address of this coordinator."""
+        return control_of(self.training, self.task)
 
     async def listen(self) -> None:
         """Listen for connections; raise OSError if the port is in use."""
-        port = cluster_config.split_address(self.training["control"])[1]
+        port = cluster_config.split_address(self.control)[1]
         self.server = await asyncio.start_server(self.serve, port=port, limit=MAX_MESSAGE_BYTES, backlog=512)
+
+    async def claim(self, terms: Terms, before: Term | None) -> bool:
+        """Become the coordinator after another one; return whether no other task was first."""
+        self.number = before.number + 1 if before else 1
+        self.predecessor = before.content["task"] if before else ""
+        self.attempts = before.content["attempts"] if before else []
+        return await terms.claim(self.number, self.content())
+
+    def content(self) -> dict[str, Any]:
+        """Return the content of the coordinator's file."""
+        return {
+            "task": self.task, "control": self.control, "beat": time.monotonic_ns(), "released": self.left.is_set(),
+            "attempts": self.attempts[-MAX_ATTEMPTS:], **({"over": self.over["over"]} if self.over else {}),
+        }  # fmt: skip
+
+    async def save(self) -> None:
+        """Write the coordinator's file. If that fails, another task becomes the coordinator, or it works again later."""
+        if self.terms:
+            async with self.saving:
+                with contextlib.suppress(OSError):
+                    await self.terms.write(self.number, self.content())
+
+    async def keep(self, terms: Terms) -> None:
+        """Rewrite the coordinator's file until another one has a higher number."""
+        while True:
+            with contextlib.suppress(OSError):
+                newest = await terms.read()
+                if newest and newest.number > self.number:
+                    self.left.set()
+                    return
+            await self.save()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Put the messages of one task into ``events``."""
@@ -108,9 +160,12 @@ class Coordinator:
         try:
             hello = await asyncio.wait_for(channel.receive(), HEARTBEAT_SECONDS)
             if hello.get("run") != self.training["id"] or str(hello.get("task")) not in self.training["machines"]:
-                await channel.send(over=f"{self.training['control']} is in use by another training, {self.training['id']}")
+                await channel.send(over=f"{self.control} is in use by another training, {self.training['id']}")
                 return
             task = hello["task"]
+            if task in self.members:  # its earlier connection is broken
+                self.members[task].close()
+                self.events.put_nowait((task, {"lost": True}))
             self.members[task] = channel
             self.events.put_nowait((task, hello))
             if self.over:
@@ -121,8 +176,8 @@ class Coordinator:
             pass  # reported below
         finally:
             channel.close()
-            if task:
-                self.members.pop(task, None)
+            if task and self.members.get(task) is channel:
+                del self.members[task]
                 self.events.put_nowait((task, {"lost": True}))
 
     async def tell(self, **message: object) -> None:
@@ -132,22 +187,93 @@ class Coordinator:
                 await channel.send(**message)
 
     async def run(self) -> None:
-        """Run the training to its end."""
-        restarts, failure, attempt = self.training["restarts"], await self.gather(), 1
+        """Run the training to its end, or until another task has to coordinate it."""
+        own = [asyncio.create_task(self.coordinate()), asyncio.create_task(self.left.wait())]
+        own += [asyncio.create_task(self.keep(self.terms))] if self.terms else []
+        try:
+            await asyncio.wait(own[:2], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in own:
+                task.cancel()
+            if self.server:
+                self.server.close()
+        await asyncio.wait(own)
+        if self.left.is_set():
+            await self.save()
+        for channel in list(self.members.values()):
+            channel.close()
+        if not self.left.is_set():
+            own[0].result()
+
+    async def coordinate(self) -> None:
+        """Run the attempts of the training, and send the final message."""
+        restarts, tasks = self.training["restarts"], [*self.training["machines"]]
+        if self.attempts:  # of the lost coordinator
+            tasks, failure = await self.take_over()
+        else:
+            failure = await self.gather()
         while not failure:
-            await self.tell(start=attempt)
-            failure = await self.watch(attempt)
-            if failure and attempt <= restarts and await self.stop(attempt):
-                attempt += 1
-                log(f"{failure}; all tasks restart (attempt {attempt} of {restarts + 1})")
-                failure = ""
+            attempt = len(self.attempts) + 1
+            step = await first_step(self.checkpoints)
+            self.attempts.append({"attempt": attempt, "tasks": tasks, "first_step": step, "ended": ""})
+            await self.save()
+            await self.tell(start=attempt, tasks=tasks)
+            failure = await self.watch(attempt, tasks)
+            self.attempts[-1]["ended"] = failure or "done"
+            if failure and attempt <= restarts and await self.stop(attempt, tasks):
+                tasks, failure = await self.restart(tasks, failure)
             else:
                 break
-        self.over = {"over": failure, "attempts": attempt}
+        self.over = {"over": failure, "attempts": max(1, len(self.attempts))}
+        await self.save()
         await self.tell(**self.over)
         deadline = time.monotonic() + HEARTBEAT_SECONDS
         while self.members and time.monotonic() < deadline:  # the last message must arrive before this process exits
             await asyncio.sleep(POLL_SECONDS)
+
+    async def take_over(self) -> tuple[list[str], str]:
+        """Return the tasks of the next attempt after the coordinator was lost, or a sentence if there is none."""
+        last = self.attempts[-1]
+        last["ended"] = last["ended"] or self.sentence(self.predecessor, {"lost": True})
+        if len(self.attempts) > self.training["restarts"]:
+            return [], last["ended"]
+        return await self.restart(last["tasks"], last["ended"])
+
+    async def restart(self, tasks: list[str], failure: str) -> tuple[list[str], str]:
+        """Wait for the tasks that were lost; return the tasks of the next attempt, or a sentence if there are too few."""
+        there, lost = await self.remaining(tasks)
+        everyone = self.training["machines"]
+        least = self.training.get("min_tasks") or len(everyone)
+        names = " and ".join(map(self.name, lost))
+        if self.terms and len(there) < least:
+            if self.may_leave and len(there) == 1 and len(tasks) > 2:  # this machine may be the one without a network
+                self.left.set()
+                await asyncio.sleep(HEARTBEAT_TIMEOUT_SECONDS)  # run() ends this
+            back = f"{names} did not return within {self.training['join']:g} s (train_join)"
+            return [], f"{failure}; {back}, and only {len(there)} of {len(everyone)} tasks are left (train_min_tasks: {least})"
+        whom = f"restarting without {names}" if lost else "all tasks restart"
+        log(f"{failure}; {whom} (attempt {len(self.attempts) + 1} of {self.training['restarts'] + 1})")
+        return there, ""
+
+    async def remaining(self, tasks: list[str]) -> tuple[list[str], list[str]]:
+        """Wait until the tasks of the last attempt are connected; return those that are, and those that are not."""
+        everyone = list(self.training["machines"])
+        if not self.terms:
+            return everyone, []
+        # Longer than a lost task needs to notice the loss too, and to stop its program.
+        deadline, told = time.monotonic() + max(self.training["join"], HEARTBEAT_SECONDS + STOP_SECONDS), False
+        while missing := [task for task in tasks if task not in self.members]:
+            if not told:
+                log(f"waiting for {' and '.join(map(self.name, missing))}")
+                told = True
+            try:
+                task, message = await self.event(deadline)
+            except asyncio.TimeoutError:
+                break
+            if "refused" in message:
+                log(self.sentence(task, message))
+        there = [task for task in everyone if task in self.members]
+        return there, [task for task in everyone if task not in self.members]
 
     async def event(self, deadline: float) -> tuple[str, dict[str, Any]]:
         """Return the next message of any task; raise asyncio.TimeoutError at ``deadline`` (monotonic clock)."""
@@ -161,22 +287,22 @@ class Coordinator:
                 task, message = await self.event(deadline)
             except asyncio.TimeoutError:
                 names = " and ".join(self.name(task) for task in sorted(missing))
-                port = cluster_config.split_address(self.training["control"])[1]
+                port = cluster_config.split_address(self.control)[1]
                 return (
                     f"{names} did not join the training within {self.training['join']:g} s: is it started, and can it reach "
-                    f"port {port} of machine {self.training['machines'][self.training['chief']]}?"
+                    f"port {port} of machine {self.training['machines'][self.task]}?"
                 )
             if "refused" in message or "run" not in message:
                 return self.sentence(task, message)
             missing.discard(task)
         return ""
 
-    async def watch(self, attempt: int) -> str:
+    async def watch(self, attempt: int, tasks: list[str]) -> str:
         """Wait until the programs have succeeded or one fails; return a sentence on the failure.
 
         The others fail when a program ends before them in the middle of a step, so the failure names those that had ended.
         """
-        running = set(self.training["machines"])
+        running = set(tasks)
         done: dict[str, float] = {}
         reported: set[str] = set()
         while running:
@@ -186,18 +312,27 @@ class Coordinator:
                 log(f"{' and '.join(sorted(done))} finished; waiting for {' and '.join(sorted(running))}")
                 reported = set(done)
                 continue
-            if not message or message.get("attempt", attempt) != attempt:
+            if not message or message.get("attempt", attempt) != attempt or self.concerns_no_program(task, message, running):
                 continue
             if message.get("ended") != "":
-                return "; ".join([self.sentence(task, message), *self.before(done), *self.left(message, running)])
+                return "; ".join([self.sentence(task, message), *self.before(done), *self.left_running(message, running)])
             running.discard(task)
             done[task] = time.monotonic()
-            if task == self.training["chief"] and self.training.get("ends_with") == "chief":
+            if task == tasks[0] and self.training.get("ends_with") == "chief":
                 log(f"{task} finished, so the training ends (train_ends_with)")
                 return ""
         return ""
 
-    def left(self, message: dict[str, Any], running: set[str]) -> list[str]:
+    def concerns_no_program(self, task: str, message: dict[str, Any], running: set[str]) -> bool:
+        """Return whether a message is from a task that has returned, or of one that was lost without a running program."""
+        if not self.terms or message.get("fatal"):
+            return False
+        if "run" in message and "refused" not in message:
+            log(f"{self.name(task)} has joined and takes part after the next restart")
+            return True
+        return task not in running or "stopped" in message
+
+    def left_running(self, message: dict[str, Any], running: set[str]) -> list[str]:
         """Return a phrase on the tasks that were still running when systemd stopped the training."""
         return [f"still running: {', '.join(sorted(running))}"] if "run_timeout" in message.get("leaves", "") else []
 
@@ -207,15 +342,17 @@ class Coordinator:
         names = [f"{self.name(task)} ({now - ended:.0f} s before)" for task, ended in done.items()]
         return [f"the program of {' and '.join(names)} had already finished"] if names else []
 
-    async def stop(self, attempt: int) -> bool:
+    async def stop(self, attempt: int, tasks: list[str]) -> bool:
         """Stop all programs; return whether all can restart."""
         await self.tell(stop=attempt)
-        running, deadline = set(self.training["machines"]), time.monotonic() + STOP_SECONDS
-        while running and not self.fatal:
+        running, deadline = set(tasks), time.monotonic() + STOP_SECONDS
+        while not self.fatal and (running := running & set(self.members) if self.terms else running):
             try:
                 task, message = await self.event(deadline)
             except asyncio.TimeoutError:
-                return False
+                for task in running if self.terms else ():
+                    self.members.pop(task).close()  # it counts as lost
+                return self.terms is not None
             if "stopped" in message:
                 running.discard(task)
             elif message and "ended" not in message:
@@ -228,7 +365,8 @@ class Coordinator:
 
     def sentence(self, task: str, message: dict[str, Any]) -> str:
         """Return a sentence on a task's failure."""
-        self.fatal = self.fatal or "ended" not in message
+        survived = self.terms is not None and not message.get("fatal") and "refused" not in message
+        self.fatal = self.fatal or not ("ended" in message or survived)
         if "ended" in message:
             return f"the program of {self.name(task)} {message['ended']}"
         if "refused" in message:
@@ -239,31 +377,130 @@ class Coordinator:
 
 
 class Member:
-    """One task of the training: starts and stops the program on the coordinator's messages."""
+    """One task of the training: starts and stops the program on the coordinator's messages.
 
-    def __init__(self, noted: dict[str, Any], output: Path) -> None:
+    With ``terms``, it can become the coordinator.
+    """
+
+    def __init__(self, noted: dict[str, Any], output: Path, terms: Terms | None = None) -> None:
         self.training, self.task, self.command = noted["training"], noted["task"], noted["command"]
         self.begun, self.limit = time.monotonic(), noted["limit"]
-        self.output = output
+        self.output, self.terms, self.resumed = output, terms, bool(noted.get("resumed"))
+        self.checkpoints = shared.checkpoints(noted) or output.with_name("checkpoints")
         self.port = cluster_config.split_address(self.training["entries"][self.task])[1]
         self.process: asyncio.subprocess.Process | None = None
         self.attempt, self.outcome = 0, "was not started"
-        self.leaving = asyncio.Event()
+        self.leaving, self.left = asyncio.Event(), ""
+        self.coordinator: Coordinator | None = None
+        self.coordinating: asyncio.Task[None] | None = None
 
     async def run(self) -> dict[str, Any]:
-        """Take part until the training ends; return its ``failure``, ``outcome`` and ``attempts``."""
+        """Take part until the training ends; return its ``failure``, ``outcome``, ``attempts`` and ``history``."""
         try:
-            channel = await join(self.training, self.task, self.leaving, self.port_conflict())
-            try:
-                over = await self.obey(channel)
-            finally:
-                channel.close()
+            over = await (self.obey_each(self.terms) if self.terms else self.obey_one())
         except UnreachableError as error:
             over = {"over": str(error)}
         except OSError:
-            over = {"over": f"the connection to the chief, {self.training['chief']}, was lost"}
+            over = {"over": self.left or f"the connection to the chief, {self.training['chief']}, was lost"}
         await self.end()
-        return {"failure": over["over"], "outcome": self.outcome, "attempts": over.get("attempts", self.attempt)}
+        history = over.get("history") or (self.coordinator.attempts if self.coordinator else [])
+        attempts = over.get("attempts", self.attempt)
+        return {"failure": over["over"], "outcome": self.outcome, "attempts": attempts, "history": history}
+
+    async def coordinate(self, before: Term | None = None) -> bool:
+        """Become the coordinator; return whether no other task was first. Raises OSError if the port is in use."""
+        coordinator = Coordinator(self.training, self.checkpoints, self.task, self.terms)
+        coordinator.may_leave = self.coordinator is None
+        await coordinator.listen()
+        if self.terms and not await coordinator.claim(self.terms, before):
+            if coordinator.server:
+                coordinator.server.close()
+            return False
+        self.coordinator, self.coordinating = coordinator, asyncio.create_task(coordinator.run())
+        return True
+
+    async def obey_one(self) -> dict[str, Any]:
+        """Take part under the coordinator of the chief; return the final message."""
+        if self.task == self.training["chief"] and not self.coordinating:
+            await self.listen()
+        return await self.join(self.training, self.port_conflict())
+
+    async def join(self, training: dict[str, Any], refused: str) -> dict[str, Any]:
+        """Connect to the coordinator and obey it; return the final message."""
+        channel = await join(training, self.task, self.leaving, refused)
+        try:
+            return await self.obey(channel)
+        finally:
+            channel.close()
+
+    async def listen(self) -> None:
+        """Become the first coordinator; raise UnreachableError if its port is in use."""
+        try:
+            await self.coordinate()
+        except TimeoutError as error:
+            raise UnreachableError(str(error)) from None
+        except OSError:
+            port = cluster_config.split_address(control_of(self.training, self.task))[1]
+            holder = ports.port_holder(port)
+            sentence = f"port {port}, which coordinates the training, is in use by {holder}; change train_port_offset"
+            raise UnreachableError(sentence) from None
+
+    async def obey_each(self, terms: Terms) -> dict[str, Any]:
+        """Take part under one coordinator after the other; return the final message."""
+        refused, following = self.port_conflict(), asyncio.create_task(self.watch_terms(terms))
+        try:
+            while True:
+                term = await self.next_term(terms)
+                if "over" in term.content:
+                    return final_message(term)
+                brief = {**self.training, "control": term.content["control"], "join": CONNECT_SECONDS}
+                try:
+                    over = await self.join(brief, refused)
+                    newest = await terms.read()
+                    return {**final_message(newest), **over} if newest else over
+                except OSError:  # also UnreachableError
+                    await self.end()
+                if self.left or self.leaving.is_set():
+                    return {"over": f"the process of {self.task} {self.left or STOPPED}"}
+                self.outcome, refused = "was lost and did not take part in the last attempt", ""
+        finally:
+            following.cancel()
+
+    async def watch_terms(self, terms: Terms) -> None:
+        """Notice when the coordinator's file changes, also while the coordinator is reachable."""
+        while True:
+            with contextlib.suppress(OSError):
+                await terms.read()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def next_term(self, terms: Terms) -> Term:
+        """Return the coordinator to connect to, or one that has ended the training. If there is none, become it."""
+        deadline = time.monotonic() + self.training["join"]
+        while not self.leaving.is_set():
+            newest = await terms.read()
+            is_chief = self.task == self.training["chief"]
+            if newest and ("over" in newest.content or not self.is_gone(terms, newest)):
+                return newest
+            if newest:
+                with contextlib.suppress(OSError):  # its port may still be in use for a moment
+                    await self.coordinate(newest)
+            elif is_chief and not self.resumed:
+                await self.listen()
+            elif time.monotonic() > deadline:
+                raise UnreachableError(f"{self.task} could not reach the chief at {self.training['control']}: it has not started")
+            await asyncio.sleep(POLL_SECONDS)
+        raise UnreachableError(STOPPED)
+
+    def is_gone(self, terms: Terms, term: Term) -> bool:
+        """Return whether this task may become the coordinator after another one."""
+        place = [*self.training["machines"]].index(self.task)
+        own = term.content["task"] == self.task
+        if own and self.coordinating and not self.coordinating.done():
+            return False
+        if own and not term.content["released"]:
+            return True  # of this machine before it was rebooted
+        delay = place * CONNECT_SECONDS + (0 if term.content["released"] and not own else HEARTBEAT_TIMEOUT_SECONDS)
+        return terms.silent_seconds() > delay
 
     async def obey(self, channel: Channel) -> dict[str, Any]:
         """Follow the coordinator's messages and report the program's exit; return the final message."""
@@ -285,9 +522,7 @@ class Member:
                 if waiting["leave"].done():
                     self.leaving.clear()
                     waiting["leave"] = asyncio.create_task(self.leaving.wait())
-                    late = time.monotonic() - self.begun > self.limit - POLL_SECONDS
-                    self.outcome = f"was stopped after {self.limit:g} s (run_timeout)" if late else "was stopped from outside"
-                    await channel.send(leaves=self.outcome)
+                    await self.leave(channel)
                 if self.process and self.process.returncode is not None:
                     ended = exit_description(self.process.returncode, self.output)
                     self.outcome = ended or "done"
@@ -301,11 +536,23 @@ class Member:
 
     async def do(self, message: dict[str, Any], channel: Channel) -> None:
         """Start or stop the program."""
-        if "start" in message:
-            await self.start(message["start"])
+        if "start" in message and self.task in message.get("tasks", [self.task]):
+            await self.start(message["start"], message.get("tasks"))
         if "stop" in message:
             await self.end()
             await channel.send(stopped=message["stop"])
+
+    async def leave(self, channel: Channel) -> None:
+        """Tell the coordinator that systemd stops this process. Its machine may be shut down, and return."""
+        late = time.monotonic() - self.begun > self.limit - POLL_SECONDS
+        self.outcome = self.left = f"was stopped after {self.limit:g} s (run_timeout)" if late else STOPPED
+        fatal = late or is_cancelled(self.output.with_name("run.json"))
+        if self.coordinator and self.terms and not fatal:
+            self.coordinator.left.set()
+        else:
+            await channel.send(leaves=self.outcome, fatal=fatal)
+        if self.terms and not fatal:
+            raise ConnectionAbortedError  # the others continue
 
     def port_conflict(self) -> str:
         """Return a sentence if the task's port is in use, else an empty string."""
@@ -313,13 +560,16 @@ class Member:
             return ""
         return f"its port {self.port} is in use by {ports.port_holder(self.port)}; change train_port_offset"
 
-    async def start(self, attempt: int) -> None:
-        """Start the program."""
+    async def start(self, attempt: int, tasks: list[str] | None = None) -> None:
+        """Start the program with the tasks of an attempt; all tasks by default."""
         self.attempt, self.outcome = attempt, "was stopped with the others"
         deadline = time.monotonic() + TERM_SECONDS
         while self.port_conflict() and time.monotonic() < deadline:  # the previous program's server may need a moment to exit
             await asyncio.sleep(POLL_SECONDS)
-        self.process = await asyncio.create_subprocess_exec(*self.command, start_new_session=True)
+        environment = dict(os.environ)
+        if self.terms and tasks:
+            environment["TF_CONFIG"] = tf_config(self.training, self.task, tasks)
+        self.process = await asyncio.create_subprocess_exec(*self.command, start_new_session=True, env=environment)
 
     async def end(self) -> None:
         """Stop the program and all its child processes, including those in other sessions."""
@@ -404,28 +654,63 @@ def log(sentence: str) -> None:
     print(f"[training] {sentence}", flush=True)
 
 
+def control_of(training: dict[str, Any], task: str) -> str:
+    """Return the address at which a task coordinates a training."""
+    address: str = training["control"] if task == training["chief"] else training["controls"][task]
+    return address
+
+
+def tf_config(training: dict[str, Any], task: str, tasks: list[str]) -> str:
+    """Return TF_CONFIG for a task of an attempt: indices are contiguous, and the first task is the chief."""
+    jobs: dict[str, list[str]] = {}
+    for name in tasks:
+        jobs.setdefault(name.partition(":")[0], []).append(training["entries"][name])
+    job = task.partition(":")[0]
+    return json.dumps({"cluster": jobs, "task": {"type": job, "index": jobs[job].index(training["entries"][task])}})
+
+
+def final_message(term: Term) -> dict[str, Any]:
+    """Return how a training ended, from the file of its last coordinator."""
+    history = term.content["attempts"]
+    return {"over": term.content.get("over", ""), "attempts": history[-1]["attempt"] if history else 1, "history": history}
+
+
+def is_cancelled(notes: Path) -> bool:
+    """Return whether a user has canceled the run."""
+    try:
+        return bool(json.loads(notes.read_text(encoding="utf-8")).get("cancelled"))
+    except (OSError, ValueError):
+        return False
+
+
+async def first_step(folder: Path) -> int | None:
+    """Return the number of the newest checkpoint in a folder, 0 if there is none; None if it is unknown."""
+
+    def read() -> int | None:
+        found = sorted(folder.rglob("checkpoint"), key=lambda path: path.stat().st_mtime)
+        number = CHECKPOINT.search(found[-1].read_text(encoding="utf-8", errors="replace")) if found else None
+        return int(number[1]) if number else None if found else 0
+
+    try:
+        return await in_thread(read)
+    except (OSError, ValueError):
+        return None
+
+
 async def take_part(noted: dict[str, Any], part: Path) -> str:
     """Take part in a training, also as coordinator if the task is the chief; return the failure, empty if none.
 
     ``noted`` is the content of run.json. The result is written to ``part`` as JSON.
     """
-    training, member, coordinating = noted["training"], Member(noted, part.with_name("stdout.log")), None
+    folder = shared.folder_of(noted)
+    terms = Terms(folder / "coordinators") if folder and noted["training"]["restarts"] else None
+    member = Member(noted, part.with_name("stdout.log"), terms)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, member.leaving.set)
-    try:
-        if noted["task"] == training["chief"]:
-            coordinator = Coordinator(training)
-            await coordinator.listen()
-            coordinating = asyncio.create_task(coordinator.run())
-        result = await member.run()
-    except OSError:
-        port = cluster_config.split_address(training["control"])[1]
-        holder = ports.port_holder(port)
-        sentence = f"port {port}, which coordinates the training, is in use by {holder}; change train_port_offset"
-        result = {"failure": sentence, "outcome": member.outcome, "attempts": 0}
+    result = await member.run()
     part.write_text(json.dumps(result), encoding="utf-8")
-    if coordinating:  # until all others have the final message
+    if member.coordinating:  # until all others have the final message
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(coordinating, 2 * HEARTBEAT_SECONDS)
+            await asyncio.wait_for(member.coordinating, 2 * HEARTBEAT_SECONDS)
     failure: str = result["failure"]
     return failure
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..spec import cluster_config
+from . import shared
 from .runs import USER, Run
 
 STARTUP = Path(__file__).resolve().with_name("startup")
@@ -19,6 +20,7 @@ PYTHON_MODULE = (sys.executable, "-I", "-m")
 OUTPUT_LIMITER = Path(__file__).resolve().with_name("output.py")
 CONFIG = Path("/etc/tf-cluster/config.json")
 TASKS = Path("/etc/tf-cluster/tasks")
+SHARED = Path("/etc/tf-cluster/shared")  # has the path that all machines share, if there is one (role server)
 WRITABLE = ("program", "results", "checkpoints", "part.json")  # parts of a run's folder that the program may change
 INSTALL_TIMEOUT_SECONDS = 1800  # systemd's default of 90 s is too short for large packages
 
@@ -35,6 +37,7 @@ def start_unit(run: Run, noted: dict[str, Any]) -> subprocess.CompletedProcess[s
     spec, names = (all_tasks, {}) if training else spec_without(all_tasks, others)
     (run.folder / "config.json").write_text(json.dumps(spec, indent=4) + "\n", encoding="utf-8")
     run.share(run.folder / "config.json")  # the unit that ended may have started this one, with its own umask
+    noted = noted | run.note(shared=shared_path())
     environment = environment_of(run, noted, whole, spec, (job, index))
     facts: dict[str, Any] = {"command": command_of(noted)}
     if names and spec != spec_of_run(whole, job, index):
@@ -46,13 +49,18 @@ def start_unit(run: Run, noted: dict[str, Any]) -> subprocess.CompletedProcess[s
     run.note(**facts)
     command = ["systemd-run", "--quiet", "--collect", f"--unit={noted['unit']}", "--service-type=exec", "--slice=tf-run.slice"]
     command += [f"--property={text}" for text in properties_of(run, noted, f"{job}-{index}")]
-    # Does not wait for the installation of packages and for servers.
-    command += ["--no-block"] if layer_of(run).exists() or noted.get("clear_before") else []
+    # Does not wait for the installation of packages, for servers and for the shared file system.
+    command += ["--no-block"] if layer_of(run).exists() or noted.get("clear_before") or noted["shared"] else []
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     # systemd expands variables in a command; "$$" is a literal dollar.
     words = [*PYTHON_MODULE, "tf_cluster.run.training", run.id] if training else facts["command"]
     command += [word.replace("$", "$$") for word in words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def shared_path() -> str:
+    """Return the path that all machines share; empty if there is none."""
+    return SHARED.read_text(encoding="utf-8").strip() if SHARED.exists() else ""
 
 
 def layer_of(run: Run) -> Path:
@@ -74,7 +82,7 @@ def environment_of(
         "TF_CLUSTER_CONFIG": str(run.folder / "config.json"),
         "TF_CONFIG": json.dumps({"cluster": own, "task": {"type": job, "index": index}}),
         "TF_RUN_DIR": str(run.folder / "results"),
-        "TF_CHECKPOINT_DIR": str(run.folder / "checkpoints"),
+        "TF_CHECKPOINT_DIR": str(shared.checkpoints(noted) or run.folder / "checkpoints"),
         "GRPC_FAIL_FAST": "use_caller",
         "TF_CPP_MIN_LOG_LEVEL": "1",
         "PYTHONPATH": f"{STARTUP}:{layer_of(run) / 'packages'}",
@@ -83,6 +91,7 @@ def environment_of(
         "no_grpc_proxy": ",".join(sorted(addresses)),
     }
     environment |= {"TF_USE_LEGACY_KERAS": "1"} if noted.get("keras") == 2 else {}
+    environment |= {"TF_SHARED_DIR": noted["shared"]} if noted.get("shared") else {}
     environment |= {"TF_CLUSTER_KEEP_STATE": "1"} if noted.get("keep_state") else {}
     if noted.get("trace"):
         # Errors only: TensorFlow warns in each traced step that a CPU has no GPU trace.
@@ -104,6 +113,9 @@ def properties_of(run: Run, noted: dict[str, Any], task: str) -> list[str]:
         install += ["--python", sys.executable, "--target", f"{layer}/packages", "--find-links", f"{layer}/wheels"]
         properties.append(f"ExecStartPre={shlex.join([*install, '-r', f'{layer}/requirements.txt'])}")
         properties += [f"ReadWritePaths={layer}/packages", f"TimeoutStartSec={INSTALL_TIMEOUT_SECONDS}"]
+    if noted.get("shared"):
+        properties.append(f"ReadWritePaths=-{noted['shared']}")
+        properties.append(f"ExecStartPre={shlex.join([*PYTHON_MODULE, 'tf_cluster.run.shared', run.id])}")
     if noted.get("clear_before"):
         lost = ["--lost"] if noted["clear_before"] == "lost" else []
         properties.append(f"ExecStartPre={shlex.join([*PYTHON_MODULE, 'tf_cluster.run.clear', *lost])}")

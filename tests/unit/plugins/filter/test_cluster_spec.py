@@ -640,3 +640,32 @@ def test_the_offset_of_trainings_is_one_for_all_machines(given, found):
 def test_offsets_that_differ_are_a_problem():
     [sentence] = cluster_of(three(one={"train_port_offset": 2000}))["problems"]
     assert sentence.startswith("train_port_offset differs between machines.")
+
+
+@pytest.mark.parametrize(
+    ("value", "path"), [(None, ""), ("", ""), ("/mnt/cluster", "/mnt/cluster"), ("/a-b/c_1.d/", "/a-b/c_1.d")]
+)
+def test_a_shared_folder_is_a_path(value, path):
+    found = cluster_of({name: (jobs, {"tf_shared": value}) for name, jobs in (("one", "worker"), ("two", "host"))})
+    assert (found["problems"], found["shared"]) == ([], path)
+
+
+@pytest.mark.parametrize("value", ["mnt", "/", "/a b", "/a/../b", "/a;b", "/é", 5, ["/a"], "/a\nb", "/.a", "//a"])
+def test_another_text_is_no_path_of_a_shared_folder(value):
+    [sentence] = cluster_of({name: (jobs, {"tf_shared": value}) for name, jobs in (("one", "worker"), ("two", "host"))})[
+        "problems"
+    ]
+    assert sentence.startswith(f"tf_shared is {value!r}. Set a path of letters")
+
+
+@pytest.mark.parametrize("value", ["/home/x", "/tmp", "/run/a/b", "/var/tmp/x"])
+def test_a_shared_folder_is_where_servers_see_it(value):
+    [sentence] = cluster_of({name: (jobs, {"tf_shared": value}) for name, jobs in (("one", "worker"), ("two", "host"))})[
+        "problems"
+    ]
+    assert sentence.startswith(f"tf_shared is {value}, but servers and runs cannot see /")
+
+
+def test_a_shared_folder_is_that_of_all_machines():
+    [sentence] = cluster_of({"one": ("worker", {"tf_shared": "/mnt/a"}), "two": ("host", {})})["problems"]
+    assert sentence == "tf_shared differs between machines. Set it once, for the group 'all'."

@@ -105,3 +105,52 @@ def test_the_ports_that_are_closed_to_others_are_those_of_tasks_and_trainings():
 def test_ports_that_cannot_be_are_an_error(offset):
     with pytest.raises(ValueError, match="train_port_offset"):
         filters.cluster_ports({**cluster(), "train_port_offset": offset})
+
+
+def test_a_training_continues_after_a_loss_with_a_shared_folder_and_restarts():
+    shared = {**cluster(), "shared": "/mnt/cluster"}
+    assert filters.training(shared, restarts=1, min_tasks="1")["min_tasks"] == 1
+    found = filters.training(shared, restarts=1)
+    assert (found["survives"], found["min_tasks"]) == (True, 2)
+    assert found["controls"] == {"worker:0": "10.0.0.1:4222", "worker:1": "10.0.0.2:4222"}
+    assert filters.training(shared)["survives"] is filters.training(cluster(), restarts=1)["survives"] is False
+
+
+@pytest.mark.parametrize("least", [0, 3, "x", True, -1, 1.5])
+def test_the_least_number_of_tasks_is_one_of_the_tasks(least):
+    [sentence] = filters.training({**cluster(), "shared": "/mnt/cluster"}, restarts=1, min_tasks=least)["problems"]
+    assert sentence == f"train_min_tasks is {least!r}. Set a number from 1 to 2, the number of tasks."
+
+
+@pytest.mark.parametrize(("shared", "restarts"), [("", 1), ("/mnt/cluster", 0)])
+def test_a_least_number_needs_a_shared_folder_and_restarts(shared, restarts):
+    [sentence] = filters.training({**cluster(), "shared": shared}, restarts=restarts, min_tasks=1)["problems"]
+    assert sentence.startswith("train_min_tasks is 1, but a lost machine ends a training without tf_shared")
+
+
+def part(task, ended=True, attempts=0, tasks=()):
+    """Return a part of a training as tf_cluster.collect lists it."""
+    own = "" if task == "worker:0" else f".{task.replace(':', '-')}"
+    return {"id": f"r1{own}", "task": task, "ended": ended, "attempts": attempts, "tasks": list(tasks)}
+
+
+@pytest.mark.parametrize(
+    ("parts", "home"),
+    [
+        ({}, ("a", "r1")),
+        ({"a": [part("worker:0", ended=False)], "b": [part("worker:1", ended=False)]}, ("a", "r1")),
+        ({"a": [part("worker:0", attempts=1, tasks=["worker:0"])], "b": [part("worker:1")]}, ("a", "r1")),
+        ({"a": [part("worker:0", ended=False)], "b": [part("worker:1", attempts=2, tasks=["worker:1"])]}, ("b", "r1.worker-1")),
+        ({"b": [part("worker:1", attempts=2, tasks=["worker:1"])]}, ("b", "r1.worker-1")),
+        ({"b": [part("worker:1", attempts=2, tasks=["worker:0", "worker:1"])]}, ("b", "r1.worker-1")),
+    ],
+)
+def test_the_results_are_those_of_the_last_chief(parts, home):
+    found = filters.training_home(parts, {"id": "r1", "machine": "a"})
+    assert (found["machine"], found["part"]) == home
+
+
+def test_the_first_chief_is_a_part_like_the_others_if_another_task_is_the_chief():
+    plan = {**filters.training(cluster(), "r1"), "chief": "worker:1", "first_chief": "worker:0"}
+    assert filters.training_parts(plan, "a") == [{"task": "worker:0", "name": "worker-0", "id": "r1"}]
+    assert filters.training_parts(plan, "b") == []

@@ -249,7 +249,8 @@ def test_only_the_lab_is_removed_and_no_package():
         for module, options in task.items()
         if isinstance(options, dict) and options.get("state") == "absent"
     }
-    assert removed == {"ansible.builtin.file", "containers.podman.podman_network", "containers.podman.podman_image"}
+    podman = {f"containers.podman.podman_{what}" for what in ("network", "image", "volume")}
+    assert removed == {"ansible.builtin.file", *podman}
     called = [task["ansible.builtin.command"]["argv"] for task in tasks if "ansible.builtin.command" in task]
     words = {tuple(re.findall(r"\w+", str(argv))[:2]) for argv in called}
     assert words == {("podman", "ps"), ("podman", "rm")}

@@ -485,3 +485,23 @@ def test_a_strange_outcome_of_a_notification_does_no_harm(run, text):
 
 def test_a_run_without_a_notification_says_nothing_of_it(run):
     assert "notified" not in run.report()["verdict"]
+
+
+HISTORY = [
+    {"attempt": 1, "tasks": ["worker:0", "worker:1"], "first_step": 0, "ended": "the process of worker:1 on machine m2 was lost"},
+    {"attempt": 2, "tasks": ["worker:0"], "first_step": 40, "ended": "done"},
+]
+
+
+def test_a_training_that_continued_without_a_lost_machine_succeeds(run):
+    (run.folder / "logs/worker-1.log").unlink()
+    answer = run.report(training=TRAINING, part={"outcome": "done", "attempts": 2, "history": HISTORY})
+    verdict = answer["verdict"]
+    assert verdict["failures"] == []
+    assert verdict["training"]["history"] == HISTORY
+    assert verdict["training"]["tasks"]["worker:1"]["outcome"] == "was lost"
+    [note] = verdict["notes"]
+    assert note.startswith(
+        "Not collected, because machine m2 was lost: the log of worker:1, the results of worker:1. When it is back: "
+    )
+    assert "Attempt 2 from step 40 with worker:0: done." in answer["lines"]

@@ -21,6 +21,7 @@ import pytest
 from project import call, load
 
 run_program, collect_run = load("tf_cluster.run.program"), load("tf_cluster.collect.results")
+shared = load("tf_cluster.run.shared")
 ending, unit, queue = load("tf_cluster.run.ending"), load("tf_cluster.run.unit"), load("tf_cluster.run.queue")
 runs = run_program.runs
 
@@ -403,6 +404,15 @@ def test_what_was_given_is_not_collected_unless_the_run_changed_it(run):
     os.utime(run.folder / "program/data/b.csv", (1, 1))
     changed = {"program", "program/log.txt", "program/data", "program/data/model\n.keras", "program/data/b.csv"}
     assert set(pack(run)) == {"run.json", "stdout.log", *changed}
+
+
+def test_checkpoints_of_a_task_are_collected(run):
+    (run.folder / "checkpoints/inner").mkdir(parents=True)
+    assert "checkpoints" in pack(run)
+    (run.folder / "checkpoints/inner/ckpt-20.index").write_text("kept", encoding="utf-8")
+    (run.folder / "results/checkpoints").write_text("the program's own", encoding="utf-8")
+    files = {"checkpoints", "checkpoints/inner", "checkpoints/inner/ckpt-20.index", "program-checkpoints"}
+    assert set(pack(run)) == {"run.json", "stdout.log", *files}
 
 
 @pytest.mark.parametrize("text", ["", "\0" * 300, '{"run_id": "20', "\udcff"])
@@ -1213,6 +1223,33 @@ def test_a_part_of_a_training_is_started_with_a_cluster_of_its_own(started, run)
     assert "--property=KillMode=mixed" in command
 
 
+def test_a_run_uses_the_folder_that_all_machines_share(started, run, monkeypatch, tmp_path):
+    (tmp_path / "shared").write_text("/mnt/cluster\n", encoding="utf-8")
+    monkeypatch.setattr(unit, "SHARED", tmp_path / "shared")
+    _answer, command = started(task="worker:1", training=plan(), detach=True)
+    given = dict(word.removeprefix("--setenv=").split("=", 1) for word in command if word.startswith("--setenv="))
+    assert given["TF_SHARED_DIR"] == "/mnt/cluster"
+    assert given["TF_CHECKPOINT_DIR"] == "/mnt/cluster/tf-cluster/r1/checkpoints"  # of the training, not of its part
+    assert "--property=ReadWritePaths=-/mnt/cluster" in command
+    assert "--no-block" in command
+    assert any(
+        word.startswith("--property=ExecStartPre=") and word.endswith(f"tf_cluster.run.shared {run.id}") for word in command
+    )
+
+
+def test_the_folders_of_a_run_are_created_only_if_the_file_system_is_mounted(tmp_path):
+    noted = {"run_id": "r2", "shared": str(tmp_path), "training": {}}
+    assert f"{tmp_path}/tf-cluster is missing on " in shared.create(noted)
+    (tmp_path / "tf-cluster").mkdir()
+    for _each in range(2):  # the tasks of a training create the same folders
+        assert shared.create(noted) == ""
+    assert sorted(path.name for path in (tmp_path / "tf-cluster/r2").iterdir()) == ["checkpoints", "coordinators"]
+    assert shared.checkpoints(noted) == tmp_path / "tf-cluster/r2/checkpoints"
+    assert shared.create({"run_id": "r2"}) == ""
+    (tmp_path / "tf-cluster/r3").touch()
+    assert "could not be created: Not a directory" in shared.create({**noted, "run_id": "r3"})
+
+
 def test_a_part_that_cannot_start_is_told_to_the_others(started, run, busy, monkeypatch):
     told = []
     monkeypatch.setattr(run_program.trainings, "refuse", lambda *words: told.append(words))
@@ -1265,3 +1302,37 @@ def test_a_run_may_have_some_time_to_end_by_itself(run, monkeypatch):
     threading.Timer(0.3, lambda: run.note(ended=time.time())).start()
     assert run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=5.0, here=False))["lines"] == []
     assert [command for command in commands if "stop" in command] == []
+
+
+@pytest.mark.parametrize(
+    ("part", "result", "words"),
+    [
+        ('{"shared": "/mnt/a/tf-cluster is missing on m: mount it"}', "exit-code", "/mnt/a/tf-cluster is missing on m: mount it"),
+        ("", "timeout", "/mnt/a (tf_shared) did not answer; see the run's output"),
+    ],
+)
+def test_a_run_without_its_shared_folder_has_a_sentence(run, monkeypatch, part, result, words):
+    monkeypatch.setattr(ending, "main_started", lambda _unit: False)
+    run.note(shared="/mnt/a")
+    (run.folder / "part.json").write_text(part, encoding="utf-8")
+    monkeypatch.setenv("SERVICE_RESULT", result)
+    monkeypatch.setenv("EXIT_CODE", "exited")
+    monkeypatch.setenv("EXIT_STATUS", "1")
+    assert finish(run)["failure"] == f"the program was not started: {words}"
+
+
+def test_a_part_whose_machine_shuts_down_is_started_after_the_boot(run, monkeypatch):
+    run.note(task="worker:1", shared="/mnt/a", training={**plan(), "survives": True})
+    monkeypatch.setattr(queue, "is_shutting_down", lambda: True)
+    noted = finish(run)
+    assert "ended" not in noted
+    assert (noted["waiting"], noted["resumed"]) == (True, True)
+
+
+def test_each_part_of_a_training_knows_the_outcome(run):
+    run.note(task="worker:1", ended=time.time(), failure="", training=plan())
+    outcome = runs.outcome(run.read())
+    assert outcome["run_id"] == "r1"
+    assert (outcome["training"]["chief"], outcome["training"]["first_chief"]) == ("worker:1", "worker:0")
+    [part] = collect_run.parts(SimpleNamespace(run=run.id))["parts"]
+    assert part == {"id": run.id, "task": "worker:1", "ended": True, "attempts": 0, "tasks": []}

@@ -346,3 +346,16 @@ def test_a_training_is_listed_once_with_its_tasks(machine, monkeypatch, capsys):
     listing.main()
     [run] = json.loads(capsys.readouterr().out)["runs"]
     assert (run["run"], run["tasks"]) == ("t1", ["worker:0", "worker:1"])
+
+
+@pytest.mark.parametrize(("more", "resumed"), [({}, True), ({"cancelled": "by somebody"}, False), ({"shared": ""}, False)])
+def test_a_part_of_a_training_starts_again_after_a_reboot(machine, more, resumed):
+    training = {"id": "t1", "chief": "worker:0", "entries": {"worker:1": "b:3222"}, "survives": True}
+    machine.request("t1.worker-1", task="worker:1", training=training, **{"shared": "/mnt/cluster", **more})
+    begun = runs.Run("t1.worker-1").read()["started"]
+    machine.active.clear()  # the machine was rebooted
+    queue.dispatch()
+    noted = runs.Run("t1.worker-1").read()
+    assert machine.started == ["t1.worker-1"] * (2 if resumed else 1)
+    assert ("ended" in noted, noted.get("resumed", False)) == (not resumed, resumed)
+    assert noted["started"] == begun

@@ -12,7 +12,7 @@ import time
 import pytest
 from project import ROOT, load
 
-train_task = load("tf_cluster.run.training")
+train_task, coordination = load("tf_cluster.run.training"), load("tf_cluster.run.coordination")
 
 
 def in_a_loop(test):
@@ -35,6 +35,7 @@ def short(monkeypatch):
         "STOP_SECONDS": 2.0,
         "POLL_SECONDS": 0.02,
         "WAITING_SECONDS": 0.3,
+        "CONNECT_SECONDS": 0.2,
     }.items():
         monkeypatch.setattr(train_task, name, seconds)
     monkeypatch.setattr(train_task, "end_all", lambda _number: False)  # here all members are one process
@@ -112,9 +113,8 @@ class Training:
 
     async def coordinate(self):
         """Start the coordinator."""
-        coordinator = train_task.Coordinator(self.plan)
-        await coordinator.listen()
-        self.coordinating = asyncio.create_task(coordinator.run())
+        await self.members[0].coordinate()
+        self.coordinating = self.members[0].coordinating
 
     async def run(self, *others):
         """Go through the training without the members named in ``others``; return what each says of its end."""
@@ -138,7 +138,9 @@ def later(seconds, call):
 @in_a_loop
 async def test_all_end_well(tmp_path):
     found = await Training(tmp_path, "", "time.sleep(0.5)").run()
-    assert found == [{"failure": "", "outcome": "done", "attempts": 1}] * 2
+    history = [{"attempt": 1, "tasks": ["worker:0", "worker:1"], "first_step": 0, "ended": "done"}]
+    done = {"failure": "", "outcome": "done", "attempts": 1}
+    assert found == [{**done, "history": history}, {**done, "history": []}]
 
 
 @in_a_loop
@@ -176,7 +178,10 @@ async def test_all_start_again_as_often_as_they_may(tmp_path):
         "while not list(here.glob('ran-*')): time.sleep(0.02)\n(here / 'died').exists() or ((here / 'died').touch(), sys.exit(1))"
     )
     found = await Training(tmp_path, first, second, restarts=1).run()
-    assert found == [{"failure": "", "outcome": "done", "attempts": 2}] * 2
+    assert [(each["failure"], each["outcome"], each["attempts"]) for each in found] == [("", "done", 2)] * 2
+    first, second = found[0]["history"]
+    assert "the program of worker:1 on machine b exited with status 1" in first["ended"]
+    assert (second["attempt"], second["ended"]) == (2, "done")
     assert len(list(tmp_path.glob("ran-*"))) == 2
 
 
@@ -320,3 +325,196 @@ def test_a_task_that_cannot_take_part_tells_the_chief(tmp_path):
 
     found = asyncio.run(asyncio.wait_for(refused(), 30))
     assert found["failure"] == "worker:1 on machine b could not start: its task is in use"
+
+
+class Surviving(Training):
+    """A training that continues after a machine was lost: its tasks share a folder."""
+
+    def __init__(self, folder, *programs, least=1, restarts=3, join=0.5, **more):
+        super().__init__(folder, *programs, restarts=restarts, join=join, **more)
+        self.plan |= {"min_tasks": least, "survives": True}
+        self.plan["controls"] = {task: f"127.0.0.1:{free_port()}" for task in self.plan["machines"]}
+        self.folder = folder / "coordinators"
+        self.folder.mkdir()
+        self.members = [self.member(task) for task in self.plan["machines"]]
+
+    def member(self, task, **more):
+        """Return a new process of a task."""
+        index = int(task[-1])
+        path = self.folder.parent / f"{index}.py"
+        noted = {"training": self.plan, "task": task, "command": [sys.executable, str(path)], "limit": 600, **more}
+        return train_task.Member(noted, self.folder.parent / f"{index}.log", coordination.Terms(self.folder))
+
+    def begin(self):
+        """Start all members; return their asyncio tasks by name."""
+        return {member.task: asyncio.create_task(member.run()) for member in self.members}
+
+    async def lose(self, task, process):
+        """Let the process of a task disappear without a word, as does a machine that fails."""
+        member = next(member for member in self.members if member.task == task)
+        if member.coordinator:
+            coordinating, coordinator = member.coordinating, member.coordinator
+            coordinator.server.close()
+            for channel in coordinator.members.values():
+                channel.writer.transport.abort()
+            coordinating.cancel()
+        process.cancel()
+        await asyncio.gather(process, return_exceptions=True)
+        if member.process:
+            member.process.kill()
+
+
+ROUND = """
+import json
+task, spec = (json.loads(os.environ["TF_CONFIG"])[name] for name in ("task", "cluster"))
+(here / f"ran-{len(spec['worker'])}-{task['index']}-{time.time_ns()}").touch()
+while not (here / "enough").exists(): time.sleep(0.02)
+"""
+
+
+async def until(condition, seconds=15):
+    """Wait for a condition."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+def ran(folder, count):
+    """Return how many programs have started with a number of workers, by their index."""
+    return sorted(int(path.name.split("-")[2]) for path in folder.glob(f"ran-{count}-*"))
+
+
+@pytest.mark.parametrize("lost", ["worker:0", "worker:1", "worker:2"])
+@in_a_loop
+async def test_the_others_continue_without_a_lost_task(tmp_path, lost):
+    training = Surviving(tmp_path, ROUND, ROUND, ROUND, least=2)
+    running = training.begin()
+    await until(lambda: ran(tmp_path, 3) == [0, 1, 2])
+    await training.lose(lost, running.pop(lost))
+    await until(lambda: ran(tmp_path, 2) == [0, 1])
+    (tmp_path / "enough").touch()
+    found = await asyncio.gather(*running.values())
+    assert [(each["failure"], each["outcome"], each["attempts"]) for each in found] == [("", "done", 2)] * 2
+    left = [task for task in training.plan["machines"] if task != lost]
+    for each in found:
+        first, second = each["history"]
+        assert first["ended"] == (
+            f"the process of {lost} on machine {'abc'[int(lost[-1])]} was lost: its machine, network or systemd stopped it"
+        )
+        assert (second["tasks"], second["ended"]) == (left, "done")
+
+
+@pytest.mark.parametrize("lost", ["worker:0", "worker:1"])
+@in_a_loop
+async def test_a_task_that_returns_in_time_takes_part_again(tmp_path, lost):
+    training = Surviving(tmp_path, ROUND, ROUND, least=2, join=10)
+    running = training.begin()
+    await until(lambda: ran(tmp_path, 2) == [0, 1])
+    await training.lose(lost, running.pop(lost))
+    running[lost] = asyncio.create_task(training.member(lost, resumed=True).run())
+    await until(lambda: ran(tmp_path, 2) == [0, 0, 1, 1])
+    (tmp_path / "enough").touch()
+    found = await asyncio.gather(*running.values())
+    assert [(each["failure"], each["outcome"], each["attempts"]) for each in found] == [("", "done", 2)] * 2
+
+
+@in_a_loop
+async def test_a_task_that_returns_late_takes_part_after_the_next_restart(tmp_path, capsys):
+    failing = f"{ROUND}\nif len(spec['worker']) == 1 and not (here / 'failed').exists(): (here / 'failed').touch(); sys.exit(5)"
+    training = Surviving(tmp_path, failing, ROUND)
+    running = training.begin()
+    await until(lambda: ran(tmp_path, 2) == [0, 1])
+    await training.lose("worker:1", running.pop("worker:1"))
+    await until(lambda: ran(tmp_path, 1) == [0])
+    running["worker:1"] = asyncio.create_task(training.member("worker:1", resumed=True).run())
+    await asyncio.sleep(1)
+    assert "worker:1 on machine b has joined and takes part after the next restart" in capsys.readouterr().out
+    (tmp_path / "enough").touch()
+    found = await asyncio.gather(*running.values())
+    assert [(each["failure"], each["attempts"]) for each in found] == [("", 3)] * 2
+    assert [each["tasks"] for each in found[0]["history"]] == [["worker:0", "worker:1"], ["worker:0"], ["worker:0", "worker:1"]]
+    assert "exited with status 5" in found[0]["history"][1]["ended"]
+
+
+@in_a_loop
+async def test_too_few_tasks_end_the_training(tmp_path):
+    training = Surviving(tmp_path, ROUND, ROUND, least=2)
+    running = training.begin()
+    await until(lambda: ran(tmp_path, 2) == [0, 1])
+    await training.lose("worker:1", running.pop("worker:1"))
+    found = await running["worker:0"]
+    assert "worker:1 on machine b did not return within 0.5 s (train_join)" in found["failure"]
+    assert "only 1 of 2 tasks are left (train_min_tasks: 2)" in found["failure"]
+    assert (await training.member("worker:1", resumed=True).run())["failure"] == found["failure"]  # it returns when all is over
+
+
+@in_a_loop
+async def test_a_coordinator_whose_machine_is_shut_down_leaves_at_once(tmp_path):
+    training = Surviving(tmp_path, ROUND, ROUND)
+    running = training.begin()
+    await until(lambda: ran(tmp_path, 2) == [0, 1])
+    training.members[0].leaving.set()
+    assert (await running["worker:0"])["failure"] == "the process of worker:0 was stopped from outside"
+    await until(lambda: ran(tmp_path, 1) == [0])
+    (tmp_path / "enough").touch()
+    assert (await running["worker:1"])["failure"] == ""
+
+
+@in_a_loop
+async def test_a_canceled_task_ends_the_training(tmp_path):
+    training = Surviving(tmp_path, ROUND, ROUND)
+    running = training.begin()
+    await until(lambda: ran(tmp_path, 2) == [0, 1])
+    (tmp_path / "run.json").write_text('{"cancelled": "by somebody"}', encoding="utf-8")
+    training.members[1].leaving.set()
+    assert {each["failure"] for each in await asyncio.gather(*running.values())} == {
+        "the process of worker:1 on machine b was stopped from outside"
+    }
+
+
+@in_a_loop
+async def test_a_coordinator_that_is_replaced_gives_up(tmp_path):
+    """As one that was cut off from the others, but not from the shared folder."""
+    training = Surviving(tmp_path, ROUND, ROUND)
+    running = training.begin()
+    await until(lambda: ran(tmp_path, 2) == [0, 1])
+    assert await training.members[1].coordinate(await coordination.Terms(training.folder).read())
+    await until(lambda: ran(tmp_path, 2) == [0, 0, 1, 1])
+    (tmp_path / "enough").touch()
+    assert {each["failure"] for each in await asyncio.gather(*running.values())} == {""}
+
+
+@in_a_loop
+async def test_only_one_task_can_claim_a_number(tmp_path):
+    terms = [coordination.Terms(tmp_path) for _each in range(20)]
+    won = await asyncio.gather(*(each.claim(1, {"task": str(number)}) for number, each in enumerate(terms)))
+    assert won.count(True) == 1
+    assert (await terms[0].read()).content == {"task": str(won.index(True))}
+    assert [path.name for path in tmp_path.iterdir()] == ["1.json"]
+
+
+@in_a_loop
+async def test_a_folder_that_does_not_answer_is_an_error_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(coordination, "IO_SECONDS", 0.2)
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError, match="does not answer"):
+        await coordination.in_thread(lambda: time.sleep(2))
+    assert time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "step"),
+    [
+        (None, 0),
+        ('model_checkpoint_path: "ckpt-40"\nall_model_checkpoint_paths: "ckpt-20"\n', 40),
+        ('model_checkpoint_path: "/a/b-3/model-7"\n', 7),
+        ('model_checkpoint_path: "best"\n', None),
+    ],
+)
+@in_a_loop
+async def test_the_first_step_is_the_number_of_the_newest_checkpoint(tmp_path, text, step):
+    if text:
+        (tmp_path / "inner").mkdir()
+        (tmp_path / "inner/checkpoint").write_text(text, encoding="utf-8")
+    assert await train_task.first_step(tmp_path) == step
