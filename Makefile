@@ -56,10 +56,11 @@ test-gpu: environment ## GPUs, on a machine that has one and its driver; skips e
 	  uv venv --quiet --allow-existing .cache/gpu && VIRTUAL_ENV=.cache/gpu uv pip sync --quiet --require-hashes roles/tensorflow/files/gpu.txt; fi
 	GPU_PYTHON=$(CURDIR)/.cache/gpu/bin/python pytest -rs tests/gpu
 
-test-browser: environment ## report.html in a real browser; installs Chromium if it is missing
+test-browser: lab-check environment ## report.html and the interactive examples in a real browser; installs Chromium if it is missing
 	@command -v chromium >/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends chromium; } \
 	  || echo "Chromium is missing and could not be installed. Install the package chromium."
 	pytest -rs tests/browser
+	tests/molecule browser
 
 bench: environment ## Compare our servers with other systems (docs/benchmark.md) in 12 minutes; these take 9 GB; ROUNDS=5
 	@$(WITH_INDEX) python tests/bench/bench.py $(ROUNDS)

@@ -75,8 +75,9 @@ class Forward:
             progress.show_line(f"  the forward of port {self.port} is closed" if self.port else "  no port was forwarded")
             return True
         parent = multiprocessing.parent_process()
-        if parent and not parent.is_alive():
-            raise AnsibleActionFail("ansible-playbook was killed")
+        if parent and not parent.is_alive():  # killed, or its terminal was closed
+            self.close()
+            os._exit(1)
         if self.process and (self.process.poll() is not None or REFUSED in self.messages()):
             raise AnsibleActionFail(self.problem())
         return False

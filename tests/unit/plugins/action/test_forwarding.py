@@ -1,9 +1,6 @@
 """Forwards of ports: Ansible on a terminal with Ctrl-C, and what is said if a forward fails. The lab has the machines for ssh."""
 
-import contextlib
 import os
-import pty
-import select
 import socket
 import subprocess
 import sys
@@ -16,6 +13,7 @@ from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import connection_loader
 from ansible_collections.distributed.tensorflow.plugins.plugin_utils import forwarding, progress
 from project import ROOT
+from terminal import on_terminal
 
 PLAY = """
 - hosts: localhost
@@ -54,27 +52,9 @@ def play(tmp_path, calls, port):
     return [sys.executable, "-m", "ansible", "playbook", "--inventory=localhost,", tmp_path / "play.yml"], settings
 
 
-def on_terminal(command, settings, until, keys):
-    """Run a command on a terminal, press keys when it has printed a text, and return its exit status and output."""
-    process, terminal = pty.fork()
-    if not process:
-        os.chdir(ROOT)
-        os.execve(command[0], [str(word) for word in command], settings)
-    text, deadline = "", time.monotonic() + 60
-    with contextlib.suppress(OSError):  # its end
-        while time.monotonic() < deadline:
-            if select.select([terminal], [], [], 0.1)[0]:
-                text += os.read(terminal, 65536).decode(errors="replace")
-            if keys and until in text:
-                time.sleep(0.5)
-                os.write(terminal, keys)
-                keys = b""
-    os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), text
-
-
 def test_ctrl_c_closes_the_forward_and_the_play_continues(tmp_path):
-    status, text = on_terminal(*play(tmp_path, 1000, 6006), "the run continues", b"\x03")
+    command, settings = play(tmp_path, 1000, 6006)
+    status, text = on_terminal(command, ROOT, settings, "the run continues", lambda _text: time.sleep(0.5) or b"\x03")
     assert status == 0, text
     assert "http://127.0.0.1:6006/x" in text
     assert "the forward of port 6006 is closed" in text
@@ -85,7 +65,7 @@ def test_ctrl_c_closes_the_forward_and_the_play_continues(tmp_path):
 def test_the_end_of_the_run_ends_the_task(tmp_path, terminal):
     command, settings = play(tmp_path, 3, 6006)
     if terminal:
-        status, text = on_terminal(command, settings, "", b"other keys")
+        status, text = on_terminal(command, ROOT, settings, "http", lambda _text: b"other keys")
     else:
         done = subprocess.run(
             command, env=settings, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60
