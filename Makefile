@@ -45,8 +45,8 @@ unit: environment ## Only the unit tests
 molecule: lab-check environment compiler ## Only the Molecule scenarios; SCENARIO=default for one
 	tests/molecule $(SCENARIO)
 
-test-faults: lab-check environment ## Cause failures in a lab and print their outcomes (docs/faults.md)
-	tests/molecule faults
+test-faults: lab-check environment ## Cause failures in labs and print their outcomes (docs/faults.md); trainings that lose machines
+	tests/molecule faults shared
 
 test-cuda: lab-check environment compiler ## CUDA's packages without a GPU, with the driver's packages and with a stand-in for the driver (14 GB)
 	tests/molecule cuda gpu_servers
@@ -57,10 +57,11 @@ test-gpu: environment ## GPUs, on a machine that has one and its driver; skips e
 	  .cache/gpu/bin/python -I -S files/tf_cluster/tensorflow/cuda_libraries.py .cache/gpu/lib/python*/site-packages; fi
 	GPU_PYTHON=$(CURDIR)/.cache/gpu/bin/python pytest -rs tests/gpu
 
-test-browser: environment ## report.html in a real browser; installs Chromium if it is missing
+test-browser: lab-check environment ## report.html and the interactive examples in a real browser; installs Chromium if it is missing
 	@command -v chromium >/dev/null || { $(ROOT) apt-get update -q && $(ROOT) apt-get install -q -y --no-install-recommends chromium; } \
 	  || echo "Chromium is missing and could not be installed. Install the package chromium."
 	pytest -rs tests/browser
+	tests/molecule browser
 
 bench: environment ## Compare our servers with other systems (docs/benchmark.md) in 12 minutes; these take 9 GB; ROUNDS=5
 	@$(WITH_INDEX) python tests/bench/bench.py $(ROUNDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -18,13 +19,14 @@ from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.executor.interpreter_discovery import discover_interpreter
 from ansible.plugins.action import ActionBase
-from ansible_collections.distributed.tensorflow.plugins.plugin_utils import archive, progress, rsync
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils import archive, forwarding, progress, rsync
 
 # With any input, ssh gives the program no terminal, so that stderr and stdout stay separate.
 NOTHING = b"\n"
 TASK_PYTHON = ("/opt/tf-cluster/venv/bin/python", "-I", "-m")
 SMALL_BYTES = 4_000_000  # are part of a call; rsync transfers larger files
 ABSENT = re.compile(r"(?:No module named '?|module specification for ')(tf_cluster[a-z_.]*)")  # Python's messages
+HANDLED = ("lines", "next", "fetch", "files", "forward")  # parts of an answer that are not returned
 NOT_FOUND = 127  # exit status of a shell for a missing program
 DISCOVERED = "discovered_interpreter_python"  # name of Ansible's fact
 
@@ -50,6 +52,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
                 "input": {"type": "raw"},
                 "save_to": {"type": "path"},
                 "announce": {"type": "str"},
+                "forward": {"type": "bool", "default": False},
                 "reconnect": {"type": "bool", "default": False},
                 "statuses": {"type": "list", "elements": "int", "default": [0]},
             }
@@ -82,21 +85,25 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
             progress.show_line(f"  {options['announce']}")
         last = [self.put(options["put"])] if options["put"] else []
         silence = progress.Silence()
-        while True:
-            answer = self.call([*argv, *last], data, options["statuses"])
-            for line in answer.get("lines", []):
-                progress.show_line(f"  {line}")
-            silence.show(answer.get("lines", []), answer.get("seconds") if "next" in answer else None)
-            if answer.get("fetch"):
-                self.fetch(answer["fetch"], Path(options["save_to"]))
-            for name, text in answer.get("files", {}).items():
-                archive.write_below(Path(options["save_to"]), name, text)
-            combined.update({name: value for name, value in answer.items() if name not in ("lines", "next", "fetch", "files")})
-            if answer.get("failure"):
-                raise AnsibleActionFail(answer["failure"])
-            if "next" not in answer:
-                return combined
-            argv, data = [*program, *answer["next"]], data if options["script"] else NOTHING
+        with forwarding.Forward(self) if options["forward"] else contextlib.nullcontext() as forward:
+            while not (forward and forward.is_over()):
+                answer = self.call([*argv, *last], data, options["statuses"])
+                for line in answer.get("lines", []):
+                    progress.show_line(f"  {line}")
+                silence.show(answer.get("lines", []), answer.get("seconds") if "next" in answer else None)
+                if answer.get("fetch"):
+                    self.fetch(answer["fetch"], Path(options["save_to"]))
+                for name, text in answer.get("files", {}).items():
+                    archive.write_below(Path(options["save_to"]), name, text)
+                combined.update({name: value for name, value in answer.items() if name not in HANDLED})
+                if answer.get("failure"):
+                    raise AnsibleActionFail(answer["failure"])
+                if forward and "forward" in answer:
+                    forward.open(answer["forward"])
+                if "next" not in answer:
+                    break
+                argv, data = [*program, *answer["next"]], data if options["script"] else NOTHING
+        return combined
 
     def python(self, task_vars: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
         """Return the Python that Ansible uses for modules on the machine, and the facts if it had to be discovered."""
@@ -123,7 +130,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         if done["rc"] not in statuses:
             lines = (done["stderr"] or done["stdout"]).strip().splitlines()
             name = os.path.basename(program_of(argv)[-1])
-            own = [line.removeprefix(f"{name}: ") for line in lines if line.startswith(f"{name}: ")]
+            starts = (f"{name}: ", f"{name.rpartition('.')[2]}.py: ")  # the second one is that of a module in a subpackage
+            own = [line.partition(": ")[2] for line in lines if line.startswith(starts)]
             raise AnsibleActionFail(own[-1] if own else f"{name} exited with status {done['rc']}: {' '.join(lines[-3:])}")
         try:
             answer: dict[str, Any] = json.loads(done["stdout"].strip().splitlines()[-1])

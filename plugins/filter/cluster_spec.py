@@ -45,7 +45,7 @@ UNRELATED_GROUPS = ("hosts",)  # a usual group name, so not necessarily a misspe
 CONTROLLER_VARIABLES = ("tf_cache", "tf_output")  # not suggested: Terraform's variables have similar names
 MIN_SIMILARITY = 0.8  # from 0 to 1, of two names of which one is a misspelling of the other
 # Looked for among the variables of a command only: in an inventory, similar names are usually another tool's.
-SHORT_OPTIONS = ("detach", "program", "run", "seconds", "trace")
+SHORT_OPTIONS = ("detach", "port", "program", "run", "seconds", "trace")
 RENAMED = {
     "cuda_fleet": "cuda_machines",
     "cuda_may_differ": "cuda_allow_driver_mismatch",

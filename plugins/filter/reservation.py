@@ -19,7 +19,8 @@ PLACES = "Set a number of worker tasks, as in 2, or a list of tasks, as in [work
 def reservation(cluster: Cluster, wanted: Any = "", task: str = "host:0") -> dict[str, Any]:
     """Return what a run of the program's ``task`` reserves, or all problems of ``wanted`` (the variable run_tasks).
 
-    ``names`` and ``tasks`` (addresses) are empty without a list, ``count`` is 0 without a number: then it reserves all tasks.
+    ``names`` and ``tasks`` (addresses) are empty without a list, ``count`` is 0 without a number: then it reserves all tasks,
+    or with ``none`` no standing task.
     """
     standing = {
         task_name(found): f"{found['address']}:{found['port']}"
@@ -27,15 +28,15 @@ def reservation(cluster: Cluster, wanted: Any = "", task: str = "host:0") -> dic
         for found in tasks
         if found["standing"]
     }
-    result = {"problems": [], "count": 0, "names": [], "tasks": [], "own": own_addresses(cluster, task)}
+    result = {"problems": [], "count": 0, "names": [], "tasks": [], "none": False, "own": own_addresses(cluster, task)}
     if wanted in ("", None):
         return result
     text = str(wanted).strip()
     if text.isdecimal() and not isinstance(wanted, bool):
         workers = len(tasks_of(cluster, "worker"))
-        if 1 <= int(text) <= workers:
-            return {**result, "count": int(text)}
-        return {**result, "problems": [f"run_tasks is {text}. Set a number from 1 to {workers}, the number of worker tasks."]}
+        if int(text) <= workers:
+            return {**result, "count": int(text), "none": int(text) == 0}
+        return {**result, "problems": [f"run_tasks is {text}. Set a number up to {workers}, the number of worker tasks."]}
     names = [name.strip() for name in text.split(",")] if isinstance(wanted, str) else wanted
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and ":" in name for name in names):
         return {**result, "problems": [f"run_tasks is {wanted!r}. {PLACES}"]}

@@ -53,6 +53,8 @@ def training(
         problems.append("train_jobs is empty. Set jobs, as in [worker].")
     reserved = reserved or {}
     chosen = _chosen(cluster, jobs, reserved, set(busy))
+    if reserved.get("none"):
+        problems.append("run_tasks is 0. A training needs at least one task.")
     problems += reserved.get("problems", []) or [
         f"run_tasks contains {name}, which is not a task of train_jobs ({', '.join(jobs)})."
         for name in reserved.get("names", [])

@@ -13,6 +13,8 @@ description:
   - C(fetch) has files for O(save_to). A few megabytes are a tar file in base64 (C(data)). More are fetched with rsync over the
     task's connection; an interrupted transfer is continued.
   - With C(failure), a sentence, the task fails.
+  - With C(forward), it forwards C(port) at C(address) of the machine to the controller and shows the URL, which has C(scheme)
+    and C(path). See O(forward).
 options:
   argv:
     description:
@@ -41,6 +43,12 @@ options:
     type: raw
   save_to: {description: Folder of the controller for the program's files, type: path}
   announce: {description: A line that is shown before the call, type: str}
+  forward:
+    description:
+      - Whether the program may forward a port. Then the program is called until its answer has no C(next), or until Ctrl-C, which
+        is not an error.
+    type: bool
+    default: false
   reconnect:
     description: Whether the call is repeated if the connection breaks, for example because the machine restarts.
     type: bool

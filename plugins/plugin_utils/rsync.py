@@ -26,12 +26,11 @@ from ansible import constants
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster import lock
-from ansible_collections.distributed.tensorflow.plugins.plugin_utils import archive, progress, transport
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils import archive, progress, ssh, transport
 
 STUCK_SECONDS = 600  # without a byte, until a transfer or the wait for another one times out
 REPORT_SECONDS = 10  # between two lines that report the waiting
 PARTIAL = ".rsync-partial"  # as in tf_cluster/transfer/transfer.py
-CONNECTIONS = ("ssh", "local")
 # On the machine and on the controller, everyone may read, and only the owner may write.
 # Times are compared with nanoseconds: a file may change within a second.
 COMMON = ["--protect-args", "--times", "--modify-window=-1", "--perms", "--chmod=Du=rwx,Dgo=rx,Fu=rwX,Fgo=rX", "--from0"]
@@ -49,12 +48,7 @@ class Rsync:
 
     def check(self) -> None:
         """Raise if the connection cannot carry rsync."""
-        kind = self.action._connection.transport.rpartition(".")[2]
-        if kind not in CONNECTIONS:
-            raise AnsibleActionFail(
-                f"ansible_connection is {kind}, over which the project cannot transfer files. "
-                f"Set it to {' or '.join(CONNECTIONS)}."
-            )
+        ssh.check(self.action._connection, "transfer files")
 
     def send(self, path: Path, call: list[str], key: str, top: bool) -> None:
         """Send a file or folder to the store of the machine; ``top``: place the folder's content, not the folder."""
@@ -150,12 +144,10 @@ class Rsync:
             line = connection.become.build_become_command(line, connection._shell)
             password = connection.become.get_option("become_pass", playcontext=self.action._play_context) or ""
         command = ["/bin/sh", "-c", line]
-        if connection.transport.rpartition(".")[2] == "ssh":
+        if ssh.kind_of(connection) == "ssh":
             executable = self.action._play_context.executable
             line = f"{executable} -c {shlex.quote(line)}" if executable else line
-            connection.host = connection.get_option("host") or self.action._play_context.remote_addr
-            words = connection._build_command(connection.get_option("ssh_executable"), "ssh", connection.host, line)
-            command = without_sshpass([os.fsdecode(word) for word in words])
+            command = without_sshpass(ssh.command(self.action, line))
         read, write = os.pipe()
         try:
             with open(write, "w", encoding="utf-8") as file:

@@ -75,10 +75,10 @@ class Browser:
             self.requests.append(told["request"]["url"])
         return message
 
-    def open(self, path):
-        """Open a file and wait until it is loaded."""
+    def open(self, place):
+        """Open a file or a URL and wait until it is loaded."""
         self.complaints, self.requests, self.loaded = [], [], False
-        self.ask("Page.navigate", url=path.as_uri())
+        self.ask("Page.navigate", url=place if isinstance(place, str) else place.as_uri())
         while not self.loaded:
             self.message()
 
@@ -94,6 +94,17 @@ class Browser:
         while not self.value(f"Boolean({script})"):
             assert time.monotonic() < deadline, f"still not so: {script}"
             time.sleep(0.05)
+
+    def press(self, key, code, modifiers=0):
+        """Press a key, by its name and its code."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, modifiers=modifiers)
+
+    def click(self, element):
+        """Click on the middle of an element, a piece of JavaScript."""
+        box = self.value(f"(box => [box.x + box.width / 2, box.y + box.height / 2])({element}.getBoundingClientRect())")
+        for kind in ("mousePressed", "mouseReleased"):
+            self.ask("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
 
     def picture(self, path):
         """Write a picture of the whole page."""

@@ -123,7 +123,8 @@ def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], s
         part=part_of(run),
         task_lost=seen["lost"],
         result_missing=bool(noted.get("needs_result")) and noted.get("task") == chief and not has_result(run),
-        not_started=bool(layer_of(run).exists() or noted.get("clear_before") or noted.get("shared")) and not main_started(noted["unit"]),
+        not_started=bool(layer_of(run).exists() or noted.get("clear_before") or noted.get("shared"))
+        and not main_started(noted["unit"]),
         not_shared=not_shared(run),
         reason=functools.cache(lambda: reason_of(run.folder / "stdout.log")),
         lacks_packages=layer_of(run).exists() and not any(layer_of(run).glob("packages/*")),

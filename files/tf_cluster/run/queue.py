@@ -147,6 +147,8 @@ def wanted_by(noted: Notes) -> Wanted:
         if gone:
             raise RefusedError(f"the cluster has changed and has no task at {' and '.join(gone)}")
         there = {entry: there[entry] for entry in wants["tasks"] if entry in there}
+    if wants.get("none"):
+        there = {}
     if not wants["count"]:
         return Wanted(wants["own"], there, len(there))
     workers = {entry: name for entry, name in there.items() if name.startswith("worker:")}

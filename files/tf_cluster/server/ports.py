@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def listeners(ports: list[int]) -> list[dict[str, Any]]:
-    """Return the listeners of TCP ports: ``port``, ``user``, ``pid`` and ``name`` (0 and "" if not visible to this user)."""
+def listeners(ports: list[int] | None = None) -> list[dict[str, Any]]:
+    """Return the listeners of TCP ports, by default of all.
+
+    Each has ``port``, ``address``, ``user``, ``pid`` and ``name`` (0 and "" if not visible to this user).
+    """
     found = {}  # inode of the socket -> listener
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
@@ -35,16 +39,23 @@ def listeners(ports: list[int]) -> list[dict[str, Any]]:
         for row in rows:
             column = row.split()
             # Columns of proc(5): local address, remote address, state (0A: listening), ... uid, ... inode
-            port = int(column[1].rpartition(":")[2], 16)
-            if column[3] == "0A" and port in ports:
+            address, _colon, number = column[1].partition(":")
+            port = int(number, 16)
+            if column[3] == "0A" and (ports is None or port in ports):
                 try:
                     user = pwd.getpwuid(int(column[7])).pw_name
                 except KeyError:
                     user = column[7]
-                found[column[9]] = {"port": port, "user": user, "pid": 0, "name": ""}
+                found[column[9]] = {"port": port, "address": _address(address), "user": user, "pid": 0, "name": ""}
     if found:
         _name_processes(found)
     return list(found.values())
+
+
+def _address(text: str) -> str:
+    """Return an address of /proc/net/tcp or tcp6, which has words of four bytes in the order of this machine."""
+    data = b"".join(int(text[place : place + 8], 16).to_bytes(4, sys.byteorder) for place in range(0, len(text), 8))
+    return socket.inet_ntop(socket.AF_INET if len(data) == 4 else socket.AF_INET6, data)
 
 
 def _name_processes(sockets: dict[str, dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from ansible_collections.distributed.tensorflow.plugins.plugin_utils import arch
 from project import load
 
 tf_program = load("plugins/action/tf_program.py")
+OPTIONS = ("send", "send_call", "send_keys", "input", "save_to", "announce", "reconnect", "script", "put", "forward")
 
 
 def member(name, kind=tarfile.REGTYPE):
@@ -214,7 +215,7 @@ def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch, put, las
     (tmp_path / "script.py").write_text("print(1)", encoding="utf-8")
     answers, called = [{"next": ["again"]}, {"done": True}], []
     action = object.__new__(tf_program.ActionModule)
-    options = dict.fromkeys(("send", "send_call", "send_keys", "input", "save_to", "announce", "reconnect"))
+    options = dict.fromkeys(OPTIONS)
     options |= {"argv": ["python", "-", "first"], "script": str(tmp_path / "script.py"), "statuses": [0], "put": put}
     action._connection = SimpleNamespace(_shell=SimpleNamespace(join_path=os.path.join))
     action._make_tmp_path, transferred = lambda: "/tmp/made", []
@@ -242,7 +243,9 @@ def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch, put, las
 )
 def test_data_is_a_line_before_what_is_sent(monkeypatch, given, data):
     action, called = object.__new__(tf_program.ActionModule), []
-    options = dict.fromkeys(("send", "send_call", "send_keys", "input", "save_to", "announce", "reconnect", "script", "put"))
+    options = dict.fromkeys(
+        ("send", "send_call", "send_keys", "input", "save_to", "announce", "reconnect", "script", "put", "forward")
+    )
     action.validate_argument_spec = lambda _spec: (None, options | {"argv": ["/run.py"], "statuses": [0]} | given)
     action.send = lambda _paths, _call, _keys: b"tar"
     action.call = lambda _argv, data, _statuses: called.append(data) or {}
@@ -257,7 +260,9 @@ def test_data_is_a_line_before_what_is_sent(monkeypatch, given, data):
 )
 def test_a_failure_is_a_result_that_failed_when_applies_to(monkeypatch, answer, msg):
     action = object.__new__(tf_program.ActionModule)
-    options = dict.fromkeys(("send", "send_call", "send_keys", "input", "save_to", "announce", "reconnect", "script", "put"))
+    options = dict.fromkeys(
+        ("send", "send_call", "send_keys", "input", "save_to", "announce", "reconnect", "script", "put", "forward")
+    )
     action.validate_argument_spec = lambda _spec: (None, options | {"argv": ["/run.py"], "statuses": [0]})
     monkeypatch.setattr(tf_program.ActionBase, "run", lambda *_words: {})
 

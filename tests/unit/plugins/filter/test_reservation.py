@@ -27,6 +27,18 @@ def test_a_number_is_one_of_workers(wanted):
     assert filters.reservation(cluster(), wanted)["count"] == 2
 
 
+@pytest.mark.parametrize("wanted", [0, "0"])
+def test_a_run_may_reserve_no_task_but_its_own(wanted):
+    found = filters.reservation(cluster(), wanted)
+    assert (found["problems"], found["count"], found["names"], found["none"], len(found["own"])) == ([], 0, [], True, 4)
+    assert filters.reservation(cluster())["none"] is False
+
+
+def test_a_training_has_at_least_one_task():
+    plan = training.training(cluster(), reserved=filters.reservation(cluster(), 0))
+    assert plan["problems"] == ["run_tasks is 0. A training needs at least one task."]
+
+
 @pytest.mark.parametrize("wanted", [["worker:1", "ps:0", "worker:1"], "worker:1, ps:0"])
 def test_a_list_names_tasks(wanted):
     found = filters.reservation(cluster(), wanted)
@@ -36,8 +48,7 @@ def test_a_list_names_tasks(wanted):
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (0, "run_tasks is 0. Set a number from 1 to 2"),
-        (3, "run_tasks is 3. Set a number from 1 to 2"),
+        (3, "run_tasks is 3. Set a number up to 2"),
         (True, "run_tasks is True. Set a number of worker tasks"),
         (-1, "run_tasks is -1. Set a number of worker tasks"),
         ("two", "run_tasks is 'two'. Set a number of worker tasks"),

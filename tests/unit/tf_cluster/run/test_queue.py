@@ -81,6 +81,17 @@ def test_a_run_reserves_all_tasks(machine):
     assert machine.started == ["r1", "r2"]
 
 
+def test_a_run_without_tasks_waits_for_no_run_and_no_run_waits_for_it(machine):
+    wants = {"own": OWN, "tasks": [], "count": 0, "none": True}
+    assert machine.request("r1") is None
+    assert machine.request("r2").position == 1
+    assert machine.request("r3", wants=wants) is None
+    assert reserved("r3") == []
+    assert machine.request("r4", wants=wants).reason == "host:0 runs 2 programs (run_slots)"
+    machine.end("r1")
+    assert machine.started == ["r1", "r3", "r2"]
+
+
 def test_runs_start_in_the_order_of_their_requests(machine):
     positions = [machine.request(f"r{number}") for number in range(5)]
     assert [each and each.position for each in positions] == [None, 1, 2, 3, 4]

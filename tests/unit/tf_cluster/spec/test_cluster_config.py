@@ -199,6 +199,18 @@ def test_listeners_are_found_by_their_ports(taken):
     [found] = ports.listeners([taken, 1])
     assert (found["port"], found["pid"]) == (taken, os.getpid())
     assert ports.listeners([1]) == ports.listeners([]) == []
+    assert found in ports.listeners()
+
+
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_a_listener_has_the_address_that_it_listens_on(family, address):
+    try:
+        server = socket.create_server((address, 0), family=family)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with server:
+        [found] = ports.listeners([server.getsockname()[1]])
+    assert found["address"] == address
 
 
 def test_a_port_without_a_listener_has_no_holder():
