@@ -148,8 +148,9 @@ def kernels(profile: Profile) -> Iterator[Bar]:
     for event in profile.events:
         gpu, stream = GPU_PLANE.match(event.plane.name), STREAM.match(event.line)
         if gpu and stream:
-            operation = str(event.stats().get("tf_op", "")).rpartition(":")[0] or event.name
-            yield profile.bar(event, operation, "kernel", f"{gpu[1]}/stream:{stream[1]}", kernel=event.name)
+            operation, _colon, kind = str(event.stats().get("tf_op", "")).rpartition(":")
+            lane = f"{gpu[1]}/stream:{stream[1]}"
+            yield profile.bar(event, operation or event.name, "kernel", lane, kernel=event.name, op=kind or event.name)
 
 
 def transfers(profile: Profile, profiles: list[Profile]) -> Iterator[Bar]:

@@ -151,7 +151,7 @@ def longest(trace: Trace) -> list[dict[str, Any]]:
     """Return the operations and kernels that took the longest in all, by task and type."""
     kinds: dict[tuple[str, str, str], list[Bar]] = {}
     for bar in trace.of("operation") + trace.of("kernel"):
-        name = bar.name.rsplit("/", 1)[-1] if bar.category == "kernel" else bar.more.get("op") or OTHER
+        name = bar.more.get("op") or (bar.name if bar.category == "kernel" else OTHER)
         kinds.setdefault((bar.task, "GPU" if bar.category == "kernel" else "", name), []).append(bar)
     table: list[dict[str, Any]] = [
         {
