@@ -27,7 +27,7 @@ import jinja2
 from ansible.release import __version__ as ansible_core
 
 from ..run.text import plain_lines
-from . import benchmark_figure, trace_figure
+from . import benchmark_figure, profiles, trace_figure
 
 TEMPLATES = Path(__file__).parent / "templates"
 RUN_TIME = re.compile(r"\d{8}-\d{6}(?=-)")  # the beginning of a run's ID
@@ -279,7 +279,9 @@ def add_trace(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) ->
         verdict["trace"] = {"missing": f"The trace is too large to show: trace.json has {path.stat().st_size / 1e6:.0f} MB."}
         return None
     try:
-        trace = trace_figure.read(path)
+        profiles.gather(folder)
+        recorded = trace_figure.read(path)
+        trace = recorded if recorded and recorded.bars else profiles.read(folder, outcome.get("task", ""))
         if trace and trace.bars:
             drawn = drawing(trace, machines_of(outcome, verdict), verdict.get("names", {}))
             verdict["trace"] = trace_figure.totals(trace)
@@ -289,8 +291,8 @@ def add_trace(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) ->
         return None
     if outcome.get("trace"):
         reason = "it did not import TensorFlow"
-        if trace:
-            reason = "it ran no session step, and TensorFlow has no step statistics of eager execution"
+        if recorded:
+            reason = "it ran neither a session step nor an eager operation"
         elif path.exists():
             reason = "the program wrote its own trace.json"
         verdict["trace"] = {"missing": f"The program left no trace: {reason}."}
@@ -397,7 +399,8 @@ def traced(found: dict[str, Any]) -> str:
     counts = ", ".join(
         f"{found[what]} {what if found[what] != 1 else what[:-1]}" for what in ("steps", "operations", "transfers")
     )
-    return f"Traced {counts} of {trace_figure.size(found['bytes'])}: report.html shows them"
+    amount = f" of {trace_figure.size(found['bytes'])}" if "bytes" in found else ""
+    return f"Traced {counts}{amount}: report.html shows them"
 
 
 def as_text(row: object) -> str:
@@ -493,6 +496,8 @@ def drawing(trace: trace_figure.Trace, machines: dict[str, dict[str, Any]], name
         "spans": data(json.dumps([view["range"] for view in views])),
         "by_task": trace_figure.by_task(trace),
         "routes": trace_figure.by_route(trace),
+        "longest": trace_figure.longest(trace),
+        "profiled": trace.profiled,
         "left_out": max(0, len(trace.bars) - trace_figure.MAX_BARS),
         "about": trace.about,
     }

@@ -1,4 +1,4 @@
-"""Read, summarise and draw a run's trace.json (see run/trace.py).
+"""Read, summarise and draw a run's trace: its trace.json (see run/trace.py), or its profiles (profiles.py).
 
 Times are in seconds, except on the figure's axis, which is in milliseconds.
 """
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 FORMAT = "tf-cluster-1"
 MAX_BARS = 4000  # a browser draws them in one to two seconds
+MAX_VIEWS = 100  # steps that can be chosen
+LONGEST = 10  # rows of the table of operations
 ROW_PIXELS = 24
 OTHER = "other operations"
 # Distinguishable with colour blindness, on light and dark pages.
@@ -44,6 +46,7 @@ class Trace(NamedTuple):
     about: dict[str, Any]
     bars: list[Bar]
     arrows: list[tuple[tuple[str, str, float], tuple[str, str, float]]]  # (task, lane, time) of both ends
+    profiled: bool = False  # whether it comes from TensorFlow's profiler, which records no sizes
 
     def of(self, category: str) -> list[Bar]:
         """Return the bars of a category: operation, kernel, transfer or step."""
@@ -84,14 +87,14 @@ def gather(about: dict[str, Any], events: list[dict[str, Any]]) -> Trace:
 
 
 def totals(trace: Trace) -> dict[str, int]:
-    """Return the numbers of steps, operations and transfers, and the transferred bytes."""
+    """Return the numbers of steps, operations and transfers, and the transferred bytes unless they are unknown."""
     transfers = trace.of("transfer")
-    return {
-        "steps": len(trace.of("step")),
+    found = {
+        "steps": len({bar.more["step"] for bar in trace.of("step")}),
         "operations": len(trace.of("operation")),
         "transfers": len(transfers),
-        "bytes": sum(bar.more["bytes"] for bar in transfers),
     }
+    return found if trace.profiled else {**found, "bytes": sum(bar.more["bytes"] for bar in transfers)}
 
 
 def busy(bars: list[Bar]) -> float:
@@ -123,14 +126,14 @@ def by_task(trace: Trace) -> dict[str, dict[str, Any]]:
 def by_route(trace: Trace) -> list[dict[str, Any]]:
     """Return the transfers of each pair of tasks, the most bytes first.
 
-    The rate is bytes per second of the time in which at least one transfer was active.
+    The rate is bytes per second of the time in which at least one transfer was active. A profile has no bytes.
     """
     routes: dict[tuple[str, str], list[Bar]] = {}
     for bar in trace.of("transfer"):
         routes.setdefault((bar.more["from"], bar.more["to"]), []).append(bar)
     table = []
     for (source, target), bars in routes.items():
-        size, seconds = sum(bar.more["bytes"] for bar in bars), busy(bars)
+        size, seconds = 0 if trace.profiled else sum(bar.more["bytes"] for bar in bars), busy(bars)
         table.append(
             {
                 "from": source,
@@ -141,21 +144,42 @@ def by_route(trace: Trace) -> list[dict[str, Any]]:
                 "rate": size / seconds if seconds else 0,
             }
         )
-    return sorted(table, key=lambda row: -row["bytes"])
+    return sorted(table, key=lambda row: (-row["bytes"], -row["seconds"]))
+
+
+def longest(trace: Trace) -> list[dict[str, Any]]:
+    """Return the operations and kernels that took the longest in all, by task and type."""
+    kinds: dict[tuple[str, str, str], list[Bar]] = {}
+    for bar in trace.of("operation") + trace.of("kernel"):
+        name = bar.more.get("op") or (bar.name if bar.category == "kernel" else OTHER)
+        kinds.setdefault((bar.task, "GPU" if bar.category == "kernel" else "", name), []).append(bar)
+    table: list[dict[str, Any]] = [
+        {
+            "task": task,
+            "name": name,
+            "where": where,
+            "count": len(bars),
+            "seconds": sum(bar.took for bar in bars),
+            "most": max(bar.took for bar in bars),
+        }
+        for (task, where, name), bars in kinds.items()
+    ]
+    return sorted(table, key=lambda row: -row["seconds"])[:LONGEST]
 
 
 def views(trace: Trace) -> list[dict[str, Any]]:
     """Return the spans that the figure can show, in milliseconds: each step from its first operation to its last, and all."""
     spans: dict[int, list[float]] = {}
     for bar in trace.bars:
-        if bar.category != "step":
+        if bar.category != "step" and "step" in bar.more:
             span = spans.setdefault(bar.more["step"], [math.inf, -math.inf])
             span[:] = [min(span[0], bar.begun), max(span[1], bar.ended)]
     spans = dict(sorted(spans.items()))
     found = [
-        {"name": f"step {step}: {seconds(end - begin)}", "range": widened(begin, end)} for step, (begin, end) in spans.items()
+        {"name": f"step {step}: {seconds(end - begin)}", "range": widened(begin, end)}
+        for step, (begin, end) in [*spans.items()][:MAX_VIEWS]
     ]
-    if len(found) > 1:
+    if len(found) != 1:
         begin, end = min(bar.begun for bar in trace.bars), max(bar.ended for bar in trace.bars)
         found.append({"name": f"all {len(spans)} steps: {seconds(end - begin)}", "range": widened(begin, end)})
     return found
@@ -193,7 +217,8 @@ def described(bar: Bar) -> str:
     more = bar.more
     if bar.category == "transfer":
         rate = f" at {size(more['bytes_per_second'])}/s" if "bytes_per_second" in more else ""
-        lines = [f"{more['from']} → {more['to']}: {size(more['bytes'])} in {seconds(bar.took)}{rate}"]
+        amount = size(more["bytes"]) if "bytes" in more else more.get("op", "tensor")
+        lines = [f"{more['from']} → {more['to']}: {amount} in {seconds(bar.took)}{rate}"]
     elif bar.category == "operation":
         made = f" → {', '.join(more['outputs'])}" if more.get("outputs") else ""
         waited = f", after {seconds(more['waited_us'] / 1e6)} in the queue" if "waited_us" in more else ""
@@ -203,7 +228,8 @@ def described(bar: Bar) -> str:
         lines = [f"{seconds(bar.took)} on the GPU", shortened(more.get("kernel", ""))]
     else:
         lines = [f"{seconds(bar.took)} measured by the program"]
-    lines.append(f"step {more['step']}, {bar.task}, began at {bar.begun * 1e3:.3f} ms")
+    step = f"step {more['step']}" if "step" in more else "outside of steps"
+    lines.append(f"{step}, {bar.task}, began at {bar.begun * 1e3:.3f} ms")
     return "<br>".join([f"<b>{html.escape(bar.name)}</b>", *map(html.escape, lines)])
 
 
@@ -221,7 +247,7 @@ def rows(trace: Trace) -> dict[str, list[str]]:
 
     def order(lane: str) -> tuple[int, str, int]:
         base, _space, number = lane.partition(" (")
-        return {"session.run": 0, "from other tasks": 2}.get(base, 1), base, int(number.rstrip(")") or 1)
+        return {"session.run": 0, "steps": 0, "from other tasks": 2}.get(base, 1), base, int(number.rstrip(")") or 1)
 
     return {task: sorted(found[task], key=order) for task in sorted(found, key=lambda task: (task != first, task))}
 

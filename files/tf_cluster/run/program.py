@@ -332,7 +332,7 @@ def main() -> None:
             sub.add_argument("--hold", action="store_true", help="do not start it")
             sub.add_argument("--keep-state", action="store_true", help="leave the servers' state to the next run")
             sub.add_argument("--keras", type=int, choices=(2, 3), default=3, help="the Keras that is tf.keras")
-            sub.add_argument("--trace", action="store_true", help="record TensorFlow's step statistics of all tasks")
+            sub.add_argument("--trace", action="store_true", help="record what ran where")
         if call is follow:
             sub.add_argument("--offset", type=int, default=0)
         if call in (start, follow):

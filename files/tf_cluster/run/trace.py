@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tensorflow.core.framework.step_stats_pb2 import DeviceStepStats, NodeExecStats, StepStats
     from tensorflow.core.framework.tensor_description_pb2 import TensorDescription
     from tensorflow.core.protobuf.config_pb2 import RunMetadata, RunOptions
@@ -254,8 +256,11 @@ def program_task() -> str:
         return "program:0"
 
 
-def install() -> None:
-    """Wrap TensorFlow's ``Session.run``, unless another process of the program records the trace."""
+def install(begin: Callable[[], None]) -> None:
+    """Wrap TensorFlow's ``Session.run``, unless another process of the program records the trace.
+
+    ``begin`` is called before the first step.
+    """
     import tensorflow
     from tensorflow.core.protobuf import config_pb2
     from tensorflow.python.client import session
@@ -276,6 +281,8 @@ def install() -> None:
         run_metadata: RunMetadata | None = None,
     ) -> Any:
         step = recorder.next_step()
+        if step == 1:
+            begin()
         if step is None:
             return plain_run(self, fetches, feed_dict=feed_dict, options=options, run_metadata=run_metadata)
         asked, record = config_pb2.RunOptions(), config_pb2.RunMetadata()

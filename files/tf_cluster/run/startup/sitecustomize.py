@@ -4,8 +4,8 @@
 import, in each later run and at exit. So it pauses during the import and then ignores these objects (``gc.freeze``). A program
 that only imports TensorFlow takes 1.1 s instead of 1.9 s. Programs need no change.
 
-After TensorFlow, it loads trace.py in a run with a trace, and partial.py in a run without some tasks. ``PYTHONPATH`` in the
-unit of a run names this folder, which has no other file; see the module site in Python's documentation.
+After TensorFlow, it loads trace.py and profile.py in a run with a trace, and partial.py in a run without some tasks.
+``PYTHONPATH`` in the unit of a run names this folder, which has no other file; see the module site in Python's documentation.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def _without_collection(load: Callable[[ModuleType], None]) -> Callable[[ModuleT
 
 def _trace() -> None:
     try:
-        from tf_cluster.run import trace
+        from tf_cluster.run import profile, trace
 
-        trace.install()
+        trace.install(begin=profile.install().give_way)
     except Exception as error:  # the program must run even without a trace
         print(f"[trace] cannot record a trace: {error!r}", file=sys.stderr)
 
