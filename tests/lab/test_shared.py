@@ -146,7 +146,8 @@ def followed(process, words, seconds=120):
 def begin(cluster, data, **values):  # noqa: F811
     """Start a training that takes long enough to lose a machine."""
     words = {
-        "program": str(EXAMPLES / "custom_loop.py"), "program_data": str(data), "program_args": "--steps 120 --pause 0.2 --save-every 10",
+        "program": str(EXAMPLES / "custom_loop.py"), "program_data": str(data),
+        "program_args": "--steps 120 --pause 0.2 --save-every 10",
         "train_restarts": 3, "train_join": 15, "run_timeout": 400, **values,
     }  # fmt: skip
     return cluster.begin("ansible-playbook", "playbooks/train.yml", f"--extra-vars={json.dumps(words)}")
@@ -164,9 +165,7 @@ def test_a_training_continues_without_a_lost_machine(cluster, data, figures, how
     before = "".join(followed(process, "step 40 of 120"))
     lost = time.monotonic()
     with losing(cluster, how, machine):
-        after = "".join(
-            followed(process, r"continues from step|step \d+ of 120.*\n?$" if how == "none" else "continues from step", 200)
-        )
+        after = "".join(followed(process, "continues from step", 200))
         seconds = time.monotonic() - lost
         out, err = process.communicate(timeout=300)
     text = before + after + out + err
