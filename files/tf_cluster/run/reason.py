@@ -47,8 +47,8 @@ REMEDIES = (
     (
         # Keras 3 with the data of MultiWorkerMirroredStrategy and of ParameterServerStrategy, and modules that only Keras 2 has.
         r"convert a value \(PerReplica|pass this dataset to ClusterCoordinator|module 'keras\S*' has no attribute 'experimental'",
-        "The fit and evaluate of Keras 3 do not work with this strategy. Use Keras 2: set program_keras=2, and write tf.keras instead of "
-        "'import keras' in the program. Or write your own loop",
+        "The fit and evaluate of Keras 3 do not work with this strategy. Use Keras 2: set program_keras=2, and write tf.keras "
+        "instead of 'import keras' in the program. Or write your own loop",
     ),
     (r"Keras cannot be imported", "Keras 2 is missing on the machine. Run 'ansible-playbook site.yml'"),
     (
