@@ -246,7 +246,9 @@ def test_the_name_of_a_run(folder, path, name):
 asked_for = st.fixed_dictionaries(
     {},
     optional={
-        **dict.fromkeys(("program_data", "program_requirements"), st.one_of(st.lists(texts, max_size=2), texts, values)),
+        **dict.fromkeys(
+            ("program_data", "program_keras", "program_requirements"), st.one_of(st.lists(texts, max_size=2), texts, values)
+        ),
         "program_args": st.one_of(texts, values),
         **dict.fromkeys(program.LIMITS, st.one_of(st.floats(), texts, values)),
     },
