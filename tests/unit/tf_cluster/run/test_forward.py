@@ -75,6 +75,13 @@ def test_the_last_url_of_the_port_is_taken(run, line, url):
     assert forward.url_in(run, 6006) == url
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 3_000_000), (3_000_000, 0), (600_000, 300_000)])
+def test_the_start_and_the_end_of_long_output_are_searched(run, before, after):
+    lines = ["x" * 99] * (before // 100) + ["http://m:6006/a"] + ["x" * 99] * (after // 100)
+    (run.folder / "stdout.log").write_text("\n".join(lines), encoding="utf-8")
+    assert forward.url_in(run, 6006) == "http://m:6006/a"
+
+
 @pytest.mark.parametrize(
     ("url", "parts"),
     [
