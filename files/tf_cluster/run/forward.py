@@ -77,16 +77,16 @@ def still_there(options: argparse.Namespace, call: list[str], listens: bool) -> 
 def wait_for_listener(noted: dict[str, Any], options: argparse.Namespace, call: list[str], found: list[int]) -> dict[str, Any]:
     """Return the answer while the program does not listen: a failure when the time is over."""
     now = runs.clock()
-    since = options.since or now
-    if runs.property_of(noted["unit"], "ActiveState") == "activating":  # its packages are being installed
-        since = now
-    waited, port = now - since, options.port
+    since, told = (options.since, options.told) if options.since else (now, -1.0)  # it was in the queue before
     others = f"It listens on {', '.join(map(str, found[:MAX_PORTS]))}" if found else "It listens on no port"
+    if runs.property_of(noted["unit"], "ActiveState") == "activating":
+        since, others = now, "Its packages are being installed"
+    waited, port = now - since, options.port
     if waited > LISTEN_SECONDS:
         holder = f". The port belongs to {ports.port_holder(port)}" if ports.listeners([port]) else ""
         words = f"The run does not listen on port {port} after {waited:.0f} s{holder}. {others}."
         return {"failure": f"{words} Set a port of the run with -e port=NUMBER."}
-    lines, told = [], options.told
+    lines = []
     if told < 0 or waited - told >= program.REPORT_SECONDS:
         lines, told = [f"waits until the run listens on port {port} ({waited:.0f} s). {others}."], max(0.0, waited)
     return {"lines": lines, "next": [*call, f"--since={since}", f"--told={told}"]}
