@@ -27,6 +27,8 @@ def main():
         "-m", "jupyterlab", "--no-browser", f"--ServerApp.root_dir={results}", f"--LabApp.default_url=/lab/tree/{NOTEBOOK}",
         # Only the machine itself reaches it, and only with the token.
         "--ServerApp.ip=127.0.0.1", "--ServerApp.port=8888", "--ServerApp.port_retries=0",
+        # The kernels' sockets are files in the run's own /tmp.
+        "--KernelManager.transport=ipc",
         # Nothing is requested from other machines.
         "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.extension_manager=readonly",

@@ -120,11 +120,13 @@ def test_a_notebook_computes_on_the_cluster(cluster, browser, tmp_path):
 
     def use(url):
         browser.open(url)
-        browser.wait("document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')")
-        browser.click("document.querySelector('.jp-CodeCell .jp-InputPrompt')")
-        for _cell in range(2):
-            browser.press("Enter", 13, modifiers=8)  # with Shift: runs the cell and selects the next one
-            time.sleep(1)
+        browser.wait("document.body.innerText.includes('Python 3 (ipykernel) | Idle')")
+        for prompt in (f"document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')[{number}]" for number in range(2)):
+            deadline = time.monotonic() + 60
+            while browser.value(f"{prompt}.innerText") == "[ ]:" and time.monotonic() < deadline:
+                browser.click(prompt)
+                browser.press("Enter", 13, modifiers=8)  # with Shift: runs the cell
+                time.sleep(1)
         browser.wait(f"[...document.querySelectorAll('.jp-OutputArea-output')].some(each => each.innerText.includes('{result}'))")
         took.append(time.monotonic() - begun)
         browser.press("s", 83, modifiers=2)  # with Ctrl: saves the notebook

@@ -21,6 +21,7 @@ from .text import plain_lines
 
 LISTEN_SECONDS = 60.0  # that a program may take until it listens
 POLL_SECONDS = 0.5
+HEAD_BYTES = 1_000_000  # of the output
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}  # noqa: S104 (compared, not bound)
 MAX_PORTS = 8  # in a sentence
 
@@ -37,10 +38,10 @@ def forward(options: argparse.Namespace) -> dict[str, Any]:
     deadline = time.monotonic() + program.WAIT_SECONDS
     while True:
         noted = run.read()
-        found = {} if "ended" in noted else listening(noted["unit"])
-        url = url_in(run, options.port) if options.port in found else ""
+        if "ended" in noted or time.monotonic() > deadline:
+            break
         # The program may print its URL just after it listens.
-        if "ended" in noted or (options.state == "new" and url) or time.monotonic() > deadline:
+        if options.state == "new" and options.port in listening(noted["unit"]) and url_in(run, options.port):
             break
         time.sleep(POLL_SECONDS)
     if "ended" not in noted and not runs.is_alive(noted["unit"], run):
@@ -48,10 +49,11 @@ def forward(options: argparse.Namespace) -> dict[str, Any]:
         noted = run.read()
     if "ended" in noted:
         return ended(run, noted, options)
+    found = listening(noted["unit"])
     if options.state != "new":
         return still_there(options, call, options.port in found)
     if options.port in found:
-        given = {"address": found[options.port], "port": options.port, **parts_of(url)}
+        given = {"address": found[options.port], "port": options.port, **parts_of(url_in(run, options.port))}
         return {"forward": given, "next": [*call, "--state=open"]}
     return wait_for_listener(noted, options, call, sorted(found))
 
@@ -75,16 +77,16 @@ def still_there(options: argparse.Namespace, call: list[str], listens: bool) -> 
 def wait_for_listener(noted: dict[str, Any], options: argparse.Namespace, call: list[str], found: list[int]) -> dict[str, Any]:
     """Return the answer while the program does not listen: a failure when the time is over."""
     now = runs.clock()
-    since = options.since or now
-    if runs.property_of(noted["unit"], "ActiveState") == "activating":  # its packages are being installed
-        since = now
-    waited, port = now - since, options.port
+    since, told = (options.since, options.told) if options.since else (now, -1.0)  # it was in the queue before
     others = f"It listens on {', '.join(map(str, found[:MAX_PORTS]))}" if found else "It listens on no port"
+    if runs.property_of(noted["unit"], "ActiveState") == "activating":
+        since, others = now, "Its packages are being installed"
+    waited, port = now - since, options.port
     if waited > LISTEN_SECONDS:
         holder = f". The port belongs to {ports.port_holder(port)}" if ports.listeners([port]) else ""
         words = f"The run does not listen on port {port} after {waited:.0f} s{holder}. {others}."
         return {"failure": f"{words} Set a port of the run with -e port=NUMBER."}
-    lines, told = [], options.told
+    lines = []
     if told < 0 or waited - told >= program.REPORT_SECONDS:
         lines, told = [f"waits until the run listens on port {port} ({waited:.0f} s). {others}."], max(0.0, waited)
     return {"lines": lines, "next": [*call, f"--since={since}", f"--told={told}"]}
@@ -110,7 +112,12 @@ def groups_of(pid: int) -> set[str]:
 
 def url_in(run: Run, port: int) -> str:
     """Return the last URL of the port that the run has printed; empty if there is none."""
-    text, _end = program.read_from(run.folder / "stdout.log", 0, whole=True)
+    with (run.folder / "stdout.log").open("rb") as log:
+        data = log.read(HEAD_BYTES)  # usually printed at the start
+        if rest := log.seek(0, os.SEEK_END) - len(data):
+            log.seek(-min(rest, program.MAX_OUTPUT_BYTES), os.SEEK_END)
+            data += b"\n" + log.read()
+    text = data.decode(errors="replace")
     pattern = rf"https?://[^\s/:]+:{port}(?![0-9])[^\s\"'<>)\]]*"
     return next((found[-1] for line in reversed(plain_lines(text)) if (found := re.findall(pattern, line))), "")
 

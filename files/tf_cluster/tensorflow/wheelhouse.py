@@ -26,6 +26,7 @@ from packaging.markers import Marker
 # Newest first; a wheel for an older C library runs on a newer one.
 PLATFORMS = (*(f"manylinux_2_{minor}" for minor in range(28, 4, -1)), "manylinux2014", "manylinux2010", "manylinux1", "linux")
 PIP, UV = (sys.executable, "-m", "pip"), (sys.executable, "-m", "uv")
+INDEX_HINT = "(set index, proxy and certificates in pip's configuration)"
 # All of them are TensorFlow and install the same files.
 TENSORFLOWS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel")
 
@@ -106,6 +107,8 @@ def added(locked: list[str], options: argparse.Namespace, folder: Path) -> list[
     ).stdout.strip()
     environment = {"UV_SYSTEM_CERTS": "true", **({"UV_DEFAULT_INDEX": index} if index else {}), **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if "Failed to fetch" in done.stderr:
+        fail(f"the packages of {options.extra} could not be fetched: {done.stderr.strip()} {INDEX_HINT}")
     if done.returncode:
         fail(f"{options.extra} conflicts with the locked packages, or cannot be resolved: {done.stderr.strip()}")
     return [entry for entry in lock_for(done.stdout, options.python, options.machine) if name_of(entry) not in versions]
@@ -128,8 +131,7 @@ def download(entries: list[str], options: argparse.Namespace, folder: Path) -> N
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or [done.stderr[-500:]]
         fail(
-            f"the packages for Python {options.python} on {options.machine} could not be fetched: {' '.join(errors)} "
-            "(set index, proxy and certificates in pip's configuration)"
+            f"the packages for Python {options.python} on {options.machine} could not be fetched: {' '.join(errors)} {INDEX_HINT}"
         )
 
 

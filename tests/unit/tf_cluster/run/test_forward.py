@@ -75,6 +75,13 @@ def test_the_last_url_of_the_port_is_taken(run, line, url):
     assert forward.url_in(run, 6006) == url
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 3_000_000), (3_000_000, 0), (600_000, 300_000)])
+def test_the_start_and_the_end_of_long_output_are_searched(run, before, after):
+    lines = ["x" * 99] * (before // 100) + ["http://m:6006/a"] + ["x" * 99] * (after // 100)
+    (run.folder / "stdout.log").write_text("\n".join(lines), encoding="utf-8")
+    assert forward.url_in(run, 6006) == "http://m:6006/a"
+
+
 @pytest.mark.parametrize(
     ("url", "parts"),
     [
@@ -113,7 +120,13 @@ def test_the_port_of_another_process_is_not_the_runs(run, listener, monkeypatch)
 
 def test_the_installation_of_packages_does_not_count(run, monkeypatch):
     monkeypatch.setattr(runs, "property_of", lambda _unit, _name: "activating")
-    assert call(run, 1, since=runs.clock() - forward.LISTEN_SECONDS - 1)["lines"] != []
+    [line] = call(run, 1, since=runs.clock() - forward.LISTEN_SECONDS - 1)["lines"]
+    assert line == "waits until the run listens on port 1 (0 s). Its packages are being installed."
+
+
+def test_the_time_in_the_queue_does_not_count(run):
+    [line] = call(run, 1, told=300)["lines"]
+    assert line == "waits until the run listens on port 1 (0 s). It listens on no port."
 
 
 def test_a_queued_run_is_waited_for(run, monkeypatch):

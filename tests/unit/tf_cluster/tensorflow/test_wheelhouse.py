@@ -131,6 +131,17 @@ def test_an_index_that_does_not_answer_gives_a_sentence_and_no_file(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_packages_of_a_program_that_cannot_be_reached_give_a_sentence_and_no_file(tmp_path):
+    (tmp_path / "wanted.txt").write_text("no-such-package==1.0\n", encoding="utf-8")
+    words = ["--lock", LOCK, "--python", "3.11", "--machine", "x86_64", "--out", tmp_path / "out/layer.tar"]
+    nowhere = {"UV_DEFAULT_INDEX": "http://127.0.0.1:1/simple", "UV_HTTP_RETRIES": "0", "UV_NO_CACHE": "1"}
+    done = call("tf_cluster.tensorflow.wheelhouse", *words, "--extra", tmp_path / "wanted.txt", env={**os.environ, **nowhere})
+    assert done.returncode == 1
+    assert f"the packages of {tmp_path}/wanted.txt could not be fetched: error:" in done.stderr
+    assert done.stderr.endswith("(set index, proxy and certificates in pip's configuration)\n")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 @pytest.fixture
 def index(tmp_path, monkeypatch):
     """Return a function that adds a package to an index of the test's own."""
