@@ -157,6 +157,11 @@ def test_a_step_that_fails_fails_as_ever_and_loses_nothing(program):
     assert steps == [1]
 
 
+def test_a_check_of_a_task_is_no_step(program):
+    text = "check = Session(); check.tf_cluster_check = True; check.run('x'); print(run('x')[0])"
+    assert program(text) == ("x\n", [1])
+
+
 def test_a_program_that_is_killed_keeps_its_trace(program):
     _said, steps = program("import os, signal\nfor _each in range(3): run('x')\nos.kill(os.getpid(), signal.SIGKILL)")
     assert steps == [1, 2, 3]
