@@ -247,3 +247,35 @@ def test_fit_of_keras_3_fails_with_the_remedy(cluster, tmp_path):
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(run, commands))
     assert ["set program_keras=2" in failures for failures in found] == [True, True], found
+
+
+def profiled(folder):
+    """Return the tasks whose profiles were collected, in the only window."""
+    (window,) = (folder / "profile/plugins/profile").iterdir()
+    return sorted(path.name.removesuffix(".xplane.pb") for path in window.iterdir())
+
+
+def test_a_training_is_traced(start):
+    done, folder = start("custom_loop", program_args="--steps 100", trace=True)
+    assert done.returncode == 0, said(done)
+    assert profiled(folder) == ["worker-0", "worker-1"]
+    trace = verdict(folder)["trace"]
+    assert trace["steps"] >= 50
+    assert trace["operations"] > 100
+    assert trace["transfers"] >= 100  # collective operations
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for text in ("What took longest", "worker:0</td>", "worker:1</td>", "all tasks"):
+        assert text in page
+
+
+def test_an_eager_program_is_traced_on_all_its_tasks(cluster):
+    done, folder = cluster.run(ROOT / "tests/lab/programs/two_workers_eagerly.py", "--extra-vars=trace=true")
+    assert done.returncode == 0, said(done)
+    assert profiled(folder) == ["host-0", "ps-0", "worker-0", "worker-1"]
+    trace = verdict(folder)["trace"]
+    assert trace["steps"] > 10
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<tr><td>worker:0</td><td>worker:1</td>" in page  # the product
+    assert "<tr><td>worker:1</td><td>host:0</td>" in page  # the sum
+    assert "MatMul" in page
+    assert "Log" in page

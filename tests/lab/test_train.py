@@ -202,35 +202,3 @@ def test_what_cannot_be_is_said_before_anything_runs(cluster, program, playbook,
     assert done.returncode != 0
     assert words in said(done), said(done)
     assert folder_of(done) is None
-
-
-def profiled(folder):
-    """Return the tasks whose profiles were collected, in the only window."""
-    (window,) = (folder / "profile/plugins/profile").iterdir()
-    return sorted(path.name.removesuffix(".xplane.pb") for path in window.iterdir())
-
-
-def test_a_training_is_traced(train, data):
-    done, folder = train(BY_WORKERS, program_data=str(data), program_args="--steps 100", trace=True)
-    assert done.returncode == 0, said(done)
-    assert profiled(folder) == ["worker-0", "worker-1"]
-    trace = verdict(folder)["trace"]
-    assert trace["steps"] >= 50
-    assert trace["operations"] > 100
-    assert trace["transfers"] >= 100  # collective operations
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    for text in ("What took longest", "worker:0</td>", "worker:1</td>", "all tasks"):
-        assert text in page
-
-
-def test_an_eager_program_is_traced_on_all_its_tasks(cluster):
-    done, folder = cluster.run(PROGRAMS / "two_workers_eagerly.py", "--extra-vars=trace=true")
-    assert done.returncode == 0, said(done)
-    assert profiled(folder) == ["host-0", "ps-0", "worker-0", "worker-1"]
-    trace = verdict(folder)["trace"]
-    assert trace["steps"] > 10
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "<tr><td>worker:0</td><td>worker:1</td>" in page  # the product
-    assert "<tr><td>worker:1</td><td>host:0</td>" in page  # the sum
-    assert "MatMul" in page
-    assert "Log" in page
