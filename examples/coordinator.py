@@ -4,8 +4,8 @@
 
 This program is chief:0. It distributes the steps; each worker computes at its own pace. Output:
 
-    step 500 of 500, loss 0.0335
-    accuracy 0.980 on 397 test digits
+    step 500 of 500, loss 0.0985
+    accuracy 0.987 on 397 test digits
 """
 
 import json
