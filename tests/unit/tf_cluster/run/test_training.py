@@ -368,7 +368,8 @@ ROUND = """
 import json
 task, spec = (json.loads(os.environ["TF_CONFIG"])[name] for name in ("task", "cluster"))
 (here / f"ran-{len(spec['worker'])}-{task['index']}-{time.time_ns()}").touch()
-while not (here / "enough").exists(): time.sleep(0.02)
+end = time.monotonic() + 60
+while not (here / "enough").exists() and time.monotonic() < end: time.sleep(0.02)
 """
 
 
