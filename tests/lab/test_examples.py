@@ -249,16 +249,22 @@ def test_fit_of_keras_3_fails_with_the_remedy(cluster, tmp_path):
     assert ["set program_keras=2" in failures for failures in found] == [True, True], found
 
 
+
 def profiled(folder):
-    """Return the tasks whose profiles were collected, in the only window."""
-    (window,) = (folder / "profile/plugins/profile").iterdir()
-    return sorted(path.name.removesuffix(".xplane.pb") for path in window.iterdir())
+    """Return the tasks of each window whose profiles were collected."""
+    windows = sorted((folder / "profile/plugins/profile").iterdir())
+    return [sorted(path.name.removesuffix(".xplane.pb") for path in window.iterdir()) for window in windows]
 
 
 def test_a_training_is_traced(start):
-    done, folder = start("custom_loop", program_args="--steps 100", trace=True)
-    assert done.returncode == 0, said(done)
-    assert profiled(folder) == ["worker-0", "worker-1"]
+    for _try in range(4):  # TensorFlow's profiler may crash when it collects collective operations; the training does not notice
+        done, folder = start("custom_loop", program_args="--steps 100", trace=True)
+        assert done.returncode == 0, said(done)
+        if ["worker-0", "worker-1"] in profiled(folder):
+            break
+        output = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("stdout.log"))
+        assert "TensorFlow's profiler crashed" in output
+    assert ["worker-0", "worker-1"] in profiled(folder)
     trace = verdict(folder)["trace"]
     assert trace["steps"] >= 50
     assert trace["operations"] > 100
@@ -271,7 +277,7 @@ def test_a_training_is_traced(start):
 def test_an_eager_program_is_traced_on_all_its_tasks(cluster):
     done, folder = cluster.run(ROOT / "tests/lab/programs/two_workers_eagerly.py", "--extra-vars=trace=true")
     assert done.returncode == 0, said(done)
-    assert profiled(folder) == ["host-0", "ps-0", "worker-0", "worker-1"]
+    assert profiled(folder) == [["host-0", "ps-0", "worker-0", "worker-1"]]
     trace = verdict(folder)["trace"]
     assert trace["steps"] > 10
     page = (folder / "report.html").read_text(encoding="utf-8")

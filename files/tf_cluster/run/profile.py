@@ -9,21 +9,29 @@ A window is a folder of ``profile/plugins/profile`` in ``TF_RUN_DIR``, as Tensor
 ``<job>-<index>.xplane.pb`` per task: that of the program, and those that the program connects to (profile_servers.py).
 
 A program that opens sessions is traced by trace.py, and one that uses the profiler itself has it for itself.
+
+TensorFlow 2.21 may crash when it collects the events of collective operations: at the end of a profile,
+``TraceMeRecorder::Consume`` writes to memory that it has freed (to events whose beginning another thread recorded). So a copy of
+the process collects them (``fork``), and the program itself only discards them. If the copy crashes, another window begins. With
+GPUs the program collects them itself, because CUDA does not work in such a copy.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +40,17 @@ from .trace import program_task
 WINDOW_STARTS = (0.0, 60.0, 600.0)  # seconds after the first eager operation
 WINDOW_SECONDS, MAX_WINDOW_SECONDS = 4.0, 20.0
 MIN_CALLS = 10  # executed functions, for which a window lasts longer than WINDOW_SECONDS
+MOST_LOST = 3  # lost windows after each of which another one begins
 POLL_SECONDS = 0.1
+NOT_RECORDING = -1  # level of TensorFlow's recorder
+EXPORT_SECONDS = 20.0  # that TensorFlow may take to write a profile
 SERVERS_SECONDS = 30.0  # that profile_servers.py may take to collect the profiles
 # Isolated (-I), because PYTHONPATH is meant for the program.
 PROFILE_SERVERS = (sys.executable, "-I", "-m", "tf_cluster.run.profile_servers")
+
+
+class LostError(Exception):
+    """A profile could not be collected; the message is a sentence."""
 
 
 class Window:
@@ -66,12 +81,16 @@ class Window:
         """End it and write the profiles."""
         if self.servers and self.servers.stdin:
             self.servers.stdin.close()  # collects the servers' profiles at the same time
-        self.session.export_to_tb()
-        for path in self.local.rglob("*.xplane.pb"):
+        export(self.session)
+        self.session = None
+        found = list(self.local.rglob("*.xplane.pb"))
+        for path in found:
             path.replace(self.folder / f"{task.replace(':', '-')}.xplane.pb")
         shutil.rmtree(self.local)
         if self.servers:
             self.servers.wait(SERVERS_SECONDS)
+        if not found:
+            raise LostError(f"a profile of {task} is lost: TensorFlow's profiler crashed when it collected the events")
 
     def drop(self) -> None:
         """End it without a profile."""
@@ -89,7 +108,7 @@ class Profiler:
         self.folder, self.name = folder, run[:15] or "program"  # a run's ID begins with its time, the same for all tasks
         self.new_session, self.servers = new_session, servers
         self.window: Window | None = None
-        self.windows = self.calls = 0  # begun windows, executed functions
+        self.windows = self.lost = self.calls = 0  # begun windows, lost windows, executed functions
         self.over = False
         self.first = 0.0  # beginning of the first window
         self.woken = threading.Event()
@@ -152,6 +171,11 @@ class Profiler:
             if window and os.getpid() == self.process:
                 try:
                     window.save(program_task())
+                except LostError as error:
+                    print(f"[trace] {error}", file=sys.stderr)
+                    self.lost += 1
+                    if not self.over and self.lost <= MOST_LOST:
+                        self.begin()
                 except Exception as error:
                     window.drop()
                     self.fail(error)
@@ -173,6 +197,47 @@ class Profiler:
         """Stop for good after an error."""
         self.over = True
         print(f"[trace] cannot record a profile: {error!r}", file=sys.stderr)
+
+
+def export(session: Any) -> None:
+    """Write the events of a profile to its folder, and end it."""
+    recorder = event_recorder()
+    if not recorder:
+        session.export_to_tb()
+        return
+    level, clear = recorder
+    wanted, level.value = level.value, NOT_RECORDING
+    copy = ctypes.PyDLL(None).fork()  # os.fork() refuses to work at the program's exit (Python 3.12)
+    if copy == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what glibc says of a crash
+            level.value = wanted
+            session.export_to_tb()
+        finally:
+            os._exit(0)
+    clear()
+    deadline = time.monotonic() + EXPORT_SECONDS
+    while os.waitpid(copy, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(copy, signal.SIGKILL)
+        time.sleep(POLL_SECONDS / 10)
+
+
+def event_recorder() -> tuple[Any, Callable[[], None]] | None:
+    """Return the level at which TensorFlow records events, and the function that discards them.
+
+    None if the program has GPUs, or if its TensorFlow has no such names.
+    """
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return None
+    try:
+        library = ctypes.CDLL(str(Path(tf.sysconfig.get_lib()) / "libtensorflow_framework.so.2"))
+        clear = library._ZN3tsl8profiler15TraceMeRecorder5ClearEv
+        return ctypes.c_int.in_dll(library, "_ZN3tsl8profiler8internal13g_trace_levelE"), clear
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def connected_servers() -> dict[str, str]:

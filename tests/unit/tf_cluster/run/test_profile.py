@@ -12,7 +12,7 @@ xplane = load("tf_cluster.xplane")
 profile = load("tf_cluster.run.profile")
 profile_servers = load("tf_cluster.run.profile_servers")
 FAKE = {
-    "__init__.py": "__version__ = '2.21.0'",
+    "__init__.py": "__version__ = '2.21.0'\nclass config:\n    list_physical_devices = lambda kind: ['GPU:0']\n",
     "core/protobuf/config_pb2.py": """
 class RunOptions:
     FULL_TRACE = trace_level = 3
