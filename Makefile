@@ -53,7 +53,8 @@ test-cuda: lab-check environment compiler ## CUDA's packages without a GPU, with
 
 test-gpu: environment ## GPUs, on a machine that has one and its driver; skips elsewhere
 	@if command -v nvidia-smi >/dev/null; then \
-	  uv venv --quiet --allow-existing .cache/gpu && VIRTUAL_ENV=.cache/gpu uv pip sync --quiet --require-hashes roles/tensorflow/files/gpu.txt; fi
+	  uv venv --quiet --allow-existing .cache/gpu && VIRTUAL_ENV=.cache/gpu uv pip sync --quiet --require-hashes roles/tensorflow/files/gpu.txt && \
+	  .cache/gpu/bin/python -I -S files/tf_cluster/tensorflow/cuda_libraries.py .cache/gpu/lib/python*/site-packages; fi
 	GPU_PYTHON=$(CURDIR)/.cache/gpu/bin/python pytest -rs tests/gpu
 
 test-browser: lab-check environment ## report.html and the interactive examples in a real browser; installs Chromium if it is missing

@@ -111,7 +111,7 @@ def test_a_run_whose_machine_failed_leaves_nothing(cluster, program):
     assert "found 0 0" in output
     assert re.search(r"\[cluster\] worker:1 is cleared of the state of ", output)
     status = json.loads((cluster.output / folder.name / "run.json").read_text(encoding="utf-8"))
-    assert status["renew"] == "lost"
+    assert status["clear_before"] == "lost"
     collected = cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={identity}")
     assert "lost: its machine or its systemd was restarted" in said(collected), said(collected)
 

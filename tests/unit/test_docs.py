@@ -183,6 +183,14 @@ def test_every_scenario_is_in_the_guide_for_contributors():
     assert [name for name in scenarios if f"| `{name}` |" not in table] == []
 
 
+def test_every_scenario_runs_by_itself_or_with_the_others():
+    script = (ROOT / "tests/molecule").read_text(encoding="utf-8")
+    found = re.search(r"set -- ([a-z_ ]+) #", script)
+    assert found
+    targets = {"cuda", "gpu_servers", "faults"}  # of the Makefile
+    assert {*found[1].split()} | targets == {path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")}
+
+
 def test_the_page_of_the_benchmark_is_the_one_that_its_figures_make(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "tests/bench")])
     report = json.loads((ROOT / "docs/benchmark.json").read_text(encoding="utf-8"))

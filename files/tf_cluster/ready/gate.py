@@ -120,7 +120,7 @@ class Task:
         """Fill in the report by the time ``deadline`` (of the monotonic clock)."""
         begun = time.monotonic()
         try:
-            # A server that renews itself closes its connections and listens again after half a second.
+            # A server that clears itself closes its connections and listens again after half a second.
             while self.connects(deadline) and self.ask_tensorflow(deadline) in CONNECTION_LOST:
                 if time.monotonic() + RETRY_SECONDS > deadline:
                     break

@@ -117,7 +117,7 @@ def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], s
         part=part_of(run),
         task_lost=seen["lost"],
         result_missing=bool(noted.get("needs_result")) and noted.get("task") == chief and not has_result(run),
-        not_started=bool(layer_of(run).exists() or noted.get("renew")) and not main_started(noted["unit"]),
+        not_started=bool(layer_of(run).exists() or noted.get("clear_before")) and not main_started(noted["unit"]),
         reason=functools.cache(lambda: reason_of(run.folder / "stdout.log")),
         lacks_packages=layer_of(run).exists() and not any(layer_of(run).glob("packages/*")),
         disk_full=disk_is_full(run),
@@ -154,12 +154,12 @@ def part_of(run: Run) -> dict[str, Any]:
 
 
 def not_cleared(run: Run) -> list[str]:
-    """Return why servers that the run used were not cleared after its end (renew.py); empty: all were cleared."""
+    """Return why servers that the run used were not cleared after its end (clear.py); empty: all were cleared."""
     try:
         report = read_part(run)
         return [] if report["cleared"] is True else [str(problem) for problem in report["problems"]]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return ["renew.py did not report"]
+        return ["clear.py did not report"]
 
 
 def has_result(run: Run) -> bool:

@@ -186,7 +186,7 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
     dirty = [] if noted["training"] or noted["keep_state"] else choice.tasks
     noted = run.note(
         started=time.time(), waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty,
-        renew=renewal_of(run, noted, choice.tasks),
+        clear_before=clearing_before(run, noted, choice.tasks),
     )  # fmt: skip
     try:
         tried = start_unit(run, noted)
@@ -211,8 +211,8 @@ def end(run: Run, failure: str, **facts: object) -> None:
     notify.start(run)
 
 
-def renewal_of(run: Run, noted: Notes, tasks: list[str]) -> str:
-    """Return why the servers may hold state of earlier runs, for renew.py; empty if they are known to hold none."""
+def clearing_before(run: Run, noted: Notes, tasks: list[str]) -> str:
+    """Return why the servers may hold state of earlier runs, for clear.py; empty if they are known to hold none."""
     if noted["training"]:
         return ""  # its tasks have their own servers
     others = [(other, its) for other, its in unfinished() if other.id != run.id]
@@ -234,7 +234,7 @@ def cleared_since(asked: float) -> set[str]:
 
 
 def settle(run: Run) -> None:
-    """Note after a run's end whether its servers are cleared (renew.py)."""
+    """Note after a run's end whether its servers are cleared (clear.py)."""
     noted = run.read()
     if not noted.get("uncleared"):
         return

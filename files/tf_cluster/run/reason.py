@@ -19,8 +19,8 @@ PRINTED = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Interrupt)
 TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
 # Lines of TensorFlow's messages that say where, not what.
 PREAMBLE = re.compile(
-    r"(?:[A-Z_]+: )?From /job:|=+$|Graph execution error:|Detected at node|File \"|Node: |\d+ root error|\(\d+\) [A-Z_]+: ?$|Original stack trace|"
-    r"Additional GRPC error|<stack traces unavailable>"
+    r"(?:[A-Z_]+: )?From /job:|=+$|Graph execution error:|Detected at node|File \"|Node: |\d+ root error|\(\d+\) [A-Z_]+: ?$|"
+    r"Original stack trace|Additional GRPC error|<stack traces unavailable>"
 )
 
 

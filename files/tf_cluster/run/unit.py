@@ -47,7 +47,7 @@ def start_unit(run: Run, noted: dict[str, Any]) -> subprocess.CompletedProcess[s
     command = ["systemd-run", "--quiet", "--collect", f"--unit={noted['unit']}", "--service-type=exec", "--slice=tf-run.slice"]
     command += [f"--property={text}" for text in properties_of(run, noted, f"{job}-{index}")]
     # Does not wait for the installation of packages and for servers.
-    command += ["--no-block"] if layer_of(run).exists() or noted.get("renew") else []
+    command += ["--no-block"] if layer_of(run).exists() or noted.get("clear_before") else []
     command += [f"--setenv={name}={value}" for name, value in environment.items()]
     # systemd expands variables in a command; "$$" is a literal dollar.
     words = [*PYTHON_MODULE, "tf_cluster.run.training", run.id] if training else facts["command"]
@@ -103,9 +103,9 @@ def properties_of(run: Run, noted: dict[str, Any], task: str) -> list[str]:
         install += ["--python", sys.executable, "--target", f"{layer}/packages", "--find-links", f"{layer}/wheels"]
         properties.append(f"ExecStartPre={shlex.join([*install, '-r', f'{layer}/requirements.txt'])}")
         properties += [f"ReadWritePaths={layer}/packages", f"TimeoutStartSec={INSTALL_TIMEOUT_SECONDS}"]
-    if noted.get("renew"):
-        lost = ["--lost"] if noted["renew"] == "lost" else []
-        properties.append(f"ExecStartPre={shlex.join([*PYTHON_MODULE, 'tf_cluster.run.renew', *lost])}")
+    if noted.get("clear_before"):
+        lost = ["--lost"] if noted["clear_before"] == "lost" else []
+        properties.append(f"ExecStartPre={shlex.join([*PYTHON_MODULE, 'tf_cluster.run.clear', *lost])}")
         properties.append(f"TimeoutStartSec={INSTALL_TIMEOUT_SECONDS}")
     if noted["training"]:
         properties.append("KillMode=mixed")  # training.py stops the program and tells the others

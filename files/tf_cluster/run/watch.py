@@ -23,7 +23,7 @@ from ..ready import gate
 from ..server import control, ports
 from ..spec import cluster_config
 from ..tensorflow import capi
-from .renew import this_run
+from .clear import this_run
 from .unit import CONFIG
 
 IDLE_SECONDS = 2.0  # without work of the program, after which it is considered waiting

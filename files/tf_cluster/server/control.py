@@ -2,7 +2,7 @@
 
 A server holds everything that a program left on it: variables, queues, tensors, memory. It also notes the runs that use it, as
 run -> ``task`` (that the run's program is), ``since`` (seconds since the epoch) and ``kept`` (whether the next run finds the
-state). A server that renews itself starts again in the same process ID, with nothing and with the memory of a new server.
+state). A server that clears itself starts again in the same process ID, with nothing and with the memory of a new server.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def session(
 
     Each step may take ``seconds``. ``via`` is the address of another server of the cluster that opens the session; this also
     works if the task's server waits for a task and opens none itself. The session's operations are ``identity`` and ``runs``
-    (both return bytes), ``renew``, and ``note`` if ``users`` are given. Raises TensorFlowError if the server does not answer.
+    (both return bytes), ``clear``, and ``note`` if ``users`` are given. Raises TensorFlowError if the server does not answer.
     """
     # A filter that matches no task leaves the server's own devices: the session waits for no other
     # task, and the devices show the server's real name.
@@ -60,9 +60,9 @@ def graph_of(task: str, users: Users | None) -> bytes:
     if users is not None:
         content = text("note/users", json.dumps(users).encode())
         graph.node.add(name="note", op="WriteFile", input=["runs/path", content], device=device)
-    renew = graph.node.add(name="renew", op="Abort", device=device)
-    renew.attr["error_msg"].s = b"renews itself"
-    renew.attr["exit_without_error"].b = True
+    clear = graph.node.add(name="clear", op="Abort", device=device)
+    clear.attr["error_msg"].s = b"clears itself"
+    clear.attr["exit_without_error"].b = True
     serialised: bytes = graph.SerializeToString()
     return serialised
 

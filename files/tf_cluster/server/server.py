@@ -99,7 +99,7 @@ def start_again(_argument: object) -> None:
 
     systemd sees no end: the process ID stays, and the new server reports itself when it listens.
     """
-    print("renews itself: starts again without the state of earlier runs", flush=True)
+    print("clears itself: starts again without the state of earlier runs", flush=True)
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # closed meanwhile
             os.set_inheritable(int(name), int(name) <= 2)  # closed by execv: TensorFlow's threads still use them

@@ -1122,7 +1122,7 @@ def test_the_end_of_a_run_of_an_older_version_is_noted(run, monkeypatch):
 
 
 def test_servers_that_cannot_be_cleared_are_why_a_run_failed(run, monkeypatch):
-    run.note(renew="held")
+    run.note(clear_before="held")
     monkeypatch.setattr(runs, "property_of", lambda _unit, _name, _patience: "0")
     monkeypatch.setenv("SERVICE_RESULT", "exit-code")
     for name in ("EXIT_CODE", "EXIT_STATUS"):
@@ -1139,7 +1139,7 @@ def test_servers_are_asked_before_a_run_only_if_they_may_hold_state(started, run
     assert before_the_program(started()[1]) == []
     (run.folder / "run.json").unlink()
     command = started(held=["10.0.0.1:2222"])[1]
-    assert before_the_program(command) == ["tf_cluster.run.renew"]
+    assert before_the_program(command) == ["tf_cluster.run.clear"]
     assert "--no-block" in command
 
 

@@ -205,9 +205,9 @@ def test_after_a_reboot_the_queued_runs_start_in_their_order(machine):
     queue.dispatch()
     assert runs.Run("r1").read()["failure"] == runs.LOST
     assert machine.started == ["r1", "r2"]
-    assert runs.Run("r2").read()["renew"] == "lost"  # nothing cleared the servers after r1
+    assert runs.Run("r2").read()["clear_before"] == "lost"  # nothing cleared the servers after r1
     machine.end("r2")
-    assert runs.Run("r3").read()["renew"] == ""
+    assert runs.Run("r3").read()["clear_before"] == ""
 
 
 def test_a_part_of_a_cluster_that_an_interrupted_run_used_is_cleared_by_the_runs_that_use_it(machine):
@@ -215,12 +215,12 @@ def test_a_part_of_a_cluster_that_an_interrupted_run_used_is_cleared_by_the_runs
     machine.active.clear()
     machine.request("r2", tasks=["c:2222"])
     machine.request("r3", tasks=["a:2222"])
-    assert [runs.Run(name).read()["renew"] for name in ("r2", "r3")] == ["", "lost"]
+    assert [runs.Run(name).read()["clear_before"] for name in ("r2", "r3")] == ["", "lost"]
     machine.end("r3")
     assert runs.Run("r1").read()["uncleared"] == ["b:2222"]
     machine.end("r2")
     machine.request("r4")
-    assert runs.Run("r4").read()["renew"] == "lost"
+    assert runs.Run("r4").read()["clear_before"] == "lost"
 
 
 def test_servers_that_a_run_could_not_clear_are_cleared_before_the_next(machine):
@@ -228,24 +228,24 @@ def test_servers_that_a_run_could_not_clear_are_cleared_before_the_next(machine)
     machine.end("r1", cleared=False)
     assert runs.Run("r1").read()["clearing"] == ["worker:0 did not end"]
     machine.request("r2")
-    assert runs.Run("r2").read()["renew"] == "lost"
+    assert runs.Run("r2").read()["clear_before"] == "lost"
 
 
 def test_state_that_is_kept_is_not_cleared_before_the_next_run(machine):
     machine.request("r1", keep_state=True)
     machine.end("r1", cleared=False)
     machine.request("r2")
-    assert runs.Run("r2").read()["renew"] == ""
+    assert runs.Run("r2").read()["clear_before"] == ""
 
 
 def test_servers_that_the_gate_found_in_use_are_asked_unless_a_run_has_cleared_them_since(machine):
     machine.request("r1")
     machine.request("r2", held=["a:2222"])
     machine.end("r1")
-    assert runs.Run("r2").read()["renew"] == ""
+    assert runs.Run("r2").read()["clear_before"] == ""
     machine.end("r2")
     machine.request("r3", held=["a:2222"], asked=time.time() + 60)
-    assert runs.Run("r3").read()["renew"] == "held"
+    assert runs.Run("r3").read()["clear_before"] == "held"
 
 
 def test_parts_of_trainings_reserve_their_own_tasks(machine):

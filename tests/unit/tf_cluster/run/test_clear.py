@@ -1,4 +1,4 @@
-"""run/renew.py and server/control.py: when a server is cleared of a run's state, and when not."""
+"""run/clear.py and server/control.py: when a server is cleared of a run's state, and when not."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ import time
 import pytest
 from project import load
 
-renew = load("tf_cluster.run.renew")
+clear = load("tf_cluster.run.clear")
 control = load("tf_cluster.server.control")
 
 
@@ -16,11 +16,11 @@ def user(task="host:0", kept=False):
     return {"task": task, "since": 1.0, "kept": kept}
 
 
-def renewal(**given):
+def clearing(**given):
     """Return what a call for the run r2 of host:0 has to do."""
     users = {"r2": user(kept=given.get("keep", False))}
     default = {"users": users, "task": "host:0", "keep": False, "ended": False, "lost": False, "seconds": 0.5}
-    return renew.Renewal(**{**default, **given})
+    return clear.Clearing(**{**default, **given})
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def renewal(**given):
     ],
 )
 def test_what_a_server_is_told(users, given, note):
-    assert renew.note_to_write(users, renewal(**given)) == note
+    assert clear.note_to_write(users, clearing(**given)) == note
 
 
 def test_a_run_is_noted_with_its_task(monkeypatch):
@@ -58,7 +58,7 @@ def test_a_run_is_noted_with_its_task(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {}, "task": {"type": "chief", "index": 0}}')
     for value, kept in (("", False), ("1", True)):
         monkeypatch.setenv("TF_CLUSTER_KEEP_STATE", value)
-        run, users = renew.this_run()
+        run, users = clear.this_run()
         assert (run, users["r1"]["task"], users["r1"]["kept"]) == ("r1", "chief:0", kept)
         assert abs(users["r1"]["since"] - time.time()) < 5
 
@@ -66,7 +66,7 @@ def test_a_run_is_noted_with_its_task(monkeypatch):
 def test_a_server_is_new_once_its_port_was_closed():
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = server.getsockname()
-        assert not renew.listens_again(f"{host}:{port}", 0.3)
+        assert not clear.listens_again(f"{host}:{port}", 0.3)
 
     def come_back():
         time.sleep(0.3)
@@ -75,9 +75,9 @@ def test_a_server_is_new_once_its_port_was_closed():
 
     threading.Thread(target=come_back, daemon=True).start()
     begun = time.monotonic()
-    assert renew.is_closed(f"{host}:{port}", 5)
+    assert clear.is_closed(f"{host}:{port}", 5)
     assert time.monotonic() - begun < 0.2
-    assert renew.listens_again(f"{host}:{port}", 5)
+    assert clear.listens_again(f"{host}:{port}", 5)
     assert 0.2 < time.monotonic() - begun < 2
 
 
@@ -105,31 +105,31 @@ def test_a_server_that_is_used_by_another_task_keeps_its_state(monkeypatch):
     server, written = Server(text), []
     monkeypatch.setattr(control, "session", lambda *_given, **_more: server)
     monkeypatch.setattr(control, "note_users", lambda *given: written.append(given[4]))
-    assert renew.renew(None, "worker:0", "a:1", renewal(ended=True)) == ""
+    assert clear.clear(None, "worker:0", "a:1", clearing(ended=True)) == ""
     assert (server.ran, server.closed, written) == ([], True, [{"c1": user("chief:0")}])
 
 
 def test_a_server_that_does_not_answer_is_a_sentence(monkeypatch):
     def fail(*_given, **_more):
         tries.append(time.monotonic())
-        raise renew.capi.TensorFlowError(4, "Deadline Exceeded\nmore")
+        raise clear.capi.TensorFlowError(4, "Deadline Exceeded\nmore")
 
     tries = []
     monkeypatch.setattr(control, "session", fail)
-    monkeypatch.setattr(renew, "START_SECONDS", 1.0)
-    assert renew.renew(None, "worker:0", "a:1", renewal(ended=True)) == "worker:0 on a:1 does not answer: Deadline Exceeded"
+    monkeypatch.setattr(clear, "START_SECONDS", 1.0)
+    assert clear.clear(None, "worker:0", "a:1", clearing(ended=True)) == "worker:0 on a:1 does not answer: Deadline Exceeded"
     assert len(tries) == 1
-    assert renew.renew(None, "worker:0", "a:1", renewal()) == "worker:0 on a:1 does not answer: Deadline Exceeded"
+    assert clear.clear(None, "worker:0", "a:1", clearing()) == "worker:0 on a:1 does not answer: Deadline Exceeded"
     assert len(tries) > 2  # before a program, a server may be starting
 
 
-def test_a_server_that_is_renewed_is_named_with_the_run_it_held(monkeypatch, capsys):
+def test_a_server_that_is_cleared_is_named_with_the_run_it_held(monkeypatch, capsys):
     server = Server(b'{"r1": {"task": "host:0", "since": 1, "kept": false}}')
     monkeypatch.setattr(control, "session", lambda *_given, **_more: server)
-    monkeypatch.setattr(renew, "listens_again", lambda *_given: True)
-    assert renew.renew(None, "worker:0", "a:1", renewal()) == ""
+    monkeypatch.setattr(clear, "listens_again", lambda *_given: True)
+    assert clear.clear(None, "worker:0", "a:1", clearing()) == ""
     assert capsys.readouterr().out == "[cluster] worker:0 is cleared of the state of r1\n"
     deadline = time.monotonic() + 2
     while not server.ran and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert (server.ran, server.closed) == (["renew"], False)
+    assert (server.ran, server.closed) == (["clear"], False)

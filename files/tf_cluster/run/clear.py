@@ -1,11 +1,11 @@
-"""Renew the servers of a run, so that the next run finds nothing of it. Runs in the run's unit.
+"""Clear the servers of a run, so that the next run finds nothing of it. Runs in the run's unit.
 
-    tf_cluster.run.renew --ended       after the program's end: renews the servers that the run used, and reports it in part.json
-    tf_cluster.run.renew               before its start: renews servers that still hold the state of an earlier run
-    tf_cluster.run.renew --lost        the same, also if they do not name the run: its machine failed
+    tf_cluster.run.clear --ended       after the program's end: clears the servers that the run used, and reports it in part.json
+    tf_cluster.run.clear               before its start: clears servers that still hold the state of an earlier run
+    tf_cluster.run.clear --lost        the same, also if they do not name the run: its machine failed
 
-A server is not renewed while a run of another task uses it, nor if its state is kept (run_keep_state). Prints a sentence for each
-task that could not be renewed; then the exit status is 1, and the program does not start. Reads the variables of the run's unit.
+A server is not cleared while a run of another task uses it, nor if its state is kept (run_keep_state). Prints a sentence for each
+task that could not be cleared; then the exit status is 1, and the program does not start. Reads the variables of the run's unit.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ SESSION_SECONDS = 3.0  # of one step of a session
 END_SECONDS = 8.0  # for all servers after a run: systemd allows ten
 MAX_START_SECONDS = 120.0  # for all servers before a program starts
 START_SECONDS = 30.0  # before a program starts: servers that do not answer may be starting
-RENEWAL_SECONDS = 6.0  # after a run, until a server has ended; systemd allows ten seconds
-GPU_RENEWAL_SECONDS = 60.0  # before a program starts, until the new server listens: CUDA starts again
+CLEARING_SECONDS = 6.0  # after a run, until a server has ended; systemd allows ten seconds
+GPU_CLEARING_SECONDS = 60.0  # before a program starts, until the new server listens: CUDA starts again
 POLL_SECONDS, RETRY_SECONDS = 0.02, 0.5
 MAX_PROBLEMS = 20  # in the report
 
 
-class Renewal(NamedTuple):
+class Clearing(NamedTuple):
     """What a call has to do."""
 
     users: control.Users  # this run, as servers note it
@@ -56,54 +56,54 @@ def this_run() -> tuple[str, control.Users]:
     return run, {run: {"task": f"{task['type']}:{task['index']}", "since": round(time.time(), 1), "kept": kept}}
 
 
-def note_to_write(users: control.Users, renewal: Renewal) -> control.Users | None:
-    """Return the runs that a server with these runs notes next: none if it must be renewed, None if nothing changes."""
-    others = {run: user for run, user in users.items() if user["task"] not in ("", renewal.task)}
-    if renewal.ended:
-        if renewal.keep:
-            return None if renewal.users.keys() <= users.keys() else {**users, **renewal.users}
+def note_to_write(users: control.Users, clearing: Clearing) -> control.Users | None:
+    """Return the runs that a server with these runs notes next: none if it must be cleared, None if nothing changes."""
+    others = {run: user for run, user in users.items() if user["task"] not in ("", clearing.task)}
+    if clearing.ended:
+        if clearing.keep:
+            return None if clearing.users.keys() <= users.keys() else {**users, **clearing.users}
         return {} if not others else (others if others != users else None)
-    own = [user for user in users.values() if user["task"] in ("", renewal.task)]
+    own = [user for user in users.values() if user["task"] in ("", clearing.task)]
     if others or any(user["kept"] for user in own):
         return None
-    return {} if own or renewal.lost else None
+    return {} if own or clearing.lost else None
 
 
-def renew(library: capi.Library, task: str, entry: str, renewal: Renewal) -> str:
-    """Renew one server if necessary, and wait for it; return a sentence if that failed."""
-    deadline = time.monotonic() + (0 if renewal.ended else START_SECONDS)
-    while (problem := try_to_renew(library, task, entry, renewal)) and time.monotonic() < deadline:
+def clear(library: capi.Library, task: str, entry: str, clearing: Clearing) -> str:
+    """Clear one server if necessary, and wait for it; return a sentence if that failed."""
+    deadline = time.monotonic() + (0 if clearing.ended else START_SECONDS)
+    while (problem := try_to_clear(library, task, entry, clearing)) and time.monotonic() < deadline:
         time.sleep(RETRY_SECONDS)
     return problem
 
 
-def try_to_renew(library: capi.Library, task: str, entry: str, renewal: Renewal) -> str:
-    """Try once to renew a server; return a sentence if that failed."""
+def try_to_clear(library: capi.Library, task: str, entry: str, clearing: Clearing) -> str:
+    """Try once to clear a server; return a sentence if that failed."""
     try:
-        opened = control.session(library, task, entry, SESSION_SECONDS, via=renewal.via)
+        opened = control.session(library, task, entry, SESSION_SECONDS, via=clearing.via)
         users = control.read_users(opened)
-        wanted = note_to_write(users, renewal)
+        wanted = note_to_write(users, clearing)
         if wanted == {}:
-            if not renewal.ended:
+            if not clearing.ended:
                 runs = ", ".join(users) or "earlier runs"
                 print(f"[cluster] {task} is cleared of the state of {runs}", flush=True)
             # The server cannot answer: TensorFlow tries again for seconds, and closing the session would do so too.
             threading.Thread(target=order, args=(opened,), daemon=True).start()
             # After a run, nobody waits for the new server: it listens before the next program has imported TensorFlow.
-            done = (is_closed if renewal.ended else listens_again)(entry, renewal.seconds)
+            done = (is_closed if clearing.ended else listens_again)(entry, clearing.seconds)
             return "" if done else f"{task} on {entry} did not start again"
         opened.close()
         if wanted:
-            control.note_users(library, task, entry, SESSION_SECONDS, wanted, renewal.via)
+            control.note_users(library, task, entry, SESSION_SECONDS, wanted, clearing.via)
     except capi.TensorFlowError as error:
         return f"{task} on {entry} does not answer: {str(error).splitlines()[0][:200]}"
     return ""
 
 
 def order(opened: capi.Session) -> None:
-    """Let a server renew itself."""
+    """Let a server clear itself."""
     with contextlib.suppress(capi.TensorFlowError):
-        opened.run("renew")
+        opened.run("clear")
 
 
 def listens_again(entry: str, seconds: float) -> bool:
@@ -143,8 +143,8 @@ def own_server(library: capi.Library, spec: dict[str, list[str]], task: str) -> 
 
 
 def main() -> None:
-    """Renew the servers of this unit's run."""
-    parser = argparse.ArgumentParser(description="Renew the servers of a run.")
+    """Clear the servers of this unit's run."""
+    parser = argparse.ArgumentParser(description="Clear the servers of a run.")
     parser.add_argument("--ended", action="store_true", help="whether the run has ended")
     parser.add_argument("--lost", action="store_true", help="whether servers may hold state of a run that they do not name")
     options = parser.parse_args()
@@ -157,7 +157,7 @@ def main() -> None:
     if options.ended:
         os.dup2(2, 1)
     try:
-        problems = renew_all(user["task"], users, options)
+        problems = clear_all(user["task"], users, options)
     except Exception as error:  # whatever it is, the output must show it
         problems = [f"the servers were not cleared: {error!r}"]
     for problem in problems:
@@ -168,27 +168,27 @@ def main() -> None:
     os._exit(1 if problems else 0)  # a thread may still wait on a dead connection
 
 
-def renew_all(task: str, users: control.Users, options: argparse.Namespace) -> list[str]:
-    """Renew the servers of the run whose program is ``task``; return a sentence for each that could not be renewed."""
+def clear_all(task: str, users: control.Users, options: argparse.Namespace) -> list[str]:
+    """Clear the servers of the run whose program is ``task``; return a sentence for each that could not be cleared."""
     cli.remove_proxy_variables()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # this process computes nothing
     library, cluster = capi.Library(), cluster_config.load(CONFIG)
     own = cluster_config.load(os.environ["TF_CLUSTER_CONFIG"])
     job, _colon, index = task.partition(":")
     cluster[job][int(index)] = own[job][int(index)]  # runs at the same time have servers on different ports
-    seconds = RENEWAL_SECONDS if options.ended else GPU_RENEWAL_SECONDS
+    seconds = CLEARING_SECONDS if options.ended else GPU_CLEARING_SECONDS
     via = own_server(library, cluster, task)
     [user] = users.values()
-    renewal = Renewal(users, task, user["kept"], options.ended, options.lost, seconds, via)
+    clearing = Clearing(users, task, user["kept"], options.ended, options.lost, seconds, via)
     used = {entry for entries in own.values() for entry in entries}
     servers = [(f"{job}:{index}", entry) for job, index, entry in cluster_config.standing_tasks(cluster) if entry in used]
     problems = {task: f"{task} on {entry} was not cleared in time" for task, entry in servers}
 
-    def renew_one(task: str, entry: str) -> None:
-        problems[task] = renew(library, task, entry, renewal)
+    def clear_one(task: str, entry: str) -> None:
+        problems[task] = clear(library, task, entry, clearing)
 
     # Not concurrent.futures, which takes longer to import than all other modules. Daemons: a frozen server may hold a thread up.
-    threads = [threading.Thread(target=renew_one, args=server, daemon=True) for server in servers]
+    threads = [threading.Thread(target=clear_one, args=server, daemon=True) for server in servers]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + (END_SECONDS if options.ended else MAX_START_SECONDS)
