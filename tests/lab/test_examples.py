@@ -249,7 +249,6 @@ def test_fit_of_keras_3_fails_with_the_remedy(cluster, tmp_path):
     assert ["set program_keras=2" in failures for failures in found] == [True, True], found
 
 
-
 def profiled(folder):
     """Return the tasks of each window whose profiles were collected."""
     windows = sorted((folder / "profile/plugins/profile").iterdir())

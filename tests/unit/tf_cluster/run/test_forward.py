@@ -18,6 +18,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RUNS", tmp_path)
     monkeypatch.setattr(program, "WAIT_SECONDS", 0.1)
     monkeypatch.setattr(forward, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(runs, "clock", lambda: 1000.0)
     monkeypatch.setattr(runs, "is_alive", lambda _unit, _run: True)
     monkeypatch.setattr(runs, "property_of", lambda _unit, _name: "active")
     monkeypatch.setattr(forward, "groups_of", lambda pid: {"tf-run-host-0.service"} if pid == os.getpid() else set())
