@@ -120,7 +120,9 @@ def test_profiles_of_an_eager_program_are_counted_and_shown(run):
 
 
 def test_an_incomplete_profile_is_reported(run):
-    run.write("profile/plugins/profile/20260101-000000-1/host-0.xplane.pb", "profile")
+    window = run.folder / "profile/plugins/profile/20260101-000000-1"
+    window.mkdir(parents=True)
+    (window / "host-0.xplane.pb").write_text("profile", encoding="utf-8")
     assert "The trace cannot be shown: " in run.report(trace=True)["verdict"]["trace"]["missing"]
 
 
