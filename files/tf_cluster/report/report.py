@@ -286,7 +286,7 @@ def add_trace(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) ->
             drawn = drawing(trace, machines_of(outcome, verdict), verdict.get("names", {}))
             verdict["trace"] = trace_figure.totals(trace)
             return drawn
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # a program may have changed the file
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # a program may have changed them
         verdict["trace"] = {"missing": f"The trace cannot be shown: {error}."}
         return None
     if outcome.get("trace"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import pytest
@@ -103,6 +104,26 @@ def test_a_trace_is_counted_and_shown(run):
     lines = page[page.index("What went between tasks") :].splitlines()
     assert len([line for line in lines if line.startswith("<tr><td>worker:")]) == 2  # from where to where
     assert "default-src 'none'" in page
+
+
+def test_profiles_of_an_eager_program_are_counted_and_shown(run):
+    run.write("trace.json", '{"otherData": {"format": "tf-cluster-1"}, "traceEvents": []}')
+    shutil.copytree(ROOT / "tests/unit/recorded/profile_eager", run.folder / "profile/plugins/profile/20260101-000000-1")
+    answer = run.report(trace=True, task="host:0", machine="m3")
+    assert answer["verdict"]["trace"] == {"steps": 3, "operations": 55, "transfers": 19}
+    assert "Traced 3 steps, 55 operations, 19 transfers: report.html shows them" in answer["lines"]
+    page = run.text("report.html")
+    assert "<tr><td>worker:0</td><td>worker:1</td>" in page  # from where to where
+    assert "What took longest" in page
+    assert "recorded 1 window of the run" in page
+    assert page.count('<meter min="0"') == 3  # host:0, worker:0, worker:1
+
+
+def test_an_incomplete_profile_is_reported(run):
+    window = run.folder / "profile/plugins/profile/20260101-000000-1"
+    window.mkdir(parents=True)
+    (window / "host-0.xplane.pb").write_text("profile", encoding="utf-8")
+    assert "The trace cannot be shown: " in run.report(trace=True)["verdict"]["trace"]["missing"]
 
 
 def test_a_page_without_a_trace_is_small(run):
