@@ -23,7 +23,7 @@ def shared_problems(
     ]
     whole = {machine: found for machine, found in checked.items() if not found.get("problem")}
     groups: dict[tuple[str, ...], list[str]] = {}
-    for machine, names in (seen or {}).items():
+    for machine, names in sorted((seen or {}).items()):
         if machine in whole:
             groups.setdefault(tuple(sorted(names)), []).append(machine)
     if len(groups) > 1 or (groups and set(next(iter(groups))) != set(whole)):

@@ -51,7 +51,7 @@ class Channel:
     """A connection for JSON objects, one per line, with heartbeats in between."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
+        self.reader, self.writer, self.heard = reader, writer, time.monotonic()
         self.heartbeats = asyncio.create_task(self.send_heartbeats())
 
     async def send_heartbeats(self) -> None:
@@ -86,6 +86,7 @@ class Channel:
                 raise ConnectionResetError from None
             if message is None:
                 raise ConnectionResetError
+            self.heard = time.monotonic()
             if not isinstance(message, dict):
                 return {}
             if "alive" not in message:
@@ -110,6 +111,8 @@ class Coordinator:
         self.left = asyncio.Event()  # set if another task has to coordinate the training
         self.predecessor = ""  # task of the lost coordinator before this one
         self.may_leave = True
+        # Task -> when it was last heard of before it was lost. Of tasks that were never connected, this is not known.
+        self.heard = dict.fromkeys(training["machines"], time.monotonic())
         self.saving = asyncio.Lock()
 
     @property
@@ -177,8 +180,14 @@ class Coordinator:
         finally:
             channel.close()
             if task and self.members.get(task) is channel:
-                del self.members[task]
+                self.drop(task)
                 self.events.put_nowait((task, {"lost": True}))
+
+    def drop(self, task: str) -> None:
+        """Count a task as lost."""
+        channel = self.members.pop(task)
+        self.heard[task] = channel.heard
+        channel.close()
 
     async def tell(self, **message: object) -> None:
         """Send a message to all connected tasks."""
@@ -219,8 +228,12 @@ class Coordinator:
             await self.save()
             await self.tell(start=attempt, tasks=tasks)
             failure = await self.watch(attempt, tasks)
+            restarts_all = bool(failure) and attempt <= restarts and await self.stop(attempt, tasks)
+            if self.terms and failure:  # often, the other programs fail before a machine counts as lost
+                lost = [self.sentence(task, {"lost": True}) for task in tasks if task not in self.members]
+                failure = "; ".join([failure, *(sentence for sentence in lost if sentence not in failure)])
             self.attempts[-1]["ended"] = failure or "done"
-            if failure and attempt <= restarts and await self.stop(attempt, tasks):
+            if restarts_all:
                 tasks, failure = await self.restart(tasks, failure)
             else:
                 break
@@ -260,18 +273,20 @@ class Coordinator:
         everyone = list(self.training["machines"])
         if not self.terms:
             return everyone, []
-        # Longer than a lost task needs to notice the loss too, and to stop its program.
-        deadline, told = time.monotonic() + max(self.training["join"], HEARTBEAT_SECONDS + STOP_SECONDS), False
+        # A lost task needs so long to notice the loss too, and to stop its program.
+        fence = HEARTBEAT_SECONDS + HEARTBEAT_TIMEOUT_SECONDS + STOP_SECONDS
+        begun, told = time.monotonic(), False
         while missing := [task for task in tasks if task not in self.members]:
             if not told:
                 log(f"waiting for {' and '.join(map(self.name, missing))}")
                 told = True
+            deadline = max(begun + self.training["join"], *(self.heard[task] + fence for task in missing))
             try:
-                task, message = await self.event(deadline)
+                await self.event(deadline)
             except asyncio.TimeoutError:
                 break
-            if "refused" in message:
-                log(self.sentence(task, message))
+        while not self.events.empty():  # of the last attempt
+            self.events.get_nowait()
         there = [task for task in everyone if task in self.members]
         return there, [task for task in everyone if task not in self.members]
 
@@ -351,9 +366,9 @@ class Coordinator:
                 task, message = await self.event(deadline)
             except asyncio.TimeoutError:
                 for task in running if self.terms else ():
-                    self.members.pop(task).close()  # it counts as lost
+                    self.drop(task)
                 return self.terms is not None
-            if "stopped" in message:
+            if "stopped" in message or (self.terms and "run" in message):
                 running.discard(task)
             elif message and "ended" not in message:
                 self.sentence(task, message)

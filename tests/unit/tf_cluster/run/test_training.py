@@ -16,11 +16,11 @@ train_task, coordination = load("tf_cluster.run.training"), load("tf_cluster.run
 
 
 def in_a_loop(test):
-    """Run a test that is a coroutine; none takes longer than half a minute."""
+    """Run a test that is a coroutine; none takes longer than two minutes."""
 
     @functools.wraps(test)
     def run(*words, **more):
-        return asyncio.run(asyncio.wait_for(test(*words, **more), 30))
+        return asyncio.run(asyncio.wait_for(test(*words, **more), 120))
 
     return run
 
@@ -330,7 +330,7 @@ def test_a_task_that_cannot_take_part_tells_the_chief(tmp_path):
 class Surviving(Training):
     """A training that continues after a machine was lost: its tasks share a folder."""
 
-    def __init__(self, folder, *programs, least=1, restarts=3, join=0.5, **more):
+    def __init__(self, folder, *programs, least=1, restarts=3, join=4, **more):
         super().__init__(folder, *programs, restarts=restarts, join=join, **more)
         self.plan |= {"min_tasks": least, "survives": True}
         self.plan["controls"] = {task: f"127.0.0.1:{free_port()}" for task in self.plan["machines"]}
@@ -368,12 +368,12 @@ ROUND = """
 import json
 task, spec = (json.loads(os.environ["TF_CONFIG"])[name] for name in ("task", "cluster"))
 (here / f"ran-{len(spec['worker'])}-{task['index']}-{time.time_ns()}").touch()
-end = time.monotonic() + 60
+end = time.monotonic() + 100
 while not (here / "enough").exists() and time.monotonic() < end: time.sleep(0.02)
 """
 
 
-async def until(condition, seconds=15):
+async def until(condition, seconds=60):
     """Wait for a condition."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -445,7 +445,7 @@ async def test_too_few_tasks_end_the_training(tmp_path):
     await until(lambda: ran(tmp_path, 2) == [0, 1])
     await training.lose("worker:1", running.pop("worker:1"))
     found = await running["worker:0"]
-    assert "worker:1 on machine b did not return within 0.5 s (train_join)" in found["failure"]
+    assert "worker:1 on machine b did not return within 4 s (train_join)" in found["failure"]
     assert "only 1 of 2 tasks are left (train_min_tasks: 2)" in found["failure"]
     assert (await training.member("worker:1", resumed=True).run())["failure"] == found["failure"]  # it returns when all is over
 
