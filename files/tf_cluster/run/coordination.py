@@ -116,7 +116,7 @@ async def in_thread(call: Callable[[], Result]) -> Result:
             loop.call_soon_threadsafe(settle, *outcome)
 
     threading.Thread(target=run, daemon=True).start()
-    try:
-        return await asyncio.wait_for(future, IO_SECONDS)
-    except asyncio.TimeoutError:
-        raise TimeoutError("the shared file system does not answer") from None
+    done, _late = await asyncio.wait([future], timeout=IO_SECONDS)
+    if not done:
+        raise TimeoutError("the shared file system does not answer")
+    return future.result()

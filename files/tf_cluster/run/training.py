@@ -197,7 +197,7 @@ class Coordinator:
 
     async def run(self) -> None:
         """Run the training to its end, or until another task has to coordinate it."""
-        own = [asyncio.create_task(self.coordinate()), asyncio.create_task(self.left.wait())]
+        own: list[asyncio.Task[Any]] = [asyncio.create_task(self.coordinate()), asyncio.create_task(self.left.wait())]
         own += [asyncio.create_task(self.keep(self.terms))] if self.terms else []
         try:
             await asyncio.wait(own[:2], return_when=asyncio.FIRST_COMPLETED)
@@ -206,7 +206,10 @@ class Coordinator:
                 task.cancel()
             if self.server:
                 self.server.close()
-        await asyncio.wait(own)
+        while pending := [task for task in own if not task.done()]:
+            await asyncio.wait(pending, timeout=POLL_SECONDS)
+            for task in pending:
+                task.cancel()  # again: asyncio.wait_for can swallow a cancellation before Python 3.12
         if self.left.is_set():
             await self.save()
         for channel in list(self.members.values()):
