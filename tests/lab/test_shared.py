@@ -121,7 +121,8 @@ def losing(cluster, how, machine):
         cluster.podman("restart", machine)
     else:
         for hook in ("input", "output"):
-            cluster.inside(machine, f"nft add table inet lost; nft 'add chain inet lost {hook} {DROP % hook}'")
+            rule = f"nft 'add rule inet lost {hook} meta {'iif' if hook == 'input' else 'oif'} lo accept'"
+            cluster.inside(machine, f"nft add table inet lost; nft 'add chain inet lost {hook} {DROP % hook}'; {rule}")
     try:
         yield
     finally:

@@ -257,14 +257,15 @@ class Coordinator:
 
     async def restart(self, tasks: list[str], failure: str) -> tuple[list[str], str]:
         """Wait for the tasks that were lost; return the tasks of the next attempt, or a sentence if there are too few."""
-        there, lost = await self.remaining(tasks)
         everyone = self.training["machines"]
         least = self.training.get("min_tasks") or len(everyone)
+        if self.terms and self.may_leave and len(self.members) < least <= len(set(tasks) - set(self.members)):
+            log("the other tasks may continue without this machine, which may be the one that is disconnected")
+            self.left.set()
+            await asyncio.sleep(HEARTBEAT_TIMEOUT_SECONDS)  # run() ends this
+        there, lost = await self.remaining(tasks)
         names = " and ".join(map(self.name, lost))
         if self.terms and len(there) < least:
-            if self.may_leave and len(there) == 1 and len(tasks) > 2:  # this machine may be the one without a network
-                self.left.set()
-                await asyncio.sleep(HEARTBEAT_TIMEOUT_SECONDS)  # run() ends this
             back = f"{names} did not return within {self.training['join']:g} s (train_join)"
             return [], f"{failure}; {back}, and only {len(there)} of {len(everyone)} tasks are left (train_min_tasks: {least})"
         whom = f"restarting without {names}" if lost else "all tasks restart"

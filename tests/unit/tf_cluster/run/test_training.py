@@ -487,6 +487,21 @@ async def test_a_coordinator_that_is_replaced_gives_up(tmp_path):
 
 
 @in_a_loop
+async def test_a_coordinator_without_the_others_lets_them_continue(tmp_path):
+    """It may be the one whose machine is disconnected. It takes part again when it reaches them."""
+    training = Surviving(tmp_path, ROUND, ROUND, ROUND, least=2, join=20)
+    running = training.begin()
+    await until(lambda: ran(tmp_path, 3) == [0, 1, 2])
+    coordinator = training.members[0].coordinator
+    for task in ("worker:1", "worker:2"):
+        coordinator.members[task].writer.transport.abort()
+    await until(lambda: ran(tmp_path, 3) == [0, 0, 1, 1, 2, 2])
+    assert coordinator.left.is_set()
+    (tmp_path / "enough").touch()
+    assert [(each["failure"], each["attempts"]) for each in await asyncio.gather(*running.values())] == [("", 2)] * 3
+
+
+@in_a_loop
 async def test_only_one_task_can_claim_a_number(tmp_path):
     terms = [coordination.Terms(tmp_path) for _each in range(20)]
     won = await asyncio.gather(*(each.claim(1, {"task": str(number)}) for number, each in enumerate(terms)))
