@@ -92,12 +92,12 @@ def test_tensorboard_shows_a_finished_run_and_one_that_is_running(cluster, brows
     board = start(cluster, ROOT / "examples/tensorboard", run_tasks=0, program_args=[finished, running], **packages)
 
     def use(url):
-        browser.open(url)
-        browser.wait(f"['{finished}', '{running}'].every(run => document.body.innerText.includes(run))")
-        browser.wait(f"{CHART} && {SWATCHES}.length >= 2")
-        deadline, shares = time.monotonic() + 60, [0]
+        deadline, shares = time.monotonic() + 90, [0]
         while min(shares) < 0.2 and time.monotonic() < deadline:
-            time.sleep(1)
+            browser.open(url)  # the curve of the run that is running has grown
+            browser.wait(f"['{finished}', '{running}'].every(run => document.body.innerText.includes(run))")
+            browser.wait(f"{CHART} && {SWATCHES}.length >= 2")
+            time.sleep(3)  # until it is drawn
             box = browser.value(f"{CHART}.getBoundingClientRect().toJSON()")
             clip = {name: box[name] for name in ("x", "y", "width", "height")} | {"scale": 1}
             picture = browser.ask("Page.captureScreenshot", clip=clip)["data"]
