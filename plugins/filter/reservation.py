@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ansible_collections.distributed.tensorflow.plugins.filter.training import training_parts
 from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports import (
     Cluster,
     Task,
@@ -52,8 +53,22 @@ def reservation(cluster: Cluster, wanted: Any = "", task: str = "host:0") -> dic
     return {**result, "names": names, "tasks": [standing[name] for name in names]}
 
 
-def reserved_tasks(tasks: list[Task], outcome: dict[str, Any]) -> list[Task]:
-    """Return the tasks of a machine that a run has reserved: all, unless its notes ``outcome`` have a part of the cluster.
+def run_collection(machines: dict[str, list[Task]], run_machine: str, outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the ``tasks`` and ``parts`` of a run that each machine has. Machines with nothing of the run are left out.
+
+    ``run_machine`` has the run's folder. ``outcome``: the run's notes.
+    """
+    found = {}
+    for machine, tasks in machines.items():
+        reserved = _reserved_tasks(tasks, outcome)
+        parts = training_parts(outcome.get("training"), machine)
+        if machine == run_machine or parts or any(task["standing"] for task in reserved):
+            found[machine] = {"tasks": reserved, "parts": parts}
+    return found
+
+
+def _reserved_tasks(tasks: list[Task], outcome: dict[str, Any]) -> list[Task]:
+    """Return the tasks of a machine that a run has reserved: all, unless it has reserved a part of the cluster.
 
     Version 0.9 notes no reservations.
     """
@@ -67,4 +82,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"reservation": reservation, "reserved_tasks": reserved_tasks}
+        return {"reservation": reservation, "run_collection": run_collection}

@@ -338,7 +338,7 @@ def test_what_a_run_left_on_its_way_home(folder, left):
         (place / "runs/r1/stdout.log").write_text("", encoding="utf-8")
         with mock.patch.object(run_program.runs, "RUNS", place / "runs"):
             run_program.Run("r1").note(run_id="r1", task="host:0")
-            packed = collect_run.collect(mock.Mock(run="r1", results="true", seconds=0, until=0, tasks=[]))
+            packed = collect_run.collect(mock.Mock(run="r1", results="true", seconds=0, until=0, tasks=[], note="false"))
         fetched(place, base64.b64decode(packed["fetch"]["data"]))
         home, there = content_of(place / "output/r1"), content_of(place / "runs/r1/results")
         assert "stdout.log" in home

@@ -4,7 +4,7 @@
     tf_cluster.collect parts RUN                                the parts of a training on this machine
     tf_cluster.collect collect RUN --seconds 60 --results true --tasks worker-0
                                                             the run's folder, the journals of tasks
-    tf_cluster.collect collected RUN RUN.worker-1               notes that the controller has all files of ended runs
+    tf_cluster.collect collected RUN                            notes that the controller has all files of an ended run
     tf_cluster.collect why worker-0                             the state of a task's unit
 
 A few megabytes of results are a tar file in the answer. Of more, the answer has the names, and the controller fetches them with
@@ -55,7 +55,8 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         fetch = {"data": base64.b64encode(small).decode()} if small is not None else listed(run, found, left)
     names = left[:MAX_NAMES] + ([f"{len(left) - MAX_NAMES} more"] if len(left) > MAX_NAMES else [])
     notes = json.dumps({**noted, "left_behind": names}, indent=1)
-    return {"fetch": fetch, "files": {**answer["files"], "run.json": notes}}
+    answer = {"fetch": fetch, "files": {**answer["files"], "run.json": notes}}
+    return {**answer, "next": ["collected", run.id]} if options.note == "true" else answer
 
 
 def outcome(options: argparse.Namespace) -> dict[str, Any]:
@@ -188,10 +189,13 @@ def listed(run: Run, found: list[archives.Found], left: list[str]) -> dict[str, 
 
 
 def collected(options: argparse.Namespace) -> dict[str, Any]:
-    """Note that the controller has all files of these runs, if they have ended; prune.py may delete them later."""
-    for run in map(Run, options.runs):
+    """Note that the controller has all files of a run, if it has ended; prune.py may delete it later."""
+    run = Run(options.run)
+    try:
         if "ended" in run.read():
             run.note(collected=time.time())
+    except (OSError, cluster_config.ConfigError) as error:
+        return {"lines": [f"{os.uname().nodename} keeps the run as one that is not collected: {error}"]}
     return {}
 
 
@@ -218,7 +222,7 @@ def main() -> None:
     """Answer one call."""
     parser = argparse.ArgumentParser(description="Return a machine's files of a run.")
     calls = parser.add_subparsers(required=True)
-    for call in (outcome, parts, collect):
+    for call in (outcome, parts, collect, collected):
         sub = calls.add_parser(call.__name__)
         sub.add_argument("run")
         sub.set_defaults(call=call)
@@ -228,10 +232,8 @@ def main() -> None:
             sub.add_argument(
                 "--results", choices=["true", "false"], required=True, help="whether the run's folder is on this machine"
             )
+            sub.add_argument("--note", choices=["true", "false"], default="false", help="whether the call collected follows")
             sub.add_argument("--tasks", nargs="*", default=[], help="tasks of this machine, such as worker-0")
-    sub = calls.add_parser("collected")
-    sub.add_argument("runs", nargs="+")
-    sub.set_defaults(call=collected)
     sub = calls.add_parser("why")
     sub.add_argument("tasks", nargs="*")
     sub.set_defaults(call=why)

@@ -97,8 +97,17 @@ def test_a_training_takes_named_tasks_or_free_workers_first():
     assert sentence == "run_tasks contains ps:0, which is not a task of train_jobs (worker)."
 
 
-def test_the_tasks_of_a_run_with_a_part_of_the_cluster():
-    tasks = [{"address": "10.0.0.1", "port": port} for port in (2222, 2224)]
-    assert filters.reserved_tasks(tasks, {}) == tasks
-    assert filters.reserved_tasks(tasks, {"names": {"worker:0": "worker:1"}, "reserved": ["10.0.0.1:2224"]}) == tasks[1:]
-    assert filters.reserved_tasks(tasks, {"names": {"worker:0": "worker:1"}}) == tasks  # a run of version 0.9
+def test_what_each_machine_has_of_a_run():
+    workers = [{"address": "10.0.0.1", "port": port, "standing": True} for port in (2222, 2224)]
+    machines = {"a": workers, "b": [{"address": "10.0.0.2", "port": 2222, "standing": False}], "c": []}
+    whole = filters.run_collection(machines, "b", {})
+    assert whole == {"a": {"tasks": workers, "parts": []}, "b": {"tasks": machines["b"], "parts": []}}
+    part = filters.run_collection(machines, "b", {"names": {"worker:0": "worker:1"}, "reserved": ["10.0.0.1:2224"]})
+    assert part == {"a": {"tasks": workers[1:], "parts": []}, "b": {"tasks": [], "parts": []}}
+    assert filters.run_collection(machines, "b", {"names": {"worker:0": "worker:1"}}) == whole  # a run of version 0.9
+    training = {"id": "r1", "chief": "worker:0", "machines": {"worker:0": "b", "worker:1": "c"}}
+    found = filters.run_collection(machines, "b", {"names": {"a": "a"}, "reserved": [], "training": training})
+    assert found == {
+        "b": {"tasks": [], "parts": []},
+        "c": {"tasks": [], "parts": [{"task": "worker:1", "name": "worker-1", "id": "r1.worker-1"}]},
+    }

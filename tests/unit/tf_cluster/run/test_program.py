@@ -338,16 +338,31 @@ def test_an_end_without_a_word_of_systemd_is_a_failure(run, monkeypatch):
 
 def collect(run):
     """Return the answer to one call of ``collect``."""
-    return collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=0.0, until=0.0, tasks=[]))
+    return collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=0.0, until=0.0, tasks=[], note="false"))
 
 
 def test_a_run_that_has_ended_is_noted_as_collected(run):
     other = run_program.Run("20260101-000000-demo-ab12.worker-1")
     other.folder.mkdir()
     other.note(run_id=other.id, ended=1.0)
-    assert collect_run.collected(SimpleNamespace(runs=[run.id, other.id])) == {}
+    other.folder.joinpath("stdout.log").touch()
+    given = {"results": "true", "seconds": 0.0, "until": 0.0, "tasks": [], "note": "true"}
+    assert collect_run.collect(SimpleNamespace(run=other.id, **given))["next"] == ["collected", other.id]
+    assert [collect_run.collected(SimpleNamespace(run=each.id)) for each in (run, other)] == [{}, {}]
     assert "collected" not in run.read()  # it has not ended
     assert time.time() - other.read()["collected"] < 60
+
+
+def test_a_run_that_cannot_be_noted_as_collected_is_kept(run, monkeypatch):
+    run.note(ended=1.0)
+
+    def full(self, noted):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(runs.Run, "_write", full)
+    [line] = collect_run.collected(SimpleNamespace(run=run.id))["lines"]
+    assert line.endswith("keeps the run as one that is not collected: [Errno 30] Read-only file system")
+    assert "collected" not in run.read()
 
 
 def pack(run):
@@ -656,7 +671,7 @@ def test_only_the_programs_user_and_root_get_at_a_run(run, monkeypatch):
     """Whatever number the user has by now."""
     monkeypatch.setattr(runs, "USER", "nobody")
     run.folder.chmod(0o755)
-    collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=100.0, until=0, tasks=[]))
+    collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=100.0, until=0, tasks=[], note="false"))
     run.note(arguments=["secret"])
     found = [path.stat() for path in (run.folder, run.folder / "run.json")]
     assert [status.st_mode & 0o777 for status in found] == [0o750, 0o640]
