@@ -291,7 +291,7 @@ def profiled(folder):
 
 
 def test_a_training_is_traced(train, data):
-    for _try in range(4):  # TensorFlow's profiler may crash when it collects collective operations; the training does not notice
+    for _try in range(3):  # TensorFlow may crash when it collects a profile; the training continues
         done, folder = train(BY_WORKERS, program_data=str(data), program_args="--steps 100", trace=True)
         assert done.returncode == 0, said(done)
         if ["worker-0", "worker-1"] in profiled(folder):
