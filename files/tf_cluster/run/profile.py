@@ -2,8 +2,8 @@
 
 sitecustomize.py loads this after TensorFlow in a run with a trace (``TF_CLUSTER_TRACE``). The profiler runs in windows, so that
 a long program fills neither memory nor disk. The first window begins with the first eager operation, in a program with collective
-operations (MultiWorkerMirroredStrategy) with the 10th function (``tf.function``), others 60 s and 600 s later. If none of them has
-seen a function yet, one more begins with the first. A window takes 4 s; it takes up to 20 s if fewer than 10 functions were
+operations (MultiWorkerMirroredStrategy) with the 10th function (``tf.function``), others 60 s and 600 s later. If none of them
+has seen a function yet, one more begins with the first. A window takes 4 s; it takes up to 20 s if fewer than 10 functions were
 executed, for TensorFlow may be tracing them.
 
 A window is a folder of ``profile/plugins/profile`` in ``TF_RUN_DIR``, as TensorBoard and xprof expect it, with one
