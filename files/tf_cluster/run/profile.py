@@ -11,10 +11,10 @@ A window is a folder of ``profile/plugins/profile`` in ``TF_RUN_DIR``, as Tensor
 
 A program that opens sessions is traced by trace.py, and one that uses the profiler itself has it for itself.
 
-TensorFlow 2.21 crashes when it collects events that began in one thread and ended in another: ``TraceMeRecorder::Consume`` writes
-to memory that it has freed. There are such events when tasks execute a collective operation for the first time: hence the 10
-functions. Further ones may follow. So a copy of the process collects the events (``fork``), and the program itself only discards
-them. If the copy crashes, another window begins. With GPUs the program collects them itself, because CUDA does not work in a copy.
+TensorFlow 2.21 may crash when it collects events that began in one thread and ended in another: ``TraceMeRecorder::Consume``
+writes to memory that it has freed. There are many when tasks execute collective operations for the first time (hence the 10
+functions), and few later. So a copy of the process collects the events (``fork``), and the program itself only discards them. If
+the copy crashes, another window begins. With GPUs the program collects them itself, because CUDA does not work in a copy.
 """
 
 from __future__ import annotations
