@@ -157,7 +157,6 @@ def transfers(profile: Profile, profiles: list[Profile]) -> Iterator[Bar]:
     """Return what came from other tasks, each from the moment in which the task waited for it."""
     waiting: dict[tuple[str, Any], xplane.Event] = {}
     sources = senders(profile, profiles)
-    several = len({each.task for each in profiles}) > 1
     for event in sorted((event for event in profile.events if event.plane.name == HOST_PLANE), key=lambda event: event.begun):
         operation = OPERATION.fullmatch(event.name)
         kind = operation[2] if operation else ""
@@ -175,7 +174,7 @@ def transfers(profile: Profile, profiles: list[Profile]) -> Iterator[Bar]:
         elif kind == "_Recv" and (found := KEY.match(str(event.stats().get("key", "")))):
             if task_of(found, 1) != profile.task == task_of(found, 3):
                 yield moved(profile, event, found[5], task_of(found, 1))
-        elif operation and several and COLLECTIVE.fullmatch(kind) and event.line.startswith("collective_ops"):
+        elif operation and COLLECTIVE.fullmatch(kind) and event.line.startswith("collective_ops"):
             yield moved(profile, event, operation[1], ALL_TASKS, op=kind)
         elif (found := COPY.match(event.name)) and task_of(found, 2) == profile.task != task_of(found, 4):
             # Only the sender records it.

@@ -1,19 +1,20 @@
 """Profile eager programs and trainings with TensorFlow's profiler.
 
 sitecustomize.py loads this after TensorFlow in a run with a trace (``TF_CLUSTER_TRACE``). The profiler runs in windows, so that
-a long program fills neither memory nor disk. The first window begins with the first eager operation, others 60 s and 600 s later.
-If none of them has seen a function (``tf.function``) yet, one more begins with the first. A window takes 4 s; it takes up to 20 s
-if fewer than 10 functions were executed, for TensorFlow may be tracing them.
+a long program fills neither memory nor disk. The first window begins with the first eager operation, in a program with collective
+operations (MultiWorkerMirroredStrategy) with the 10th function (``tf.function``), others 60 s and 600 s later. If none of them
+has seen a function yet, one more begins with the first. A window takes 4 s; it takes up to 20 s if fewer than 10 functions were
+executed, for TensorFlow may be tracing them.
 
 A window is a folder of ``profile/plugins/profile`` in ``TF_RUN_DIR``, as TensorBoard and xprof expect it, with one
 ``<job>-<index>.xplane.pb`` per task: that of the program, and those that the program connects to (profile_servers.py).
 
 A program that opens sessions is traced by trace.py, and one that uses the profiler itself has it for itself.
 
-TensorFlow 2.21 may crash when it collects the events of collective operations: at the end of a profile,
-``TraceMeRecorder::Consume`` writes to memory that it has freed (to events whose beginning another thread recorded). So a copy of
-the process collects them (``fork``), and the program itself only discards them. If the copy crashes, another window begins. With
-GPUs the program collects them itself, because CUDA does not work in such a copy.
+TensorFlow 2.21 may crash when it collects events that began in one thread and ended in another: ``TraceMeRecorder::Consume``
+writes to memory that it has freed. There are many when tasks execute collective operations for the first time (hence the 10
+functions), and few later. So a copy of the process collects the events (``fork``), and the program itself only discards them. If
+the copy crashes, another window begins. With GPUs the program collects them itself, because CUDA does not work in a copy.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from .trace import program_task
 
 WINDOW_STARTS = (0.0, 60.0, 600.0)  # seconds after the first eager operation
 WINDOW_SECONDS, MAX_WINDOW_SECONDS = 4.0, 20.0
+WARM_UP_CALLS = 10  # executed functions after which the first window of a training begins
 MIN_CALLS = 10  # executed functions, for which a window lasts longer than WINDOW_SECONDS
 MOST_LOST = 3  # lost windows after each of which another one begins
 POLL_SECONDS = 0.1
@@ -109,6 +111,7 @@ class Profiler:
         self.new_session, self.servers = new_session, servers
         self.window: Window | None = None
         self.windows = self.lost = self.calls = 0  # begun windows, lost windows, executed functions
+        self.first_call = 1  # number of the executed function with which a window begins
         self.over = False
         self.first = 0.0  # beginning of the first window
         self.woken = threading.Event()
@@ -138,9 +141,9 @@ class Profiler:
 
     def called(self) -> None:
         """Note that a function is executed."""
-        if not self.calls:
-            self.begin()
         self.calls += 1
+        if self.calls == self.first_call:
+            self.begin()
 
     def watch(self) -> None:
         """End and begin windows until the last one."""
@@ -153,7 +156,7 @@ class Profiler:
                     if self.window and self.window.complete(self.calls):
                         self.end()
                 time.sleep(POLL_SECONDS)
-            elif starts or not self.calls:
+            elif starts or self.calls < self.first_call:
                 self.woken.clear()
                 left = self.first + starts[0] - time.monotonic() if starts else None
                 if (left is None or left > 0) and self.woken.wait(left):
@@ -266,7 +269,10 @@ def install() -> Profiler:
     def ensure_initialized(self: Any) -> None:
         plain_initialize(self)
         context.Context.ensure_initialized = plain_initialize
-        profiler.begin()
+        if self._collective_ops_server_def is not None:
+            profiler.first_call = WARM_UP_CALLS
+        else:
+            profiler.begin()
 
     @functools.wraps(plain_call)
     def call_function(self: Any, *arguments: Any, **named: Any) -> Any:

@@ -26,6 +26,7 @@ class BaseSession:
 """,
     "python/eager/context.py": """
 class Context:
+    _collective_ops_server_def = None
     def ensure_initialized(self):
         pass
     def call_function(self, result):
@@ -123,6 +124,12 @@ def test_a_window_ends_and_is_not_repeated(program):
 def test_a_window_without_functions_is_followed_by_one_with_the_first_function(program):
     text = f"here.ensure_initialized()\ntime.sleep(0.4)\nprint(1)\ntime.sleep(0.6)\n{WORK}"
     assert program(text) == ("1\n", [*ONE, "20260101-120000-2/worker-1.xplane.pb"])
+
+
+def test_a_trainings_window_begins_after_its_first_functions(program):
+    show = "print(len(_pywrap_profiler.running))\n"
+    text = f"Context._collective_ops_server_def = 'cluster'\n{WORK}{show}{WORK}{show}{WORK}"
+    assert program(text) == ("0\n1\n", ONE)
 
 
 def test_a_long_program_has_more_windows(program):
