@@ -187,7 +187,7 @@ def test_every_scenario_runs_by_itself_or_with_the_others():
     script = (ROOT / "tests/molecule").read_text(encoding="utf-8")
     found = re.search(r"set -- ([a-z_ ]+) #", script)
     assert found
-    targets = {"cuda", "gpu_servers", "faults"}  # of the Makefile
+    targets = {"browser", "cuda", "gpu_servers", "faults"}  # of the Makefile
     assert {*found[1].split()} | targets == {path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")}
 
 
