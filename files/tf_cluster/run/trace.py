@@ -10,6 +10,7 @@ or of transfers from other tasks. Times are microseconds since the trace began, 
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -45,7 +46,7 @@ class Recorder:
     """Turns step statistics into events and adds them to the file."""
 
     def __init__(self, path: Path, program_task: str, versions: dict[str, str]) -> None:
-        self.program_task = program_task
+        self.path, self.program_task = path, program_task
         self.origin = time.time_ns()
         self.steps = self.traced = self.operations = self.flows = 0
         self.failed = False
@@ -68,6 +69,11 @@ class Recorder:
         head = f'{{"displayTimeUnit": "ms",\n"otherData": {json.dumps(about)},\n"traceEvents": [\n'.encode()
         os.write(self.file, head + END)
         self.place, self.empty = len(head), True
+
+    def remove_if_profiled(self) -> None:
+        """Remove the file of a program that ran no session step, if it has a profile (profile.py)."""
+        if self.empty and os.getpid() == self.process and (self.path.parent / "profile").is_dir():
+            self.path.unlink(missing_ok=True)
 
     def next_step(self) -> int | None:
         """Count a step; return its number (from 1) if it must be traced, else None."""
@@ -270,6 +276,7 @@ def install(begin: Callable[[], None]) -> None:
         recorder = Recorder(Path(os.environ.get("TF_RUN_DIR", ".")) / "trace.json", program_task(), versions)
     except FileExistsError:
         return
+    atexit.register(recorder.remove_if_profiled)
     plain_run, full = session.BaseSession.run, config_pb2.RunOptions.FULL_TRACE
 
     @functools.wraps(plain_run)

@@ -263,3 +263,18 @@ def test_kernels_without_any_operation_belong_to_the_program(recorder, gpu_step)
     gpu_step.dev_stats.devices = [each for each in gpu_step.dev_stats.devices if not each["device"].startswith("/job:")]
     recorder.add(1, 10**9, 2 * 10**9, gpu_step)
     assert {event["args"]["name"] for event in recorder.events() if event["name"] == "process_name"} == {"host:0"}
+
+
+def test_a_program_without_steps_leaves_one_kind_of_trace(recorder, tmp_path):
+    recorder.remove_if_profiled()
+    assert (tmp_path / "trace.json").exists()  # says that TensorFlow was imported
+    (tmp_path / "profile").mkdir()
+    recorder.remove_if_profiled()
+    assert not (tmp_path / "trace.json").exists()
+
+
+def test_a_program_with_steps_keeps_its_trace(recorder, tmp_path):
+    recorder.add(1, 0, 1000, stats())
+    (tmp_path / "profile").mkdir()
+    recorder.remove_if_profiled()
+    assert (tmp_path / "trace.json").exists()
