@@ -83,13 +83,12 @@ def cancel(cluster, run):
 
 def test_tensorboard_shows_a_finished_run_and_one_that_is_running(cluster, browser, tmp_path):
     (tmp_path / "curve.py").write_text(CURVE, encoding="utf-8")
-    packages = {"program_requirements": str(ROOT / "examples/tensorboard/requirements.txt")}
-    done, _folder = cluster.run(tmp_path / "curve.py", "--extra-vars", json.dumps({**packages, "program_args": "50 0"}))
+    done, _folder = cluster.run(tmp_path / "curve.py", "--extra-vars", json.dumps({"program_args": "50 0"}))
     assert done.returncode == 0, said(done)
     finished = verdict(folder_of(done))["run_id"]
-    running = start(cluster, tmp_path / "curve.py", program_args="10000 1", **packages)
+    running = start(cluster, tmp_path / "curve.py", program_args="10000 1")
     # The run that is running has all tasks: TensorBoard needs none.
-    board = start(cluster, ROOT / "examples/tensorboard", run_tasks=0, program_args=[finished, running], **packages)
+    board = start(cluster, ROOT / "examples/tensorboard", run_tasks=0, program_args=[finished, running])
 
     def use(url):
         deadline, shares = time.monotonic() + 90, [0]
