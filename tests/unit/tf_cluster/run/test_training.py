@@ -493,6 +493,7 @@ async def test_a_coordinator_without_the_others_lets_them_continue(tmp_path):
     running = training.begin()
     await until(lambda: ran(tmp_path, 3) == [0, 1, 2])
     coordinator = training.members[0].coordinator
+    coordinator.server.close()  # they cannot connect again
     for task in ("worker:1", "worker:2"):
         coordinator.members[task].writer.transport.abort()
     await until(lambda: ran(tmp_path, 3) == [0, 0, 1, 1, 2, 2])
