@@ -162,9 +162,10 @@ def outcome(noted: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_alive(unit: str, run: Run) -> bool:
-    """Return whether the unit still belongs to the run and is active, including ExecStopPost."""
-    state = property_of(unit, "ActiveState")
-    return state not in ("", "inactive", "failed") and property_of(unit, "Description") == f"run {run.id}"
+    """Return whether the unit still belongs to the run and is active or about to start, including ExecStopPost."""
+    if property_of(unit, "ActiveState") in ("", "inactive", "failed") and property_of(unit, "Job") in ("", "0"):
+        return False
+    return property_of(unit, "Description") == f"run {run.id}"
 
 
 def has_ended(folder: Path) -> bool:

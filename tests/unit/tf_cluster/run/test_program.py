@@ -209,6 +209,14 @@ def test_a_run_whose_unit_is_gone_is_called_lost(run, monkeypatch):
     assert "was lost" in follow(run)["outcome"]["failure"]
 
 
+@pytest.mark.parametrize(("job", "alive"), [("12", True), ("", False), ("0", False)])
+def test_a_run_whose_unit_is_about_to_start_is_alive(run, monkeypatch, job, alive):
+    monkeypatch.undo()  # of the fixture
+    shown = {"ActiveState": "inactive", "Job": job, "Description": f"run {run.id}"}
+    monkeypatch.setattr(runs, "property_of", lambda _unit, name: shown[name])
+    assert runs.is_alive("tf-run-host-0.service", run) is alive
+
+
 @pytest.fixture
 def systemctl(run, monkeypatch):
     """Return a function that lets systemctl fail so many times before it answers."""
