@@ -276,7 +276,7 @@ def test_a_training_is_traced(start):
 def test_an_eager_program_is_traced_on_all_its_tasks(cluster):
     done, folder = cluster.run(ROOT / "tests/lab/programs/two_workers_eagerly.py", "--extra-vars=trace=true")
     assert done.returncode == 0, said(done)
-    assert profiled(folder) == [["host-0", "ps-0", "worker-0", "worker-1"]]
+    assert profiled(folder) == [["evaluator-0", "host-0", "ps-0", "worker-0", "worker-1"]]
     trace = verdict(folder)["trace"]
     assert trace["steps"] > 10
     page = (folder / "report.html").read_text(encoding="utf-8")
