@@ -237,7 +237,7 @@ class Coordinator:
                 failure = "; ".join([failure, *(sentence for sentence in lost if sentence not in failure)])
             self.attempts[-1]["ended"] = failure or "done"
             if restarts_all:
-                tasks, failure = await self.restart(tasks, failure)
+                tasks, failure = await self.restart(tasks, failure, self.may_leave)
             else:
                 break
         self.over = {"over": failure, "attempts": max(1, len(self.attempts))}
@@ -253,13 +253,16 @@ class Coordinator:
         last["ended"] = last["ended"] or self.sentence(self.predecessor, {"lost": True})
         if len(self.attempts) > self.training["restarts"]:
             return [], last["ended"]
-        return await self.restart(last["tasks"], last["ended"])
+        return await self.restart(last["tasks"], last["ended"], may_leave=False)  # the others have not connected yet
 
-    async def restart(self, tasks: list[str], failure: str) -> tuple[list[str], str]:
-        """Wait for the tasks that were lost; return the tasks of the next attempt, or a sentence if there are too few."""
+    async def restart(self, tasks: list[str], failure: str, may_leave: bool) -> tuple[list[str], str]:
+        """Wait for the tasks that were lost; return the tasks of the next attempt, or a sentence if there are too few.
+
+        With ``may_leave``, another task coordinates the training if most tasks were lost at once.
+        """
         everyone = self.training["machines"]
         least = self.training.get("min_tasks") or len(everyone)
-        if self.terms and self.may_leave and len(self.members) < least <= len(set(tasks) - set(self.members)):
+        if self.terms and may_leave and len(self.members) < least <= len(set(tasks) - set(self.members)):
             log("the other tasks may continue without this machine, which may be the one that is disconnected")
             self.left.set()
             await asyncio.sleep(HEARTBEAT_TIMEOUT_SECONDS)  # run() ends this

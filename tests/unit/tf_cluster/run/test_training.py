@@ -503,6 +503,20 @@ async def test_a_coordinator_without_the_others_lets_them_continue(tmp_path):
 
 
 @in_a_loop
+async def test_a_new_coordinator_waits_for_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_task, "HEARTBEAT_TIMEOUT_SECONDS", 1.0)
+    training = Surviving(tmp_path, ROUND, ROUND, ROUND, least=2)
+    running = training.begin()
+    await until(lambda: ran(tmp_path, 3) == [0, 1, 2])
+    await training.lose("worker:0", running.pop("worker:0"))
+    await until(lambda: ran(tmp_path, 2) == [0, 1])
+    term = await coordination.Terms(training.folder).read()
+    assert (term.number, term.content["task"]) == (2, "worker:1")  # nobody else had to
+    (tmp_path / "enough").touch()
+    assert [each["failure"] for each in await asyncio.gather(*running.values())] == ["", ""]
+
+
+@in_a_loop
 async def test_only_one_task_can_claim_a_number(tmp_path):
     terms = [coordination.Terms(tmp_path) for _each in range(20)]
     won = await asyncio.gather(*(each.claim(1, {"task": str(number)}) for number, each in enumerate(terms)))
