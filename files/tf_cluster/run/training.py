@@ -250,7 +250,9 @@ class Coordinator:
     async def take_over(self) -> tuple[list[str], str]:
         """Return the tasks of the next attempt after the coordinator was lost, or a sentence if there is none."""
         last = self.attempts[-1]
-        last["ended"] = last["ended"] or self.sentence(self.predecessor, {"lost": True})
+        lost = self.sentence(self.predecessor, {"lost": True})
+        if lost not in last["ended"]:
+            last["ended"] = "; ".join(filter(None, [lost, last["ended"]]))
         if len(self.attempts) > self.training["restarts"]:
             return [], last["ended"]
         return await self.restart(last["tasks"], last["ended"], may_leave=False)  # the others have not connected yet
