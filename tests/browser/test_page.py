@@ -60,7 +60,7 @@ def test_the_page_shows_the_trace(traced, look, scheme):
     assert browser.requests == [(run.folder / "report.html").as_uri()]  # itself and nothing else
 
 
-def test_every_bar_can_be_seen_in_a_lane_of_its_own_thread(traced, look):
+def test_every_bar_is_visible_in_the_lane_of_its_thread(traced, look):
     run, events = traced
     browser = look(run)
     boxes = browser.value(f"{BARS}.map(bar => (box => [box.y, box.width, box.height])(bar.querySelector('path').getBBox()))")
@@ -70,7 +70,7 @@ def test_every_bar_can_be_seen_in_a_lane_of_its_own_thread(traced, look):
     assert len({round(y) for y, _width, _height in boxes}) == len({event["tid"] for event in events})
 
 
-def test_a_step_can_be_chosen(traced, look):
+def test_a_step_can_be_selected(traced, look):
     run, _events = traced
     browser = look(run)
     views = browser.value("document.querySelectorAll('#view option').length")
@@ -106,7 +106,7 @@ def test_the_page_of_a_failed_run_shows_the_failure(run, look):
     assert browser.complaints == []
 
 
-def test_no_script_runs_but_the_projects_own(traced, look):
+def test_the_page_runs_only_scripts_of_the_project(traced, look):
     run, _events = traced
     page = run.text("report.html")
     run.write(
@@ -117,7 +117,7 @@ def test_no_script_runs_but_the_projects_own(traced, look):
     assert len(browser.complaints) == 2  # so what a page complains of is seen here
 
 
-def test_a_narrow_screen_shows_all(traced, look, browser):
+def test_the_page_fits_a_narrow_screen(traced, look, browser):
     run, _events = traced
     browser.ask("Emulation.setDeviceMetricsOverride", width=420, height=900, deviceScaleFactor=1, mobile=True)
     try:
@@ -128,7 +128,7 @@ def test_a_narrow_screen_shows_all(traced, look, browser):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_of_a_benchmark_draws_its_links(run, look, scheme):
+def test_the_page_of_a_benchmark_shows_a_heat_map_of_the_links(run, look, scheme):
     names = ["worker:0", "worker:1"]
     links = [{"from": a, "to": b, "gigabytes_per_second": 1.5, "step_milliseconds": 2.0} for a in names for b in names if a != b]
     computed = [{"task": name, "machine": "m1", "device": "CPU:0", "gigaflops": 50.0} for name in names]

@@ -27,7 +27,7 @@ def bad(cluster, tmp_path):
     assert verdict(folder)["result"] == {"good": True}
 
 
-def test_a_program_that_prints_a_gigabyte(bad):
+def test_output_beyond_run_output_mb_is_left_out(bad):
     text = "import os\nprint('first words', flush=True)\nfor _ in range(1000): os.write(1, b'x' * 999_999 + b'\\n')\n"
     text += "print('last words')"
     done, folder, seconds = bad(text, run_output_mb=5)
@@ -49,7 +49,7 @@ def test_a_program_that_prints_a_gigabyte(bad):
 @pytest.mark.parametrize(
     "path", ["/etc/tf-cluster/config.json", "/opt/tf-cluster/lib/x", "/var/lib/tf-cluster/x", "../stdout.log"]
 )
-def test_a_program_that_writes_outside_its_folder(cluster, bad, path):
+def test_a_program_that_writes_outside_its_folder_fails(cluster, bad, path):
     before = cluster.shell("host", "cat /etc/tf-cluster/config.json")
     done, folder, _seconds = bad(f"open({path!r}, 'a').write('mine')")
     assert done.returncode != 0
@@ -59,7 +59,7 @@ def test_a_program_that_writes_outside_its_folder(cluster, bad, path):
     assert cluster.shell("host", "cat /etc/tf-cluster/config.json") == before
 
 
-def test_a_program_that_ignores_sigterm(bad):
+def test_a_program_that_ignores_sigterm_is_killed_after_the_time_limit(bad):
     text = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     done, folder, _seconds = bad(text, run_timeout=3)
     assert done.returncode != 0
@@ -69,7 +69,7 @@ def test_a_program_that_ignores_sigterm(bad):
     assert "deaf" in (folder / "stdout.log").read_text(encoding="utf-8")
 
 
-def test_a_program_that_leaves_children_behind(cluster, bad):
+def test_child_processes_of_a_program_are_killed_after_it_exits(cluster, bad):
     text = """
 import os, subprocess, sys, time
 deaf = "import signal, time; signal.signal(15, 1); open('ready', 'w'); time.sleep(4321)"
@@ -83,7 +83,7 @@ while not os.path.exists("ready"): time.sleep(0.01)
 
 
 @pytest.mark.parametrize(("text", "ok"), [("print('no result')", False), (GOOD, True)])
-def test_a_program_that_promised_a_result(bad, text, ok):
+def test_run_needs_result_fails_a_run_without_a_result(bad, text, ok):
     done, folder, _seconds = bad(text, run_needs_result=True)
     assert (done.returncode == 0) is ok
     assert verdict(folder)["ok"] is ok
@@ -98,7 +98,7 @@ def test_a_program_that_promised_a_result(bad, text, ok):
         ("/job:worker/task:0/device:GPU:7", "no device"),
     ],
 )
-def test_a_program_that_wants_what_the_cluster_has_not(bad, needs, words):
+def test_a_program_that_needs_a_missing_task_or_device_does_not_start(bad, needs, words):
     done, folder, seconds = bad("raise SystemExit('never')", ready_needs=[needs])
     assert done.returncode != 0
     assert folder is None
@@ -106,7 +106,7 @@ def test_a_program_that_wants_what_the_cluster_has_not(bad, needs, words):
     assert seconds < 60
 
 
-def test_a_silent_program_is_seen_to_go_on(bad):
+def test_progress_is_shown_for_a_program_that_prints_nothing(bad):
     text = "import time, tf_cluster\nfor n in (1, 2): tf_cluster.step(n, of=9, every=0)\ntime.sleep(22)"
     done, _folder, _seconds = bad(text)
     assert done.returncode == 0, said(done)

@@ -50,13 +50,13 @@ def test_every_link_and_every_task_is_measured(whole, standing):
         assert 0.1 < row["step_milliseconds"] < 1000, row
 
 
-def test_the_rate_of_the_network_is_in_the_same_row(whole, standing):
+def test_each_link_between_machines_has_the_iperf3_rate_in_its_row(whole, standing):
     for row in whole[1]["links"]:
         between = standing[row["from"]] != standing[row["to"]]
         assert (row["network_gigabytes_per_second"] or 0) > 0.001 if between else row["network_gigabytes_per_second"] is None
 
 
-def test_it_is_a_run_with_a_table_a_verdict_and_heat_maps(whole):
+def test_a_benchmark_is_a_run_with_a_table_a_verdict_and_heat_maps(whole):
     done, found = whole
     folder = folder_of(done)
     assert verdict(folder)["result"] == {"benchmark": found}
@@ -66,11 +66,11 @@ def test_it_is_a_run_with_a_table_a_verdict_and_heat_maps(whole):
     assert '"type":"heatmap"' in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_nothing_of_iperf3_is_left_running(cluster, whole):
+def test_iperf3_does_not_keep_running_after_a_benchmark(cluster, whole):
     assert set(cluster.shell("lab", "pgrep -x iperf3 || echo none").values()) == {"none"}
 
 
-def test_a_slow_link_is_named_and_it_ends_within_a_minute(cluster, whole, standing):
+def test_a_benchmark_names_a_slow_link_within_a_minute(cluster, whole, standing):
     machine = next(name for name, text in cluster.shell("lab", "hostname -I").items() if standing["worker:0"] in text.split())
     if "slowed" not in cluster.inside(machine, SLOW):
         pytest.skip("tc cannot slow a link here")
@@ -89,7 +89,7 @@ def test_a_slow_link_is_named_and_it_ends_within_a_minute(cluster, whole, standi
     assert took < 60
 
 
-def test_a_task_that_stops_meanwhile_is_named_and_the_others_are_measured(cluster, whole):
+def test_a_task_that_hangs_during_a_benchmark_is_named_and_the_others_are_measured(cluster, whole):
     process = cluster.begin("ansible-playbook", PLAYBOOK, "--extra-vars=benchmark_iperf=false")
     lines = []
     for line in process.stdout:
@@ -109,7 +109,7 @@ def test_a_task_that_stops_meanwhile_is_named_and_the_others_are_measured(cluste
     assert "The slowest link: " in text
 
 
-def test_invalid_variables_are_reported_at_once(cluster):
+def test_invalid_variables_are_reported_before_a_run_starts(cluster):
     done = cluster.playbook(PLAYBOOK, "--extra-vars=benchmark_seconds=soon", "--extra-vars=benchmark_iperf=perhaps")
     assert done.returncode != 0
     assert "benchmark_seconds is 'soon'. Set a number from 10 to 86400." in said(done)
@@ -117,7 +117,7 @@ def test_invalid_variables_are_reported_at_once(cluster):
     assert "the run " not in said(done)
 
 
-def test_a_selection_of_the_links_is_reported(cluster, whole):
+def test_a_short_benchmark_reports_that_only_some_links_were_measured(cluster, whole):
     done, found = benchmark(cluster, "--extra-vars=benchmark_seconds=10", "--extra-vars=benchmark_iperf=false")
     assert done.returncode == 0, said(done)
     assert found["seconds"] < 25

@@ -81,7 +81,7 @@ def cancel(cluster, run):
     return verdict(folder_of(done)), folder_of(done)
 
 
-def test_tensorboard_shows_a_finished_run_and_one_that_is_running(cluster, browser, tmp_path):
+def test_tensorboard_shows_a_finished_run_and_a_running_run(cluster, browser, tmp_path):
     (tmp_path / "curve.py").write_text(CURVE, encoding="utf-8")
     done, _folder = cluster.run(tmp_path / "curve.py", "--extra-vars", json.dumps({"program_args": "50 0"}))
     assert done.returncode == 0, said(done)

@@ -6,7 +6,7 @@ import pytest
 from conftest import folder_of, said, verdict
 
 
-def test_config_is_the_same_bytes_everywhere(cluster, expected):
+def test_config_json_is_identical_on_every_machine(cluster, expected):
     """Every machine has the seed's form of the cluster spec."""
     found = cluster.shell("lab", "cat /etc/tf-cluster/config.json")
     assert len(found) == len({entry.rpartition(":")[0] for tasks in json.loads(expected).values() for entry in tasks})
@@ -15,7 +15,7 @@ def test_config_is_the_same_bytes_everywhere(cluster, expected):
 
 
 def test_every_standing_task_runs_under_systemd(cluster, expected):
-    """Each task of the spec but the host's has an active, enabled unit, and no unit has failed."""
+    """Each task except the host's has an active, enabled unit, and no unit has failed."""
     wanted = {
         f"tf-server@{job}-{index}.service"
         for job, tasks in json.loads(expected).items() if job != "host"
@@ -28,8 +28,8 @@ def test_every_standing_task_runs_under_systemd(cluster, expected):
     assert {user for text in users.values() for user in text.split()} == {"tensorflow"}
 
 
-def test_demo(cluster, expected):
-    """The matrix is the seed's, and TensorFlow says that each operation ran where it was placed."""
+def test_the_demo_computes_the_expected_matrix_on_the_expected_tasks(cluster, expected):
+    """The matrix equals the seed's, and TensorFlow reports that each operation ran on its task."""
     done = cluster.playbook("run_demo.yml")
     assert done.returncode == 0, said(done)
     folder = folder_of(done)

@@ -71,7 +71,7 @@ def test_each_role_works_alone(project, tag):
     assert ("0" in first.values()) is (tag in ("preflight", "cuda", "ready"))
 
 
-def test_the_roles_change_nothing_the_second_time(project):
+def test_the_roles_change_nothing_when_they_are_applied_again(project):
     assert set(changes(project.roles()).values()) == {"0"}
 
 
@@ -95,13 +95,13 @@ def test_the_tunnel_carries_packets_and_refuses_other_machines(cluster, project)
         ("ready", {"ready_cluster": {"worker": ["10.9.9.9:2300"]}}, "config.json is out of date"),
     ],
 )
-def test_a_role_alone_fails_with_a_sentence(project, tag, variables, words):
+def test_a_role_used_alone_reports_why_it_failed(project, tag, variables, words):
     done = project.roles("--tags", tag, "--extra-vars", json.dumps(variables))
     assert done.returncode != 0
     assert words in re.sub(r"\s+", " ", done.stdout), done.stdout
 
 
-def test_the_roles_remove_what_they_made(cluster, project):
+def test_the_remove_tasks_of_the_roles_leave_only_the_installation_folder_and_the_user(cluster, project):
     plays = [
         {"hosts": "all", "gather_facts": False, "become": True, "tasks": [
             {"ansible.builtin.include_role": {"name": f"distributed.tensorflow.{role}", "tasks_from": "remove"}}
@@ -113,7 +113,7 @@ def test_the_roles_remove_what_they_made(cluster, project):
     assert {text.partition(":")[0] for text in cluster.shell("lab", OURS).values()} == {"/opt/tf-cluster\ntensorflow"}
 
 
-def test_the_playbooks_make_a_cluster_and_run_the_demo(cluster, project):
+def test_the_playbooks_of_the_collection_create_a_cluster_run_the_demo_and_remove_the_cluster(cluster, project):
     groups = {"worker": {"hosts": project.machines}, "host": {"hosts": {"alone-b": {}}}}
     project.write("cluster.yml", groups)
     playbook = ("ansible-playbook", "-i", "cluster.yml")

@@ -49,7 +49,7 @@ def test_each_cuda_library_loads(machine):
 
 
 def test_tensorflow_opens_each_cuda_library(cluster, machine):
-    """The installation has linked those that TensorFlow would not find; without the link of cuSOLVER it would use no GPU."""
+    """The installation links libraries that TensorFlow would not find. Without the link of cuSOLVER, it would use no GPU."""
     site = cluster.shell("cuda-a", "echo /opt/tf-cluster/venv/lib/python3*/site-packages")["cuda-a"]
     program = (ROOT / "files/tf_cluster/tensorflow/cuda_libraries.py").read_text(encoding="utf-8")
     cluster.write("cuda-a", "/tmp/cuda_libraries.py", program)
@@ -72,8 +72,7 @@ def test_nvidia_smi_reports_a_missing_driver(cluster, machine):
     assert "couldn't communicate with the NVIDIA driver" in cluster.shell("cuda-a", "nvidia-smi; true")["cuda-a"]
 
 
-def test_a_server_of_this_wheel_listens(cluster, machine):
-    """The GPU wheel's library loads and serves where there is no GPU."""
+def test_a_server_of_the_gpu_wheel_starts_without_a_gpu(cluster, machine):
     program = (ROOT / "files/tf_cluster/tensorflow/capi.py").read_text(encoding="utf-8") + (
         '\nlibrary = Library()\nconfig = message("tensorflow_server_pb2", "ServerDef")(job_name="worker", protocol="grpc")\n'
         'config.cluster.job.add(name="worker").tasks[0] = "127.0.0.1:2222"\nlibrary.start_server(config.SerializeToString())\n'
@@ -82,7 +81,7 @@ def test_a_server_of_this_wheel_listens(cluster, machine):
     assert machine(program) == ["/job:worker/replica:0/task:0/device:CPU:0"]
 
 
-def test_site_reports_a_missing_device(cluster, machine):
+def test_site_reports_a_missing_gpu(cluster, machine):
     done = cluster.playbook("site.yml")
     assert done.returncode != 0
     assert "cuda-a: worker-0 requires a GPU, but the machine has no NVIDIA GPU" in said(done), said(done)

@@ -96,14 +96,14 @@ def assert_same_weights(path, other, tolerance=TOLERANCE):
             np.testing.assert_allclose(one[name], two[name], rtol=0, atol=tolerance)
 
 
-def test_placement(result):
+def test_the_placement_example_computes_on_both_workers(result):
     found, folder = result("placement")
     np.testing.assert_allclose(found["matrix"], [[26.80402, 32.85203], [54.003944, 69.09987]], rtol=1e-6)
     assert found["devices"] == [f"/job:worker/replica:0/task:{index}/device:CPU:0" for index in range(2)]
     assert "c was computed on /job:worker/replica:0/task:0" in (folder / "stdout.log").read_text(encoding="utf-8")
 
 
-def test_replication(result):
+def test_the_replication_example_trains_with_both_workers(result):
     found, _folder = result("replication")
     assert found["accuracy"] > 0.9
     assert found["steps"] == [300.0, 300.0]
@@ -115,7 +115,7 @@ def looped(result):
     return result("custom_loop")
 
 
-def test_custom_loop(cluster, looped):
+def test_the_custom_loop_example_trains_with_both_workers(cluster, looped):
     found, folder = looped
     assert found["replicas"] == 2
     assert found["accuracy"] > 0.9
@@ -127,7 +127,7 @@ def test_custom_loop(cluster, looped):
         assert "step 300 of 300" in (folder / log).read_text(encoding="utf-8")
 
 
-def test_a_custom_loop_computes_what_one_process_does(looped, alone):
+def test_a_custom_loop_computes_the_same_weights_as_one_process(looped, alone):
     _found, folder = looped
     assert_same_weights(folder / "early.npz", alone("custom_loop", "--steps 5", "early.npz"))
     assert_same_weights(folder / "weights.npz", folder / "tasks/worker-1/weights.npz", 0)
@@ -149,7 +149,7 @@ def fitted(result):
     return result("fit_workers")
 
 
-def test_fit_with_workers(fitted):
+def test_the_fit_workers_example_stops_early_and_saves_the_best_model_and_tensorboard_events(fitted):
     found, folder = fitted
     assert found["replicas"] == 2
     assert found["accuracy"] > 0.9
@@ -160,26 +160,26 @@ def test_fit_with_workers(fitted):
         assert b"epoch_accuracy" in events.read_bytes()
 
 
-def test_fit_with_workers_computes_what_one_process_does(fitted, alone):
+def test_fit_with_workers_computes_the_same_weights_as_one_process(fitted, alone):
     _found, folder = fitted
     assert_same_weights(folder / "weights.npz", alone("fit_workers", "", "weights.npz"))
     assert_same_weights(folder / "weights.npz", folder / "tasks/worker-1/weights.npz", 0)
 
 
-def test_fit_with_workers_is_restarted(result):
-    """Without a shared folder, all begin again, because only the first worker can read the backup."""
+def test_fit_with_workers_restarts_from_the_first_epoch_without_a_shared_folder(result):
+    """Only the first worker could read the backup."""
     found, folder = result("fit_workers", program_args="--fail-after 1 --epochs 2", train_restarts=1)
     assert verdict(folder)["training"]["attempts"] == 2
     assert (found["first_epoch"], found["epochs"]) == (1, 2)
 
 
-def test_coordinator(result):
+def test_the_coordinator_example_places_variables_on_the_parameter_server(result):
     found, _folder = result("coordinator")
     assert found["accuracy"] > 0.9
     assert found["devices"] == ["/job:ps/replica:0/task:0/device:CPU:0"]
 
 
-def test_fit_with_parameter_servers(result):
+def test_the_fit_parameter_servers_example_saves_the_best_model_and_tensorboard_events(result):
     found, folder = result("fit_parameter_servers")
     assert found["accuracy"] > 0.9
     assert found["devices"] == ["/job:ps/replica:0/task:0/device:CPU:0"]
@@ -188,34 +188,34 @@ def test_fit_with_parameter_servers(result):
     assert b"epoch_accuracy" in events.read_bytes()
 
 
-def test_fit_with_parameter_servers_computes_what_one_process_does(result, alone):
-    """With all digits in each step, and one step per epoch, it makes no difference which worker computes it."""
+def test_fit_with_parameter_servers_computes_the_same_weights_as_one_process(result, alone):
+    """Each step uses all digits and each epoch has one step, so the result does not depend on which worker computes it."""
     words = "--epochs 5 --steps 1 --batch 1400"
     _found, folder = result("fit_parameter_servers", program_args=words)
     assert_same_weights(folder / "weights.npz", alone("fit_parameter_servers", words, "weights.npz"))
 
 
-def test_evaluator(result):
+def test_the_evaluator_example_evaluates_while_the_workers_train(result):
     found, _folder = result("evaluator")
     assert found["accuracy"] > 0.9
     assert found["device"] == "/job:evaluator/replica:0/task:0/device:CPU:0"
     assert len(found["so_far"]) > 1  # while the workers train
 
 
-def test_data_service(result):
+def test_the_data_service_example_gives_each_digit_to_exactly_one_worker(result):
     found, folder = result("data_service")
     assert sum(found["counts"]) == found["different"] == 1400
     assert min(found["counts"]) > 0
     assert "worker:1 got" in (folder / "tasks/worker-1/stdout.log").read_text(encoding="utf-8")
 
 
-def test_dtensor(result):
+def test_the_dtensor_example_multiplies_matrices_that_are_split_over_the_workers(result):
     found, _folder = result("dtensor")
     assert found["part"] == [8, 8]
     assert found["error"] < 1e-5
 
 
-def test_sweep(cluster, start):
+def test_the_sweep_example_tries_two_rates_on_different_tasks(cluster, start):
     def run(rate):
         """Start a run, wait for it, and return its verdict."""
         started, _folder = start("sweep", program_args=[rate], run_name=f"rate-{rate}")
@@ -233,7 +233,7 @@ def test_sweep(cluster, start):
     assert sorted(task for each in found for task in each["tasks"]) == ["worker:0", "worker:1"]
 
 
-def test_fit_of_keras_3_fails_with_the_remedy(cluster, tmp_path):
+def test_fit_with_keras_3_fails_and_reports_the_fix(cluster, tmp_path):
     (tmp_path / "fit.py").write_text(FIT, encoding="utf-8")
     commands = {"train": {"program_args": "workers"}, "run": {"run_task": "chief:0", "program_keras": 3}}
 
@@ -255,7 +255,7 @@ def profiled(folder):
     return [sorted(path.name.removesuffix(".xplane.pb") for path in window.iterdir()) for window in windows]
 
 
-def test_a_training_is_traced(start):
+def test_a_training_is_traced_on_all_tasks(start):
     for _try in range(4):  # TensorFlow's profiler may crash when it collects collective operations; the training does not notice
         done, folder = start("custom_loop", program_args="--steps 100", trace=True)
         assert done.returncode == 0, said(done)
@@ -273,7 +273,7 @@ def test_a_training_is_traced(start):
         assert text in page
 
 
-def test_an_eager_program_is_traced_on_all_its_tasks(cluster):
+def test_an_eager_program_is_traced_on_all_tasks(cluster):
     done, folder = cluster.run(ROOT / "tests/lab/programs/two_workers_eagerly.py", "--extra-vars=trace=true")
     assert done.returncode == 0, said(done)
     assert profiled(folder) == [["evaluator-0", "host-0", "ps-0", "worker-0", "worker-1"]]

@@ -174,14 +174,14 @@ def kill(cluster, machine, unit):
     cluster.inside(machine, f"kill -KILL {PID.format(unit)}")
 
 
-def test_a_worker_killed_while_idle_is_back_within_three_seconds(cluster, faults):
+def test_a_worker_killed_while_idle_answers_again_within_three_seconds(cluster, faults):
     line = f"kill -KILL {PID.format('tf-server@worker-1')}; begun=$(date +%s%N)\n{READY.format(10)} >/dev/null && "
     took = int(cluster.inside(SECOND, line + "echo $(($(date +%s%N) - begun))")) / 1e9
     faults.note("worker killed while idle", took, "nothing", "restarted by systemd, answers")
     assert took < 3
 
 
-def test_a_worker_killed_while_computing(cluster, faults, run):
+def test_a_program_that_retries_succeeds_after_a_worker_is_killed_while_computing(cluster, faults, run):
     running = run(COUNT.format(steps=12, deadline=20, retry=True))
     running.until_it_says("step 7")
     kill(cluster, SECOND, "tf-server@worker-1")
@@ -194,7 +194,7 @@ def test_a_worker_killed_while_computing(cluster, faults, run):
     faults.note("worker killed while computing, program retries", took, "nothing", "right result, in a new session")
 
 
-def test_a_worker_killed_while_sending(cluster, faults, run):
+def test_a_run_fails_and_names_the_worker_that_was_killed_while_sending(cluster, faults, run):
     running = run(SEND)
     running.until_it_says("step 1")
     time.sleep(1)
@@ -208,7 +208,7 @@ def test_a_worker_killed_while_sending(cluster, faults, run):
     faults.note("worker killed while sending 256 MB", time.monotonic() - begun, "nothing", "failed; the verdict names the task")
 
 
-def test_a_machine_stopped(cluster, faults, run, repairs):
+def test_a_run_fails_within_its_deadline_if_a_machine_is_stopped(cluster, faults, run, repairs):
     running = run(COUNT.format(steps=60, deadline=15, retry=False))
     running.until_it_says("step 2")
     repairs += [lambda: cluster.podman("start", SECOND), lambda: cluster.wait_for(SECOND)]
@@ -227,7 +227,7 @@ def test_a_machine_stopped(cluster, faults, run, repairs):
     )
 
 
-def test_a_machine_restarted(cluster, faults, run, repairs):
+def test_a_program_that_retries_succeeds_after_a_machine_restarts(cluster, faults, run, repairs):
     running = run(COUNT.format(steps=8, deadline=15, retry=True))
     running.until_it_says("step 3")
     cluster.podman("kill", SECOND)
@@ -242,7 +242,7 @@ def test_a_machine_restarted(cluster, faults, run, repairs):
     faults.note("machine of a worker restarted, program retries", took, "nothing", "right result, in a new session")
 
 
-def test_a_machine_paused(cluster, faults, run, repairs):
+def test_a_run_reports_a_paused_machine_and_continues_when_it_resumes(cluster, faults, run, repairs):
     running = run(COUNT.format(steps=8, deadline=60, retry=False))
     running.until_it_says("step 3")
     repairs.append(lambda: cluster.podman("unpause", SECOND))
@@ -257,7 +257,7 @@ def test_a_machine_paused(cluster, faults, run, repairs):
     faults.note("machine of a worker paused", took, "nothing", "reported; continued when the machine resumed")
 
 
-def test_a_network_cut_silently(cluster, faults, run, repairs):
+def test_run_abort_after_silence_stops_a_run_if_the_network_of_a_worker_is_cut(cluster, faults, run, repairs):
     running = run(COUNT.format(steps=90, deadline=120, retry=False), "--extra-vars=run_abort_after_silence=20")
     running.until_it_says("step 2")
     repair = cut(cluster, SECOND, repairs)
@@ -279,7 +279,7 @@ def test_a_network_cut_silently(cluster, faults, run, repairs):
     )
 
 
-def test_the_network_of_the_host_machine_cut(cluster, faults, run, repairs):
+def test_a_run_continues_while_the_network_of_the_host_machine_is_cut(cluster, faults, run, repairs):
     running = run(TICK.format(steps=40))
     running.until_it_says("step 2")
     repair = cut(cluster, HOST, repairs)
@@ -295,7 +295,7 @@ def test_the_network_of_the_host_machine_cut(cluster, faults, run, repairs):
     faults.note("network of the host machine cut", took, "nothing", "command ended, run continued; attached and collected")
 
 
-def test_the_program_killed(cluster, faults, run):
+def test_a_killed_program_fails_the_run_and_the_signal_is_named(cluster, faults, run):
     running = run(TICK.format(steps=60))
     running.until_it_says("step 3")
     cluster.inside(HOST, "kill -KILL $(ps -eo pid=,args= | awk '/python program.py/ && !/output.py|awk/ {print $1}')")
@@ -307,7 +307,7 @@ def test_the_program_killed(cluster, faults, run):
     faults.note("program on the host machine killed", time.monotonic() - begun, "nothing", "failed; the verdict names the signal")
 
 
-def test_the_controller_killed(cluster, faults, run):
+def test_a_run_continues_after_the_command_on_the_controller_is_killed(cluster, faults, run):
     running = run(TICK.format(steps=12))
     running.until_it_says("step 2")
     os.killpg(running.process.pid, signal.SIGKILL)
@@ -319,7 +319,7 @@ def test_the_controller_killed(cluster, faults, run):
     faults.note("controller killed", time.monotonic() - begun, "nothing", "run continued; attached and collected")
 
 
-def test_a_task_takes_all_the_memory(cluster, faults, run, repairs):
+def test_a_task_that_exhausts_the_memory_is_named_and_does_not_affect_other_tasks(cluster, faults, run, repairs):
     others = "pgrep 'sshd|systemd-journal' | head -2"
     before, second = cluster.inside(FIRST, others), cluster.inside(SECOND, f"echo {PID.format('tf-server@worker-1')}")
     repairs.append(lambda: cluster.podman("update", FIRST, "--memory", "64g", "--memory-swap", "64g"))
@@ -348,7 +348,7 @@ def small_disk(cluster, machine, repairs):
     return lambda: cluster.inside(machine, f"mount -o remount,size=50m {RUNS}")
 
 
-def test_the_disk_of_a_worker_full(cluster, faults, repairs):
+def test_a_run_succeeds_while_the_disk_of_a_worker_is_full(cluster, faults, repairs):
     small_disk(cluster, SECOND, repairs)
     cluster.inside(SECOND, f"head -c 2000000 /dev/zero > {RUNS}/full || true")
     begun = time.monotonic()
@@ -357,7 +357,7 @@ def test_the_disk_of_a_worker_full(cluster, faults, repairs):
     faults.note("disk of a worker full", time.monotonic() - begun, "nothing", "not needed by a run: right result")
 
 
-def test_the_disk_of_the_host_machine_full(cluster, faults, run, repairs):
+def test_a_run_fails_with_the_reason_if_the_disk_of_the_host_machine_is_full(cluster, faults, run, repairs):
     more_room = small_disk(cluster, HOST, repairs)
     text = "import os, time\nfor n in range(9): print('step', n + 1, flush=True)\ntime.sleep(2)\n"
     text += "open(os.environ['TF_RUN_DIR'] + '/big', 'wb', 0).write(bytes(3_000_000))\nprint('step 10', flush=True)\n"
@@ -377,7 +377,7 @@ def test_the_disk_of_the_host_machine_full(cluster, faults, run, repairs):
     faults.note("disk of the host machine full", took, "nothing written before", "failed; collected when there was room")
 
 
-def test_the_disk_of_the_host_machine_full_for_a_while(cluster, faults, run, repairs):
+def test_a_run_succeeds_if_the_disk_of_the_host_machine_is_temporarily_full(cluster, faults, run, repairs):
     more_room = small_disk(cluster, HOST, repairs)
     text = "import os, threading\npath = os.environ['TF_RUN_DIR'] + '/big'\nopen(path, 'wb', 0).write(bytes(3_000_000))\n"
     text += "threading.Timer(4, os.remove, [path]).start()\nfor n in range(20): print('step', n + 1, 'x' * 10_000, flush=True)\n"
@@ -391,7 +391,7 @@ def test_the_disk_of_the_host_machine_full_for_a_while(cluster, faults, run, rep
     faults.note("disk of the host machine full for a while", found["seconds"], "nothing", "waited for room; right result")
 
 
-def test_the_disk_of_the_controller_full(cluster, faults, repairs, tmp_path):
+def test_results_can_be_collected_after_the_disk_of_the_controller_was_full(cluster, faults, repairs, tmp_path):
     cluster.output.mkdir(parents=True, exist_ok=True)
     subprocess.run([*AS_ROOT, "mount", "-t", "tmpfs", "-o", f"size=20m,uid={os.getuid()}", "tmpfs", cluster.output], check=True)
     repairs.append(lambda: subprocess.run([*AS_ROOT, "umount", cluster.output], check=True))
@@ -484,7 +484,7 @@ def until_ended(cluster, runs, seconds=90):
     return time.monotonic() - begun
 
 
-def test_the_host_machine_rebooted_with_three_queued_runs(cluster, faults, repairs, detached):
+def test_queued_runs_run_in_order_after_the_host_machine_reboots(cluster, faults, repairs, detached):
     repairs.append(lambda: cluster.wait_for(HOST))
     first = detached(TICK.format(steps=300))
     queued = [detached(TICK.format(steps=3)) for _each in range(3)]
@@ -510,7 +510,7 @@ def test_the_host_machine_rebooted_with_three_queued_runs(cluster, faults, repai
     )
 
 
-def test_runs_canceled_in_the_middle_of_the_queue(cluster, faults, detached):
+def test_canceling_running_and_queued_runs_does_not_affect_the_others(cluster, faults, detached):
     runs = [detached(TICK.format(steps=steps)) for steps in (300, 3, 300, 3)]
     begun = time.monotonic()
     done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={runs[2]},{runs[0]}")
@@ -525,7 +525,7 @@ def test_runs_canceled_in_the_middle_of_the_queue(cluster, faults, detached):
     faults.note("running and queued runs canceled", took, "nothing", "the others ran in their order")
 
 
-def test_the_disk_of_the_host_machine_full_with_a_queue(cluster, faults, repairs, detached):
+def test_queued_runs_end_with_their_reason_if_the_disk_of_the_host_machine_is_full(cluster, faults, repairs, detached):
     more_room = small_disk(cluster, HOST, repairs)
     text = "import os, time\nprint('step 1', flush=True)\ntime.sleep(12)\n"
     # The first write fills the disk and may be short, without an error.
@@ -551,8 +551,8 @@ def test_the_disk_of_the_host_machine_full_with_a_queue(cluster, faults, repairs
     )
 
 
-def test_a_run_continues_with_the_tasks_that_answer(cluster, faults, run, repairs, tmp_path):
-    """The first worker is missing, so that the second one has another name in the run than it knows itself by."""
+def test_a_run_with_allow_missing_uses_the_tasks_that_answer(cluster, faults, run, repairs, tmp_path):
+    """The first worker is missing, so the name of the second worker in the run differs from its name in the cluster."""
     repairs += [lambda: cluster.podman("start", FIRST), lambda: cluster.wait_for(FIRST)]
     cluster.podman("kill", FIRST)
     begun = time.monotonic()
@@ -580,7 +580,7 @@ def test_a_run_continues_with_the_tasks_that_answer(cluster, faults, run, repair
     faults.note("a machine missing, -e allow_missing=1", took, "nothing", "right result from the tasks that answer")
 
 
-def test_after_all_of_it_the_cluster_is_brought_back(cluster, faults):
+def test_site_completes_the_cluster_after_all_faults(cluster, faults):
     begun = time.monotonic()
     done = cluster.playbook("site.yml")
     assert done.returncode == 0, said(done)

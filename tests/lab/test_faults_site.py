@@ -115,7 +115,7 @@ def test_an_unreachable_machine_does_not_stop_the_others(site, faults):
     )
 
 
-def test_a_machine_that_is_lost_between_stages(site, faults):
+def test_site_continues_without_a_machine_that_is_lost_between_stages(site, faults):
     site.on(site.first, "systemctl stop tf-server@worker-0")
     begun = time.monotonic()
     with site.started() as (called, wait_for):
@@ -131,7 +131,7 @@ def test_a_machine_that_is_lost_between_stages(site, faults):
     site.repair()
 
 
-def test_without_the_host_machine_no_task_is_checked(site, tmp_path):
+def test_site_reports_unchecked_tasks_if_the_host_machine_is_unreachable(site, tmp_path):
     away = tmp_path / "away.yml"
     away.write_text(yaml.safe_dump({"all": {"hosts": {site.host: {"ansible_port": 3}}}}), encoding="utf-8")
     done = site.cluster.playbook("site.yml", f"--inventory={away}")
@@ -139,7 +139,7 @@ def test_without_the_host_machine_no_task_is_checked(site, tmp_path):
     assert f"The tasks were not checked, because {site.host} (host:0) checks them." in said(done), said(done)
 
 
-def test_a_damaged_environment_and_another_version_are_repaired(site, faults):
+def test_a_damaged_environment_and_a_wrong_tensorflow_version_are_repaired(site, faults):
     packages = f"{VENV}/lib/python3*/site-packages"
     site.on(site.first, f"rm {packages}/numpy/version.py")
     site.on(site.second, f"cd {packages} && mv tensorflow_cpu-2.21.0.dist-info tensorflow_cpu-2.20.0.dist-info")
@@ -156,8 +156,8 @@ def test_a_damaged_environment_and_another_version_are_repaired(site, faults):
     faults.note("Python environment damaged, or with another TensorFlow", seconds, "nothing", "repaired by site.yml")
 
 
-def test_edited_files_are_repaired_and_other_files_stay(site, faults):
-    """Each was edited by hand, and the task started with it."""
+def test_edited_files_are_repaired_and_a_drop_in_of_the_user_is_kept(site, faults):
+    """The files were edited by hand, and the tasks were restarted with them."""
     units = "/etc/systemd/system"
     site.on(
         site.first,
@@ -202,7 +202,7 @@ def test_a_drop_in_that_breaks_a_task_is_named(site, faults):
     faults.note("a drop-in of the user's breaks a task", seconds, "nothing", "the message names the file")
 
 
-def test_another_program_on_a_tasks_port_is_named(site, faults):
+def test_another_program_on_the_port_of_a_task_is_named(site, faults):
     site.on(
         site.first, "systemctl stop tf-server@worker-0; systemd-run --unit other-program python3 -m http.server 2222; sleep 1"
     )
@@ -216,8 +216,8 @@ def test_another_program_on_a_tasks_port_is_named(site, faults):
     faults.note("another program uses a task's port", seconds, "nothing", "the message names it; nothing was changed")
 
 
-def test_a_proxy_in_the_environment_does_not_matter(site, faults):
-    """Of systemd and of each login: gRPC would send the cluster's traffic there."""
+def test_a_proxy_in_the_environment_does_not_affect_the_cluster(site, faults):
+    """The proxy is set for systemd and for each login. gRPC would send the cluster's traffic to it."""
     proxies = " ".join(
         f"{name}=http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "all_proxy")
     )
@@ -239,8 +239,8 @@ def test_a_proxy_in_the_environment_does_not_matter(site, faults):
     faults.note("http_proxy in the environment", seconds, "nothing", "the demo's result is right")
 
 
-def test_site_interrupted_at_each_stage(site, faults):
-    """Each call is killed with all its processes, one after the other, and then one goes through."""
+def test_site_completes_after_it_was_killed_at_several_stages(site, faults):
+    """Each call is killed with all its processes. The last call is not killed and completes."""
     site.on(site.first, f"rm {VENV}/made-of")
     begun = time.monotonic()
     site.interrupt("TASK [distributed.tensorflow.tensorflow : Install | Send and install the packages")
@@ -263,7 +263,7 @@ def test_site_interrupted_at_each_stage(site, faults):
     )
 
 
-def test_two_at_once(site, faults):
+def test_two_site_playbooks_at_the_same_time_do_not_damage_the_cluster(site, faults):
     site.cluster.shell("lab", f"rm {VENV}/made-of; echo {{}} > /etc/tf-cluster/config.json")
     begun = time.monotonic()
     with site.started() as (one, _wait), site.started() as (other, _wait_too):
@@ -293,8 +293,8 @@ with tf.compat.v1.Session(server.target) as session:
 """
 
 
-def test_site_during_a_run(site, faults, tmp_path):
-    """Nothing to do: the run goes on. A changed task starts again, and the run that used it fails with a sentence."""
+def test_site_interrupts_a_run_only_if_the_inputs_of_its_task_changed(site, faults, tmp_path):
+    """A changed task is restarted, and the run that uses it fails with the reason."""
     program = tmp_path / "long.py"
     program.write_text(LONG, encoding="utf-8")
     for variables, words in (({}, ""), ({"tf_task_options": {"intra_op_threads": 2}}, "step 1")):

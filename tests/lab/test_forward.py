@@ -43,7 +43,7 @@ def get(url):
         return answer.read().decode()
 
 
-def test_a_run_is_reached_on_another_port_until_it_ends(cluster, tmp_path, busy):
+def test_forward_uses_another_port_if_the_port_is_in_use_and_closes_it_when_the_run_ends(cluster, tmp_path, busy):
     (tmp_path / "serve.py").write_text(SERVER, encoding="utf-8")
     given = {"program": str(tmp_path / "serve.py"), "program_args": [busy], "detach": True, "run_tasks": 0}
     done = cluster.playbook("playbooks/run.yml", f"--extra-vars={json.dumps(given)}")

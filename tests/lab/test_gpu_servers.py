@@ -140,15 +140,15 @@ def test_two_tasks_share_the_gpu(cluster, driver, one):
     assert first_denied == second_denied == {}
 
 
-def test_fraction_and_growth_of_memory_reach_the_driver(cluster, driver, one):
-    """Both have computed, or tried to. TensorFlow rounds down to 256 bytes."""
+def test_memory_fraction_and_memory_growth_are_passed_to_the_driver(cluster, driver, one):
+    """Both tasks have computed or tried to compute. TensorFlow rounds down to 256 bytes."""
     taken, growing = driver.opened("worker-0")[0][UUID], driver.opened("worker-1")[0][UUID]
     assert (taken["count"], taken["first"]) == (1, int(FRACTION * MEMORY) // 256 * 256)
     assert (growing["count"], growing["first"]) == (1, FIRST_OF_GROWTH)
 
 
-def test_a_program_uses_the_gpu_that_it_asks_for(cluster, driver, one):
-    """Memory grows with what it needs and not beyond the task's share."""
+def test_a_program_uses_the_gpu_that_it_requests(cluster, driver, one):
+    """Its memory grows as needed, up to the task's share."""
     device, fits, exceeds = "/job:worker/task:1/device:GPU:0", 64 << 20, int(SMALL_FRACTION * MEMORY) + (64 << 20)
     before = driver.opened("worker-0")[0][UUID]["bytes"]
     done, result = run(cluster, device, [fits, exceeds], f"--extra-vars=ready_needs={device}")
@@ -170,7 +170,7 @@ def test_a_program_that_needs_a_missing_gpu_does_not_start(cluster, one):
     assert f"no device the program needs {device}; the task has " in said(done), said(done)
 
 
-def test_a_program_that_asks_for_a_missing_gpu_gets_tensorflows_error(cluster, one):
+def test_a_program_that_uses_a_missing_gpu_gets_tensorflows_error(cluster, one):
     done, result = run(cluster, "/job:worker/task:1/device:GPU:1", [1024])
     assert done.returncode == 0, said(done)
     assert "/job:worker/replica:0/task:1/device:GPU:0" in result["1024"]
@@ -185,7 +185,7 @@ def test_the_status_shows_gpu_memory_and_both_tasks(cluster, driver, one):
     assert f"gpus-a 0 NVIDIA H100 80GB HBM3 {used} of 81559 MB 31 worker-0, worker-1" in said(done), said(done)
 
 
-def test_a_killed_server_frees_its_memory_and_returns(cluster, driver, one):
+def test_a_killed_server_frees_its_memory_and_restarts(cluster, driver, one):
     before = driver.used()
     cluster.inside("gpus-a", "systemctl kill --signal=KILL tf-server@worker-0")
     answer = gate(cluster, "--timeout=30")["worker:0"]
@@ -193,8 +193,8 @@ def test_a_killed_server_frees_its_memory_and_returns(cluster, driver, one):
     assert driver.used() < before - FRACTION * 81559 + 10
 
 
-def test_a_run_leaves_the_gpu_as_it_was_before(cluster, driver, one):
-    """The new server takes memory when it is used for the first time, and is the same process for systemd."""
+def test_the_gpu_memory_of_a_run_is_freed_after_the_run(cluster, driver, one):
+    """The new server takes memory when it is first used. For systemd, it is the same process."""
     kept, entry = driver.used(), driver.opened("worker-1")[0][UUID]
     done, result = run(cluster, "/job:worker/task:1/device:GPU:0", [64 << 20], keep=False)
     assert done.returncode == 0, said(done)
@@ -206,7 +206,7 @@ def test_a_run_leaves_the_gpu_as_it_was_before(cluster, driver, one):
     assert gate(cluster)["worker:1"]["devices"] == devices(1, "GPU:0")
 
 
-def test_missing_device_files_are_made_before_a_server_starts(cluster, driver, one):
+def test_missing_device_files_are_created_before_a_server_starts(cluster, driver, one):
     cluster.inside("gpus-a", "systemctl stop tf-gpu-nodes; rm /dev/nvidia*; systemctl restart tf-server@worker-0")
     assert cluster.inside("gpus-a", "ls /dev/nvidia*").split() == [
         f"/dev/nvidia{name}" for name in ("-uvm", "-uvm-tools", "0", "ctl")
@@ -215,7 +215,7 @@ def test_missing_device_files_are_made_before_a_server_starts(cluster, driver, o
 
 
 def test_a_server_whose_gpu_has_no_device_file_is_reported(cluster, driver, one):
-    """CUDA finds no device then, and the server runs without."""
+    """In this case CUDA finds no device, and the server runs without a GPU."""
     hide = "mv /dev/nvidia0 /dev/hidden; mkdir /dev/nvidia0; systemctl restart tf-server@worker-0"
     cluster.inside("gpus-a", hide)
     answer = gate(cluster)["worker:0"]
@@ -230,7 +230,7 @@ def test_a_user_who_imports_tensorflow_finds_the_gpu(cluster, one):
     assert json.loads(found) == ["/physical_device:GPU:0"]
 
 
-def test_how_long_a_server_takes_to_start(cluster, figures, one):
+def test_a_server_with_a_gpu_starts_within_20_seconds(cluster, figures, one):
     restart = "systemctl restart tf-server@worker-1; journalctl --unit=tf-server@worker-1 --lines=30 --output=cat"
     seconds = [
         float(re.findall(r"listens on .*after ([\d.]+) s", cluster.inside("gpus-a", restart))[-1]) for _attempt in range(3)
@@ -240,7 +240,7 @@ def test_how_long_a_server_takes_to_start(cluster, figures, one):
 
 
 def test_each_of_eight_servers_has_its_own_gpu(cluster, driver, eight):
-    """As the gate sees it, and as the driver does."""
+    """Both the gate and the driver report it."""
     found = gate(cluster)
     assert len(found) == 8
     for index, uuid in enumerate(UUIDS):
@@ -251,7 +251,7 @@ def test_each_of_eight_servers_has_its_own_gpu(cluster, driver, eight):
 
 @pytest.mark.parametrize("index", range(8))
 def test_a_server_cannot_open_other_gpus(driver, eight, index):
-    """The unit's device list is enforced: the kernel denies the others although their files are open to all."""
+    """The kernel enforces the unit's device list, although any user may open the device files."""
     denied = driver.opened(f"worker-{index}")[1]
     assert denied == {uuid: "Operation not permitted" for uuid in UUIDS if uuid != UUIDS[index]}
 
@@ -264,8 +264,8 @@ def test_the_status_shows_eight_gpus_and_their_tasks(cluster, eight):
         assert row in said(done), said(done)
 
 
-def test_a_task_with_two_gpus_has_them_in_its_own_order(cluster, driver, pair):
-    """A copy to the second one tells them apart."""
+def test_a_task_with_two_gpus_uses_them_in_the_configured_order(cluster, driver, pair):
+    """A copy to the second GPU shows which one it is."""
     task = gate(cluster)["worker:0"]
     assert (task["devices"], task["gpus"]) == (devices(0, "GPU:0", "GPU:1"), [UUIDS[3], UUIDS[1]])
     size = 64 << 20

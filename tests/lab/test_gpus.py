@@ -28,21 +28,21 @@ def site_output(cluster):
 
 
 def test_the_gate_reports_missing_gpus(site_output):
-    """The truth here: TensorFlow has no GPU to find."""
+    """The GPUs are simulated, so TensorFlow finds none."""
     for index, port in enumerate(PORTS):
         row = f"worker:{index} gpus-a 10.89.81.10:{port} no GPU it should have 1 GPU(s), but TensorFlow found 0"
         assert row in site_output, site_output
     assert "worker:8 gpus-b 10.89.81.11:2222 answers" in site_output
 
 
-def test_the_device_files_are_made_at_each_start(cluster, site_output):
-    """A unit makes them before the first server starts: confined servers may not."""
+def test_missing_device_files_are_created_when_a_server_starts(cluster, site_output):
+    """A unit creates them before the first server starts, because confined servers cannot."""
     cluster.inside("gpus-a", "systemctl stop tf-gpu-nodes; rm /dev/nvidia*; systemctl restart tf-server@worker-5")
     expected = {f"/dev/nvidia{index}" for index in range(8)} | SHARED
     assert set(cluster.inside("gpus-a", "ls /dev/nvidia*").split()) == expected
 
 
-def test_each_gpu_has_a_task_of_its_own(cluster, site_output):
+def test_each_gpu_has_a_separate_task(cluster, site_output):
     units = cluster.shell("gpus-a", "systemctl list-units --plain --no-legend --state=active 'tf-server@*' | cut -d' ' -f1")[
         "gpus-a"
     ]
@@ -54,12 +54,12 @@ def test_each_gpu_has_a_task_of_its_own(cluster, site_output):
 
 
 @pytest.mark.parametrize("index", range(8))
-def test_a_task_may_open_its_own_gpu_alone(cluster, site_output, index):
+def test_a_task_can_open_only_its_own_gpu(cluster, site_output, index):
     shown = cluster.shell("gpus-a", f"systemctl show --value --property=DeviceAllow tf-server@worker-{index}")["gpus-a"]
     assert {word for word in shown.split() if word.startswith("/dev/")} == {f"/dev/nvidia{index}", *SHARED}
 
 
-def test_a_task_without_a_gpu_sees_none(cluster, site_output):
+def test_a_task_without_a_gpu_has_no_access_to_gpus(cluster, site_output):
     shown = cluster.shell("gpus-b", "systemctl show --property=PrivateDevices,DeviceAllow tf-server@worker-8")["gpus-b"]
     assert "PrivateDevices=yes" in shown
     assert "nvidia" not in shown
@@ -81,7 +81,7 @@ def test_the_status_names_each_gpu_and_its_task(cluster, site_output):
         assert row in said(done), said(done)
 
 
-def test_a_second_time_changes_nothing(cluster, site_output):
+def test_repeating_site_changes_nothing(cluster, site_output):
     assert not re.search(r"changed=[1-9]", cluster.playbook("site.yml").stdout)
 
 
@@ -100,7 +100,7 @@ def test_a_machine_without_a_gpu_is_reported(cluster, site_output):
     assert "gpus-a: tf_tasks.worker is 'per_gpu', but the machine has no NVIDIA GPU" in said(done), said(done)
 
 
-def test_teardown_leaves_nothing_of_it(cluster, site_output):
+def test_teardown_removes_all_files_of_the_cluster(cluster, site_output):
     assert cluster.playbook("playbooks/teardown.yml").returncode == 0
     line = "ls -d /etc/tf-cluster /etc/systemd/system/tf-* /etc/ansible/facts.d/tf_gpus.fact 2>/dev/null; true"
     assert set(cluster.shell("lab", line).values()) == {""}

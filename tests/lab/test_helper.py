@@ -17,20 +17,20 @@ RESULTS = {
 }
 
 
-def test_every_example_is_tried():
+def test_every_example_of_the_documentation_has_a_test():
     assert set(EXAMPLES) == set(RESULTS)
     assert TEXT.count("```python") == len(RESULTS)
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_an_example_runs(cluster, tmp_path, name):
+def test_each_example_of_the_documentation_returns_its_result(cluster, tmp_path, name):
     (tmp_path / "example.py").write_text(EXAMPLES[name], encoding="utf-8")
     done, folder = cluster.run(tmp_path / "example.py")
     assert done.returncode == 0, said(done)
     assert RESULTS[name](verdict(folder).get("result")), verdict(folder)
 
 
-def test_a_program_survives_a_worker_that_is_killed_between_two_steps(cluster, tmp_path):
+def test_a_program_continues_after_a_worker_is_killed_between_two_steps(cluster, tmp_path):
     slowly = EXAMPLES["Retry after a task restarts"].replace("import os\n", "import os\nimport time\n", 1)
     slowly = slowly.replace(
         "        values = session.run(train)\n", "        values = session.run(train)\n        time.sleep(0.5)\n"
@@ -53,12 +53,12 @@ def test_a_program_survives_a_worker_that_is_killed_between_two_steps(cluster, t
     assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["ended"] - killed < 60
 
 
-def test_python_finds_the_helper_outside_of_a_run(cluster):
+def test_python_can_import_the_helper_outside_a_run(cluster):
     found = cluster.shell("lab", "cd / && /opt/tf-cluster/venv/bin/python -c 'import tf_cluster; print(tf_cluster.__file__)'")
     assert set(found.values()) == {"/opt/tf-cluster/lib/tf_cluster/__init__.py"}
 
 
-def test_a_program_ends_where_a_worker_is_frozen(cluster, tmp_path):
+def test_a_program_fails_within_its_time_limit_if_a_worker_hangs(cluster, tmp_path):
     text = EXAMPLES["Retry after a task restarts"].replace("STEPS = 20", "STEPS = 1_000_000")
     (tmp_path / "frozen.py").write_text(text.replace("deadline=20, seconds=120", "deadline=3, seconds=6"), encoding="utf-8")
     started, _folder = cluster.run(tmp_path / "frozen.py", "--extra-vars=detach=true")

@@ -64,7 +64,7 @@ def collect(cluster, run, ok=True):
     return verdict(folder_of(done))
 
 
-def test_runs_on_different_tasks_do_not_see_each_other(cluster, request_run):
+def test_runs_on_different_tasks_are_isolated_and_run_at_the_same_time(cluster, request_run):
     first, _said = request_run(COUNT, run_tasks=1, program_args=[100, 25])
     second, words = request_run(COUNT, run_tasks=["worker:1"], program_args=[5, 20])
     third, _said = request_run("print('all')")
@@ -93,7 +93,7 @@ def test_canceling_a_run_does_not_affect_another(cluster, request_run):
     assert collect(cluster, second)["result"]["first"] == 5.0
 
 
-def test_detached_runs_start_in_their_order_with_nobody_connected(cluster, request_run, figures):
+def test_detached_runs_start_in_order_without_a_connected_controller(cluster, request_run, figures):
     text = "import os, time; open(os.environ['TF_CLUSTER_CONFIG']).read(); time.sleep(9)"
     runs = [request_run(text)[0] for _each in range(4)]
     seen = listed(cluster)
@@ -133,7 +133,7 @@ def test_several_runs_are_canceled_with_one_command(cluster, request_run):
         ("many", "run_tasks is 'many'. Set a number of worker tasks, as in 2, or a list of tasks"),
     ],
 )
-def test_tasks_that_a_run_cannot_have_are_refused(cluster, tmp_path, wanted, words):
+def test_invalid_run_tasks_are_refused(cluster, tmp_path, wanted, words):
     (tmp_path / "program.py").write_text("print('never')", encoding="utf-8")
     done, folder = cluster.run(tmp_path / "program.py", f"--extra-vars={json.dumps({'run_tasks': wanted})}")
     assert done.returncode != 0

@@ -79,7 +79,7 @@ def test_each_machine_deletes_old_runs_daily(cluster):
     assert {text.split()[1] for text in found.values()} == {"active"}
 
 
-def test_a_timer_that_was_stopped_is_started_again(cluster):
+def test_site_starts_a_stopped_timer_again_without_restarting_tasks(cluster):
     cluster.shell("host", "systemctl disable --now tf-prune.timer")
     before = cluster.pids()
     assert cluster.playbook("site.yml").returncode == 0
@@ -87,7 +87,7 @@ def test_a_timer_that_was_stopped_is_started_again(cluster):
     assert cluster.pids() == before
 
 
-def test_how_long_runs_are_kept_can_be_changed_without_a_restart(cluster):
+def test_the_retention_of_runs_can_be_changed_without_restarting_tasks(cluster):
     before = cluster.pids()
     words = ("--extra-vars=runs_keep_days=45", "--extra-vars=runs_keep_gb=500")
     assert cluster.playbook("site.yml", *words).returncode == 0
@@ -99,7 +99,7 @@ def test_how_long_runs_are_kept_can_be_changed_without_a_restart(cluster):
     assert cluster.playbook("site.yml").returncode == 0
 
 
-def test_a_period_that_is_none_is_refused(cluster):
+def test_an_invalid_retention_period_is_refused(cluster):
     done = cluster.playbook("playbooks/prune.yml", "--extra-vars=runs_keep_days=soon")
     assert done.returncode != 0
     assert "runs_keep_days is 'soon'. Set a number of days from 0 to 1000000." in said(done)
@@ -134,14 +134,14 @@ def test_old_runs_are_deleted_once_they_are_collected(cluster, program):
     assert left not in kept(cluster)
 
 
-def test_a_failed_run_is_collected_too(cluster, tmp_path):
+def test_a_failed_run_is_marked_as_collected(cluster, tmp_path):
     (tmp_path / "fails.py").write_text("raise SystemExit(3)")
     done, folder = cluster.run(tmp_path / "fails.py")
     assert done.returncode != 0
     assert "collected" in until(cluster, folder.name, "collected", 1)
 
 
-def test_the_end_of_a_run_is_posted_though_nobody_is_connected(cluster, program, receiver):
+def test_the_end_of_a_detached_run_is_posted(cluster, program, receiver):
     base, received = receiver
     run = detached(cluster, program, f"--extra-vars=run_notify={base}/204?token=hidden")
     notes = until(cluster, run, "notified")
@@ -158,7 +158,7 @@ def test_the_end_of_a_run_is_posted_though_nobody_is_connected(cluster, program,
     assert cluster.shell("host", line)[cluster.host] == "refused"
 
 
-def test_a_server_that_hangs_delays_nothing(cluster, program, receiver):
+def test_a_notification_server_that_hangs_does_not_delay_runs(cluster, program, receiver):
     base, received = receiver
     run = detached(cluster, program, f"--extra-vars=run_notify={base}/hang")
     ended = until(cluster, run, "ended")["ended"]
@@ -178,14 +178,14 @@ def test_a_server_that_hangs_delays_nothing(cluster, program, receiver):
     ("url", "outcome", "attempts"),
     [("{base}/500", "HTTP 500", 3), ("http://127.0.0.1:1/", "Connection refused", 3), ("http://name.invalid/", "", 3)],
 )
-def test_a_failed_notification_is_no_failed_run(cluster, program, receiver, url, outcome, attempts):
+def test_a_failed_notification_does_not_fail_the_run(cluster, program, receiver, url, outcome, attempts):
     run = detached(cluster, program, f"--extra-vars=run_notify={url.format(base=receiver[0])}")
     notes = until(cluster, run, "notified")
     assert (notes["notified"]["ok"], notes["notified"]["attempts"], notes["failure"]) == (False, attempts, "")
     assert outcome in notes["notified"]["outcome"]
 
 
-def test_a_run_that_is_stopped_is_posted(cluster, tmp_path, receiver):
+def test_the_end_of_a_killed_run_is_posted(cluster, tmp_path, receiver):
     (tmp_path / "sleeps.py").write_text("import time; print('here', flush=True); time.sleep(600)")
     run = detached(cluster, tmp_path / "sleeps.py", f"--extra-vars=run_notify={receiver[0]}/204")
     cluster.shell("host", f"timeout 30 sh -c 'until systemctl kill --signal=KILL tf-run-host-0-{run}; do sleep 0.2; done'")
@@ -194,7 +194,7 @@ def test_a_run_that_is_stopped_is_posted(cluster, tmp_path, receiver):
     assert body["failures"] == ["The program was killed by SIGKILL."]
 
 
-def test_a_url_that_is_none_is_refused_before_anything_starts(cluster, program):
+def test_an_invalid_notification_url_is_refused_before_a_run_starts(cluster, program):
     done, folder = cluster.run(program, "--extra-vars=run_notify=ftp://a.example/hidden")
     assert done.returncode != 0
     assert folder is None

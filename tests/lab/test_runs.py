@@ -47,21 +47,21 @@ def program(tmp_path):
     return write
 
 
-def test_the_seeds_program_works_as_it_stands(cluster, program):
+def test_the_seed_program_runs_unchanged(cluster, program):
     done, folder = cluster.run(program(SEED_PROGRAM))
     assert done.returncode == 0, said(done)
     assert "[54.003944 69.09987 ]" in (folder / "stdout.log").read_text(encoding="utf-8")
     assert verdict(folder)["ok"] is True
 
 
-def test_the_output_of_a_run_leaves_the_json_of_a_callback_alone(cluster):
+def test_the_output_of_a_run_is_not_mixed_with_the_json_of_a_callback(cluster):
     done = cluster.playbook("run_demo.yml", ANSIBLE_STDOUT_CALLBACK="json")
     assert done.returncode == 0, said(done)
     assert json.loads(done.stdout)["stats"]["test-host"]["failures"] == 0
     assert "26.80402" in done.stderr
 
 
-def test_only_root_and_the_programs_user_read_a_run(cluster, program):
+def test_only_root_and_the_user_of_programs_can_read_a_run(cluster, program):
     _done, folder = cluster.run(program("print('done')"), "--extra-vars=program_args=secret")
     path = f"/var/lib/tf-cluster/runs/{folder.name}"
     line = f"stat --format '%a %U:%G' {path} {path}/run.json {path}/stdout.log"
@@ -74,7 +74,7 @@ def test_only_root_and_the_programs_user_read_a_run(cluster, program):
     assert cluster.shell("host", line)[cluster.host].endswith("refused")
 
 
-def test_a_program_is_given_its_places(cluster, program):
+def test_a_program_gets_its_configuration_user_and_results_folder(cluster, program):
     text = """
 import json, os, pwd, sys
 config = json.loads(os.environ["TF_CONFIG"])
@@ -92,7 +92,7 @@ open(os.environ["TF_RUN_DIR"] + "/verdict.json", "w").write("mine")
     assert (folder / "program-verdict.json").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_folder_with_arguments_and_data(cluster, tmp_path):
+def test_a_program_folder_runs_with_arguments_data_and_a_name(cluster, tmp_path):
     for name, text in {
         "mine/main.py": "import sys, lib, os\nprint(lib.WORD, sys.argv[1:], open('numbers/a.txt').read(), open('b.txt').read())",
         "mine/lib.py": "WORD = 'from-lib'",
@@ -112,8 +112,7 @@ def test_a_folder_with_arguments_and_data(cluster, tmp_path):
     assert "-try-" in folder.name
 
 
-def test_packages_of_a_runs_own(cluster, program, tmp_path):
-    """They come on top of the locked ones and are gone with the run."""
+def test_additional_packages_are_installed_for_one_run_only(cluster, program, tmp_path):
     (tmp_path / "requirements.txt").write_text("tabulate\n", encoding="utf-8")
     text = "import tabulate, tensorflow; print(tabulate.tabulate([[1, 2]]), tabulate.__file__)"
     relative = os.path.relpath(tmp_path / "requirements.txt", ROOT)  # to where the command is called
@@ -124,7 +123,7 @@ def test_packages_of_a_runs_own(cluster, program, tmp_path):
     assert "No module named 'tabulate'" in (folder / "stdout.log").read_text(encoding="utf-8")
 
 
-def test_a_trace_tells_what_ran_where(cluster):
+def test_a_trace_shows_the_task_of_each_operation_and_the_transfers(cluster):
     for _try in range(3):  # TensorFlow tells its tasks to note transfers without waiting for it, so one may be missed
         done = cluster.playbook("run_demo.yml", "--extra-vars=trace=true")
         assert done.returncode == 0, said(done)
@@ -144,7 +143,7 @@ def test_a_trace_tells_what_ran_where(cluster):
     assert "worker:0 \\u2192 worker:1: 16 B" in page  # under the pointer, in the figure's JSON
 
 
-def test_what_is_no_program_is_said_before_anything_runs(cluster, program):
+def test_a_syntax_error_is_reported_before_a_run_starts(cluster, program):
     done, folder = cluster.run(program("print('a'\n"))
     assert done.returncode != 0
     assert folder is None
@@ -165,7 +164,7 @@ def detached(cluster, program):
     return start
 
 
-def test_a_run_can_be_left_alone_and_followed_later(cluster, detached):
+def test_a_detached_run_can_be_attached_and_collected_later(cluster, detached):
     run = detached("import time\nfor i in range(8): print('step', i, flush=True); time.sleep(1)")
     early = cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={run}")
     assert early.returncode == 0, said(early)  # collecting is what was asked for
@@ -184,7 +183,7 @@ def test_a_run_can_be_left_alone_and_followed_later(cluster, detached):
     assert (folder_of(again) / "logs/all.txt").exists()
 
 
-def test_a_run_can_be_cancelled(cluster, detached):
+def test_a_detached_run_can_be_canceled_and_its_files_are_collected(cluster, detached):
     run = detached("import os, time; open(os.environ['TF_RUN_DIR'] + '/kept.txt', 'w').write('kept'); time.sleep(300)")
     done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
     assert done.returncode == 0, said(done)
@@ -195,7 +194,7 @@ def test_a_run_can_be_cancelled(cluster, detached):
     assert (folder_of(done) / "kept.txt").read_text(encoding="utf-8") == "kept"
 
 
-def test_a_run_that_waits_can_be_followed_and_cancelled(cluster, detached):
+def test_a_queued_run_can_be_attached_and_canceled(cluster, detached):
     first, waiting = detached("import time; time.sleep(300)"), None
     waiter = cluster.begin("ansible-playbook", "run_demo.yml")
     for line in waiter.stdout:
@@ -217,7 +216,7 @@ def test_a_run_that_waits_can_be_followed_and_cancelled(cluster, detached):
         assert process.returncode != 0
 
 
-def test_a_limit_says_what_it_leaves_out(cluster, program):
+def test_limit_reports_what_is_not_collected(cluster, program):
     _done, older = cluster.run(program("print('older')"))
     done = cluster.playbook("run_demo.yml", f"--limit={cluster.host},test-worker-0")
     assert done.returncode == 0, said(done)
@@ -229,7 +228,7 @@ def test_a_limit_says_what_it_leaves_out(cluster, program):
     assert (older.parent / "latest").resolve() == newest
 
 
-def test_a_run_whose_machine_is_away_is_said_to_be(cluster):
+def test_attach_reports_that_the_machine_of_a_run_is_unreachable(cluster):
     cluster.podman("pause", cluster.host)
     try:
         done = cluster.playbook("playbooks/attach.yml", "--extra-vars=run=some-run")
@@ -239,7 +238,7 @@ def test_a_run_whose_machine_is_away_is_said_to_be(cluster):
     assert f"The run some-run is on no reachable machine, and {cluster.host} cannot be reached" in said(done), said(done)
 
 
-def test_the_status_is_shown_while_the_host_machine_is_away(cluster):
+def test_the_status_is_shown_while_the_host_machine_is_unreachable(cluster):
     cluster.podman("pause", cluster.host)
     try:
         done = cluster.playbook("playbooks/status.yml")
@@ -252,7 +251,7 @@ def test_the_status_is_shown_while_the_host_machine_is_away(cluster):
     assert [task["unit"] for task in status["tasks"]] == ["active", "active", "unreachable"]
 
 
-def test_no_run_starts_where_the_inventory_has_changed_since(cluster, tmp_path):
+def test_a_run_does_not_start_if_the_inventory_has_changed(cluster, tmp_path):
     (tmp_path / "more.yml").write_text("ps: {hosts: {test-worker-0: }}\n", encoding="utf-8")
     done = cluster.playbook("run_demo.yml", f"--inventory={tmp_path / 'more.yml'}")
     assert done.returncode != 0
@@ -260,7 +259,7 @@ def test_no_run_starts_where_the_inventory_has_changed_since(cluster, tmp_path):
 
 
 @pytest.mark.parametrize(("run", "words"), [("no-such-run", "there is no run no-such-run"), ("../x", "set it to a run's ID")])
-def test_a_run_that_there_is_not(cluster, run, words):
+def test_attach_reports_an_unknown_or_invalid_run_id(cluster, run, words):
     done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={run}")
     assert done.returncode != 0
     assert words in said(done), said(done)
@@ -275,7 +274,7 @@ def test_a_run_that_there_is_not(cluster, run, words):
         ("print('before'); 1 / 0", "exited with status 1: ZeroDivisionError: division by zero."),
     ],
 )
-def test_a_program_that_fails_keeps_what_it_left(cluster, program, text, reason):
+def test_the_files_of_a_failed_program_are_collected(cluster, program, text, reason):
     begin = "import os; open(os.environ['TF_RUN_DIR'] + '/kept.txt', 'w').write('kept')\n"
     begun = time.monotonic()
     done, folder = cluster.run(program(begin + text), "--extra-vars=run_timeout=4")
@@ -290,13 +289,13 @@ def test_a_program_that_fails_keeps_what_it_left(cluster, program, text, reason)
     assert (folder / "report.html").exists()
 
 
-def test_a_result_that_is_not_json_is_a_failure(cluster, program):
+def test_a_result_that_is_not_json_fails_the_run(cluster, program):
     done, folder = cluster.run(program("import os; open(os.environ['TF_RUN_DIR'] + '/result.json', 'w').write('{')"))
     assert done.returncode != 0
     assert "result.json is not JSON" in verdict(folder)["failures"][0]
 
 
-def test_two_runs_at_once_both_come_home(cluster):
+def test_two_runs_at_the_same_time_are_both_collected(cluster):
     with ThreadPoolExecutor() as pool:
         runs = list(pool.map(lambda _each: cluster.playbook("run_demo.yml"), range(2)))
     folders = {folder_of(done) for done in runs}
@@ -305,7 +304,7 @@ def test_two_runs_at_once_both_come_home(cluster):
     assert "queued at position 1: worker:0 and worker:1 are used by run 2" in said(runs[0]) + said(runs[1])
 
 
-def test_a_run_that_cannot_wait_is_told_whom_it_waits_for(cluster, program):
+def test_a_run_that_times_out_in_the_queue_reports_the_run_that_uses_its_tasks(cluster, program):
     with ThreadPoolExecutor() as pool:
         long = pool.submit(cluster.run, program("import time; time.sleep(15)", "long.py"))
         time.sleep(6)
@@ -342,7 +341,7 @@ def broken(cluster):
         ),
     ],
 )
-def test_no_run_starts_while_a_task_does_not_answer(cluster, broken, line, mend, state):
+def test_a_run_does_not_start_while_a_task_does_not_answer(cluster, broken, line, mend, state):
     broken(line, mend)
     begun = time.monotonic()
     done = cluster.playbook("run_demo.yml", "--extra-vars=ready_timeout=3")
@@ -371,7 +370,7 @@ def test_a_task_that_hangs_is_restarted_unless_a_run_is_in_progress(cluster, bro
     assert "worker:1 on test-worker-1, which does not answer and is used by no run" in said(done)
 
 
-def test_a_task_that_is_stopped_turns_the_status_red(cluster, broken):
+def test_a_stopped_task_fails_the_status(cluster, broken):
     broken("systemctl stop tf-server@worker-1", "systemctl start tf-server@worker-1")
     done = cluster.playbook("playbooks/status.yml")
     assert done.returncode != 0
@@ -381,7 +380,7 @@ def test_a_task_that_is_stopped_turns_the_status_red(cluster, broken):
     assert (status["ok"], states["worker:1"]) == (False, ("inactive", "refused"))
 
 
-def test_a_machine_that_is_away_is_told_from_a_task_that_is(cluster):
+def test_a_task_on_a_paused_machine_is_reported_as_hanging(cluster):
     cluster.podman("pause", "test-worker-1")
     try:
         done = cluster.playbook("run_demo.yml", "--extra-vars=ready_timeout=3", seconds=120)
@@ -391,5 +390,5 @@ def test_a_machine_that_is_away_is_told_from_a_task_that_is(cluster):
     assert "worker:1 test-worker-1 10.89.78.11:2222 hangs" in said(done)
 
 
-def test_the_next_run_works(cluster):
+def test_a_run_succeeds_after_the_faults_are_repaired(cluster):
     assert cluster.playbook("run_demo.yml").returncode == 0

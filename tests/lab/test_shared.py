@@ -34,22 +34,22 @@ def left_over(cluster):
     return cluster.shell("shared-0", f"find {SHARED} -name '.tf-cluster-check-*'")["shared-0"]
 
 
-def test_a_second_site_changes_nothing_and_leaves_nothing(cluster):
+def test_repeating_site_changes_nothing_and_leaves_no_check_files(cluster):
     done = cluster.playbook("site.yml")
     assert done.returncode == 0, said(done)
     assert set(re.findall(r"changed=(\d+)", done.stdout)) == {"0"}, said(done)
     assert left_over(cluster) == ""
 
 
-def test_servers_see_the_folder(cluster):
+def test_servers_can_access_the_shared_folder(cluster):
     shown = cluster.shell("lab", "systemctl show tf-server@* --property=Environment,ReadWritePaths")
     for text in shown.values():
         assert f"TF_SHARED_DIR={SHARED}" in text
         assert SHARED in text.partition("ReadWritePaths=")[2]
 
 
-def test_a_run_reads_and_writes_the_folder(cluster, tmp_path):
-    """What one run leaves, the next one finds, also on another machine."""
+def test_a_run_writes_checkpoints_to_the_shared_folder(cluster, tmp_path):
+    """Every machine can read what the run wrote."""
     program = tmp_path / "program.py"
     program.write_text(
         "import os, pathlib\n"
@@ -78,7 +78,7 @@ def test_a_run_reads_and_writes_the_folder(cluster, tmp_path):
     ],
 )
 @pytest.mark.parametrize("check", [False, True])
-def test_a_machine_with_another_folder_is_named(cluster, over, options, script, words, check):
+def test_a_machine_whose_shared_folder_is_different_read_only_or_full_is_named(cluster, over, options, script, words, check):
     over("shared-1", options, script)
     done = cluster.playbook("site.yml", "--tags=preflight", *["--check"] * check)
     if check and "is not the folder" in words:
@@ -90,20 +90,20 @@ def test_a_machine_with_another_folder_is_named(cluster, over, options, script, 
     assert left_over(cluster) == ""
 
 
-def test_a_folder_that_is_missing_is_named(cluster):
+def test_a_missing_shared_folder_is_reported_for_each_machine(cluster):
     done = cluster.playbook("site.yml", "--tags=preflight", "--extra-vars=tf_shared=/mnt/none")
     assert done.returncode == 2
     for machine in WORKERS:
         assert f"{machine}: /mnt/none (tf_shared) is missing." in said(done)
 
 
-def test_the_check_works_with_limit(cluster):
+def test_the_check_of_the_shared_folder_works_with_limit(cluster):
     done = cluster.playbook("site.yml", "--tags=preflight", "--limit=shared-0,shared-2")
     assert done.returncode == 0, said(done)
     assert left_over(cluster) == ""
 
 
-def test_a_run_on_a_machine_without_the_folder_fails_with_a_sentence(cluster, over, tmp_path):
+def test_a_run_on_a_machine_without_the_shared_folder_fails_with_the_reason(cluster, over, tmp_path):
     over(cluster.host, "size=1m")
     (tmp_path / "program.py").write_text("pass", encoding="utf-8")
     done, folder = cluster.run(tmp_path / "program.py")
@@ -205,7 +205,7 @@ def test_a_training_waits_for_a_machine_that_is_rebooted(cluster, data, figures,
     figures.append({"machine": f"{machine}, rebooted", "seconds until the next step": round(seconds, 1)})
 
 
-def test_a_training_with_too_few_tasks_ends(cluster, data):  # noqa: F811
+def test_a_training_with_too_few_tasks_fails(cluster, data):  # noqa: F811
     process = begin(cluster, data, train_join=5)
     before = "".join(followed(process, "step 40 of 120"))
     with losing(cluster, "stopped", "shared-1"):
@@ -215,7 +215,7 @@ def test_a_training_with_too_few_tasks_ends(cluster, data):  # noqa: F811
     assert "did not return within 5 s (train_join)" in re.sub(r"\s+", " ", text)
 
 
-def test_what_cannot_be_is_said_before_anything_runs(cluster, tmp_path):
+def test_invalid_train_min_tasks_is_reported_before_a_training_starts(cluster, tmp_path):
     (tmp_path / "program.py").write_text("pass", encoding="utf-8")
     for values, words in (
         ({"train_min_tasks": 4, "train_restarts": 1}, "train_min_tasks is 4. Set a number from 1 to 3"),

@@ -21,7 +21,7 @@ def changed_inventory(cluster, tmp_path):
 
 
 def test_interrupted_byte_compiling_continues_at_the_next_start(cluster):
-    """It is not taken for done: not all of the files that there were are there again."""
+    """An interrupted compilation does not count as finished, and the next start compiles the remaining files."""
     unit, folder = "tf-cluster-compile.service", "/opt/tf-cluster/venv"
     count = f"find {folder}/lib -name '*.pyc' | wc -l"
     compiled = int(cluster.shell("host", count)[cluster.host])
@@ -35,7 +35,7 @@ def test_interrupted_byte_compiling_continues_at_the_next_start(cluster):
     assert found.split() == ["done", "inactive", str(compiled)]
 
 
-def test_where_nothing_is_to_do_nothing_is_changed(cluster):
+def test_repeating_site_changes_nothing_and_restarts_no_task(cluster):
     before = cluster.pids()
     for _time in range(2):
         done = cluster.playbook("site.yml")
@@ -62,7 +62,7 @@ def test_a_second_task_is_added_and_removed(cluster, changed_inventory):
     assert "worker-2" not in cluster.shell("test-worker-1", "ls /etc/tf-cluster/tasks")["test-worker-1"]
 
 
-def test_a_tag_does_its_stage_alone(cluster):
+def test_a_tag_runs_only_its_stage(cluster):
     cluster.shell("test-worker-0", "systemctl stop tf-server@worker-0; echo >>/etc/tf-cluster/firewall.nft")
     done = cluster.playbook("site.yml", "--tags=firewall")
     assert done.returncode == 0, said(done)
@@ -73,8 +73,8 @@ def test_a_tag_does_its_stage_alone(cluster):
     assert "tf-server@worker-0.service" in cluster.pids()
 
 
-def test_a_task_that_was_started_with_other_inputs_is_restarted(cluster):
-    """As after a site.yml that was interrupted between writing and restarting."""
+def test_a_task_started_with_out_of_date_inputs_is_restarted(cluster):
+    """This happens if site.yml is interrupted between writing the inputs and restarting the task."""
     cluster.shell("test-worker-0", "sed -i s/PACKAGES=.*/PACKAGES=old/ /etc/tf-cluster/tasks/worker-0.env")
     cluster.shell("test-worker-0", "systemctl restart tf-server@worker-0")
     before = cluster.pids()
@@ -84,7 +84,7 @@ def test_a_task_that_was_started_with_other_inputs_is_restarted(cluster):
     assert after["tf-server@worker-1.service"] == before["tf-server@worker-1.service"]
 
 
-def test_a_task_that_was_stopped_is_started(cluster):
+def test_a_stopped_task_is_started(cluster):
     cluster.shell("test-worker-0", "systemctl stop tf-server@worker-0")
     assert cluster.playbook("site.yml").returncode == 0
     assert "tf-server@worker-0.service" in cluster.pids()
@@ -103,7 +103,7 @@ def test_a_killed_task_is_restarted_by_systemd(cluster):
         ("test-worker-0", {"tensorflow_source": "whels"}, "must be one of: wheels, index, got: whels"),
     ],
 )
-def test_wrong_input_changes_nothing(cluster, changed_inventory, machine, variables, sentence):
+def test_invalid_variables_are_reported_and_change_nothing(cluster, changed_inventory, machine, variables, sentence):
     done = changed_inventory("site.yml", {machine: variables})
     assert done.returncode != 0
     assert sentence in said(done), said(done)
@@ -114,7 +114,7 @@ def test_wrong_input_changes_nothing(cluster, changed_inventory, machine, variab
 # A training's part of worker:1, and what worker:0 coordinates it by.
 @pytest.mark.parametrize(("index", "port"), [(1, 3222), (0, 4222)])
 def test_ssh_on_a_port_that_the_firewall_would_close_is_refused(cluster, changed_inventory, index, port):
-    """Nobody is locked out, of a machine without the firewall as it may be before the first site.yml."""
+    """SSH stays reachable, also on a machine without a firewall, as before the first site.yml."""
     setting, machine = "/etc/ssh/sshd_config.d/port.conf", f"test-worker-{index}"
     variables = {machine: {"ansible_port": port, "ansible_ssh_extra_args": f"-o HostKeyAlias=10.89.78.1{index}"}}
     cluster.shell(machine, f"printf 'Port 22\\nPort {port}\\n' >{setting}; systemctl restart ssh; sleep 1")

@@ -59,8 +59,8 @@ def memory(cluster):
     return {unit: int(kilobytes) / 1000 for unit, kilobytes in rows}
 
 
-def test_a_run_finds_nothing_of_the_run_before(cluster, program, figures):
-    """However that ended. The servers have the memory of new ones, and systemd has not restarted them."""
+def test_a_run_does_not_find_the_state_of_the_previous_run(cluster, program, figures):
+    """The outcome of the previous run does not matter. Servers use as much memory as new ones and are not restarted."""
     time.sleep(3)  # a run may have ended just now
     before, pids = memory(cluster), cluster.pids()
     for end, ok in (("ends", True), ("fails", False), ("killed", False), ("ends", True)):
@@ -78,7 +78,7 @@ def test_a_run_finds_nothing_of_the_run_before(cluster, program, figures):
     figures += rows
 
 
-def test_state_is_kept_for_the_next_run_alone(cluster, program):
+def test_run_keep_state_keeps_the_state_only_for_the_next_run(cluster, program):
     keep = "--extra-vars=run_keep_state=true"
     assert found(cluster, program, "write", "ends", keep) == (0, 0)
     status = cluster.playbook("playbooks/status.yml")
@@ -90,7 +90,7 @@ def test_state_is_kept_for_the_next_run_alone(cluster, program):
     assert "holds the state" not in said(cluster.playbook("playbooks/status.yml"))
 
 
-def test_a_canceled_run_leaves_nothing(cluster, program):
+def test_a_canceled_run_leaves_no_state(cluster, program):
     run, identity = begin(cluster, program)
     done = cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={identity}")
     assert "canceled" in said(done)
@@ -98,8 +98,8 @@ def test_a_canceled_run_leaves_nothing(cluster, program):
     assert found(cluster, program) == (0, 0)
 
 
-def test_a_run_whose_machine_failed_leaves_nothing(cluster, program):
-    """Nobody could clear the servers then, so the next run does."""
+def test_a_run_whose_machine_failed_leaves_no_state(cluster, program):
+    """The failed machine could not clear the servers, so the next run clears them."""
     run, identity = begin(cluster, program)
     cluster.podman("restart", cluster.host, "--time=0")
     run.send_signal(signal.SIGINT)

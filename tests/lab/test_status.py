@@ -5,8 +5,8 @@ import json
 from conftest import said
 
 
-def test_the_status_of_a_complete_cluster(cluster, expected):
-    """A table of all tasks, the same as JSON, and exit status 0."""
+def test_the_status_of_a_complete_cluster_lists_every_task(cluster, expected):
+    """status.json lists every task, and the exit status is 0."""
     done = cluster.playbook("playbooks/status.yml")
     assert done.returncode == 0, said(done)
     status = json.loads((cluster.output / "status.json").read_text(encoding="utf-8"))

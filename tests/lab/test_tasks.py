@@ -11,8 +11,7 @@ def test_the_packages_are_byte_compiled(cluster):
     assert set(found.values()) == {"done\nenabled"}
 
 
-def test_the_journals_of_all_tasks_in_one(cluster):
-    """Merged by time, for a span."""
+def test_logs_shows_the_journals_of_all_tasks(cluster):
     done = cluster.playbook("playbooks/logs.yml", "--extra-vars=seconds=3600")
     assert done.returncode == 0, said(done)
     spec = json.loads((cluster.scenario / "config.json").read_text(encoding="utf-8"))
@@ -21,7 +20,7 @@ def test_the_journals_of_all_tasks_in_one(cluster):
 
 
 def test_show_spec_prints_the_spec(cluster, expected):
-    """The spec can be seen without touching a machine."""
+    """The playbook prints the spec without connecting to a machine."""
     done = cluster.playbook("playbooks/show_spec.yml")
     assert done.returncode == 0
     for tasks in json.loads(expected).values():
@@ -41,16 +40,15 @@ print(json.dumps([gpu_check.problem(library, target, [task + name], time.monoton
 """
 
 
-def test_a_device_proves_that_it_computes(cluster):
-    """With no GPU at hand, the processor stands for one."""
+def test_the_gpu_check_passes_for_a_device_that_computes_and_fails_for_a_missing_one(cluster):
+    """The lab has no GPU, so the check uses the CPU instead."""
     host = cluster.host
     good, bad = cluster.python(host, PROOF)
     assert good == ""
     assert bad.startswith("a GPU does not compute: ")
 
 
-def test_a_program_may_need_devices(cluster):
-    """The gate says so before the run where they are not there."""
+def test_the_gate_reports_missing_devices_that_a_program_needs(cluster):
     for needs, words in [
         ("/job:worker/task:0/device:CPU:0", ""),
         ("/job:worker/task:0/device:GPU:0", "the program needs /job:worker/task:0/device:GPU:0; the task has"),

@@ -6,7 +6,7 @@ LEFT = "ls -d /etc/tf-cluster /opt/tf-cluster /run/tf-cluster /var/lib/tf-cluste
 LEFT += "getent passwd tensorflow; systemctl list-units --all --plain --no-legend 'tf-*'; true"
 
 
-def test_a_run_after_the_teardown_of_one_machine_prints_the_table(cluster):
+def test_a_run_after_the_teardown_of_one_machine_reports_the_missing_task(cluster):
     done = cluster.playbook("playbooks/teardown.yml", "--limit=test-worker-1")
     assert done.returncode == 0, said(done)
     done = cluster.playbook("run_demo.yml")
@@ -37,7 +37,7 @@ def test_teardown_removes_the_runs_on_request(cluster):
 
 
 def test_teardown_leaves_what_this_project_did_not_create(cluster, tmp_path):
-    """A machine without a task, and an account that was there before."""
+    """This includes a machine without a task and an account that existed before."""
     account = "useradd --system --home-dir /var/lib/tf-cluster --no-create-home --shell /usr/sbin/nologin tensorflow"
     cluster.shell("test-worker-1", account)
     (tmp_path / "more.yml").write_text("database: {hosts: {db1: {ansible_host: 192.0.2.1}}}\n", encoding="utf-8")

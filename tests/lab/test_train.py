@@ -45,7 +45,7 @@ def running(cluster):
     return " ".join(cluster.shell("lab", line).values()).split()
 
 
-def test_one_that_fails_ends_all_and_is_named(cluster, train, program):
+def test_a_failing_task_stops_the_training_and_is_named(cluster, train, program):
     failing = program("print('begun', flush=True)\nif task['index'] == 1: time.sleep(3); sys.exit(3)\ntime.sleep(600)")
     begun = time.monotonic()
     done, folder = train(failing)
@@ -62,14 +62,14 @@ def test_one_that_fails_ends_all_and_is_named(cluster, train, program):
     assert running(cluster) == []
 
 
-def test_restarts_come_to_an_end(train, program):
+def test_a_failing_training_stops_after_the_allowed_restarts(train, program):
     done, folder = train(program("sys.exit(task['index'])"), train_restarts=2)
     assert done.returncode != 0
     assert verdict(folder)["training"]["attempts"] == 3
 
 
 @pytest.mark.parametrize(("machine", "port", "words"), [(1, 3222, "its port 3222"), (0, 4222, "Port 4222, which coordinates")])
-def test_a_port_in_use_is_said(cluster, train, program, machine, port, words):
+def test_a_port_in_use_is_reported(cluster, train, program, machine, port, words):
     name = workers(cluster)[machine]
     cluster.shell(name, f"systemd-run --quiet --unit=stranger python3 -m http.server {port}; sleep 1; echo done")
     try:
@@ -85,7 +85,7 @@ def test_a_port_in_use_is_said(cluster, train, program, machine, port, words):
     assert running(cluster) == []
 
 
-def test_a_run_in_the_way_is_said(cluster, train, program):
+def test_a_run_that_uses_a_task_of_the_training_is_reported(cluster, train, program):
     other, _folder = train(program("time.sleep(600)"), run_tasks=["worker:1"], detach=True)
     run = re.search(r"The run (\S+) continues", said(other))[1]
     try:
@@ -97,7 +97,7 @@ def test_a_run_in_the_way_is_said(cluster, train, program):
 
 
 def test_trainings_on_different_tasks_run_at_the_same_time(cluster, train, program):
-    """Of a number of workers, those that are free take part. Each training has indices from 0."""
+    """If a training requests a number of workers, it gets free ones. Each training has indices from 0."""
     text = "print(json.loads(os.environ['TF_CONFIG']), flush=True); time.sleep(8)"
     first, _folder = train(program(text), run_tasks=1, detach=True)
     done, folder = train(program(text), run_tasks=1)
@@ -113,7 +113,7 @@ def test_trainings_on_different_tasks_run_at_the_same_time(cluster, train, progr
     assert verdict(folder_of(attached))["started"] < verdict(folder)["started"]
 
 
-def test_a_queued_training_starts_with_nobody_connected(cluster, train, program):
+def test_a_queued_training_starts_without_a_connected_controller(cluster, train, program):
     runs = []
     for _each in range(2):
         done, _folder = train(program("time.sleep(8)"), detach=True)
@@ -124,7 +124,7 @@ def test_a_queued_training_starts_with_nobody_connected(cluster, train, program)
     assert attached.returncode == 0, said(attached)
 
 
-def test_two_trainings_at_once_go_one_after_the_other(train, program):
+def test_two_trainings_started_at_the_same_time_run_one_after_the_other(train, program):
     long = program("print('here', flush=True); time.sleep(8)")
     with ThreadPoolExecutor() as pool:
         done = list(pool.map(lambda _each: train(long)[0], range(2)))
@@ -132,14 +132,14 @@ def test_two_trainings_at_once_go_one_after_the_other(train, program):
     assert "queued at position 1: worker:0 is used by run 2" in said(done[0]) + said(done[1])
 
 
-def test_the_time_limit_ends_all(cluster, train, program):
+def test_the_time_limit_stops_all_tasks_of_a_training(cluster, train, program):
     done, folder = train(program("time.sleep(600)"), run_timeout=4)
     assert done.returncode != 0
     assert "still running after 4" in verdict(folder)["failures"][0]
     assert running(cluster) == []
 
 
-def test_a_training_can_be_left_alone_and_cancelled(cluster, train, program):
+def test_a_detached_training_can_be_canceled(cluster, train, program):
     done, _folder = train(program("print('here', flush=True); time.sleep(600)"), detach=True)
     assert done.returncode == 0, said(done)
     run = re.search(r"The run (\S+) continues", said(done))[1]
@@ -155,8 +155,8 @@ def test_a_training_can_be_left_alone_and_cancelled(cluster, train, program):
     assert running(cluster) == []
 
 
-def test_a_training_is_collected_while_the_host_machine_is_away(cluster, train, program):
-    """Its own machines have all of it."""
+def test_a_training_is_collected_while_the_host_machine_is_unreachable(cluster, train, program):
+    """All results are on the machines of the training."""
     done, _folder = train(program("print('here', flush=True)"), detach=True)
     assert done.returncode == 0, said(done)
     run = re.search(r"The run (\S+) continues", said(done))[1]
@@ -172,7 +172,7 @@ def test_a_training_is_collected_while_the_host_machine_is_away(cluster, train, 
     ]
 
 
-def test_a_chief_of_its_own_takes_part(cluster, train, program):
+def test_a_separate_chief_takes_part_in_a_training(cluster, train, program):
     text = "print(task, sorted(json.loads(os.environ['TF_CONFIG'])['cluster']))"
     done, folder = train(program(text), train_jobs=["chief", "worker"])
     assert done.returncode == 0, said(done)
@@ -183,7 +183,7 @@ def test_a_chief_of_its_own_takes_part(cluster, train, program):
     assert {path.name for path in (folder / "tasks").iterdir()} == {"worker-0", "worker-1"}
 
 
-def test_a_run_of_the_host_does_not_wait_for_a_chief_that_is_not_there(cluster):
+def test_a_run_on_the_host_task_does_not_wait_for_a_missing_chief(cluster):
     done = cluster.playbook("run_demo.yml", "--extra-vars=run_timeout=30")
     assert done.returncode == 0, said(done)
 
@@ -197,7 +197,7 @@ def test_a_run_of_the_host_does_not_wait_for_a_chief_that_is_not_there(cluster):
         ("run.yml", {"run_task": "chief:7"}, "which is not a task of the cluster"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_runs(cluster, program, playbook, values, words):
+def test_invalid_variables_are_reported_before_a_run_starts(cluster, program, playbook, values, words):
     values = {"program": str(program("pass")), **values}
     done = cluster.playbook(f"playbooks/{playbook}", f"--extra-vars={json.dumps(values)}")
     assert done.returncode != 0

@@ -57,7 +57,7 @@ except PermissionError:
 """
 
 
-def test_data_goes_there_and_results_come_back_and_what_was_given_does_not(cluster, program, data):
+def test_data_is_sent_and_results_are_collected_without_the_sent_data(cluster, program, data):
     done, folder = cluster.run(program(BACK), f"--extra-vars={json.dumps({'program_data': str(data)})}")
     assert done.returncode == 0, said(done)
     assert digest(folder / "back\n.bin") == digest(data / "ü\n.bin")
@@ -84,7 +84,7 @@ def test_unchanged_data_is_sent_once_and_stored_once(cluster, program, data):
     assert digest(folder / "back\n.bin") == digest(data / "ü\n.bin")
 
 
-def test_data_is_also_on_the_machines_of_the_tasks(cluster, program, data):
+def test_program_data_can_be_sent_to_the_machines_of_the_tasks(cluster, program, data):
     text = """
 import json, os, pathlib
 import tensorflow as tf
@@ -107,7 +107,7 @@ for index in range(len(spec["worker"])):
     assert "program_data_on is 'everywhere'. Set host or tasks." in said(done)
 
 
-def test_a_collection_that_was_interrupted_is_continued_also_by_two_at_once(cluster, program):
+def test_an_interrupted_collection_is_continued_even_by_two_commands_at_the_same_time(cluster, program):
     text = "import os; open(os.environ['TF_RUN_DIR'] + '/large.bin', 'wb').write(os.urandom(1 << 20) * 600)"
     done, _folder = cluster.run(program(text), "--extra-vars=detach=true")
     run = re.search(r"The run (\S+) continues", said(done))[1]
@@ -153,14 +153,14 @@ def deploy(cluster, tmp_path):
     cluster.shell("lab", f"rm -f {files}; systemctl reload ssh; userdel --force --remove deploy")
 
 
-def test_a_sudo_that_needs_a_password(cluster, program, data, deploy):
+def test_a_run_succeeds_if_sudo_needs_a_password(cluster, program, data, deploy):
     done, folder = cluster.run(program(BACK), f"--extra-vars={json.dumps({'program_data': str(data)})}", *deploy)
     assert done.returncode == 0, said(done)
     assert digest(folder / "back\n.bin") == digest(data / "ü\n.bin")
     assert PASSWORD not in said(done)
 
 
-def test_a_jump_host(cluster, program, data, tmp_path):
+def test_a_run_succeeds_through_a_jump_host(cluster, program, data, tmp_path):
     hosts = cluster.inventory_data["_meta"]["hostvars"]
     [jump] = set(hosts) - {cluster.host}
     keys = f"-i {cluster.keys}/id_ed25519 -o UserKnownHostsFile={cluster.keys}/known_hosts -o GlobalKnownHostsFile=/dev/null"
@@ -177,8 +177,8 @@ def test_a_jump_host(cluster, program, data, tmp_path):
     assert digest(folder / "back\n.bin") == digest(data / "ü\n.bin")
 
 
-def test_results_for_which_the_controller_has_no_room_stay_on_the_machine(cluster, program, tmp_path):
-    """A file system of 30 MB on the controller, where the tests may mount one."""
+def test_results_stay_on_the_machine_while_the_disk_of_the_controller_is_full(cluster, program, tmp_path):
+    """The controller's disk is a file system of 30 MB, if the tests may mount one."""
     text = "import os; open(os.environ['TF_RUN_DIR'] + '/large.bin', 'wb').write(os.urandom(60_000_000))"
     small = tmp_path / "small"
     small.mkdir()

@@ -165,7 +165,7 @@ def storm(cluster, machine, where):
 
 
 def test_a_machine_outside_the_cluster_is_refused_at_every_port(trust):
-    """By IPv4 and IPv6; the ports that only a training uses are as closed as the others."""
+    """This includes IPv4, IPv6 and the ports that only a training uses."""
     found = refused(trust, "outsider", PLACES)
     assert {"EHOSTUNREACH", "EACCES"} <= set(found.values())
     for open_place in ("10.89.85.10:22", "[fd00:85::10]:22"):
@@ -198,8 +198,8 @@ def outsider(trust, machine):
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_no_client_reads_or_writes_through_a_server_and_no_second_cluster_has_our_workers(trust):
-    """What a machine of the cluster does with the same program."""
+def test_an_outsider_cannot_use_a_server_or_add_our_workers_to_another_cluster(trust):
+    """A machine of the cluster succeeds with the same program."""
     found = {}
     for machine, process in [(machine, outsider(trust, machine)) for machine in ("outsider", "trust-host")]:
         out, err = process.communicate(timeout=60)
@@ -221,8 +221,8 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
 """
 
 
-def test_nothing_else_is_closed(trust):
-    """Not even another protocol at a task's port: the rules are about the tasks alone."""
+def test_a_udp_datagram_reaches_the_port_of_a_task(trust):
+    """The firewall rules do not affect other protocols."""
     trust.write("trust-worker-0", "/tmp/hear.py", HEAR)
     trust.shell("trust-worker-0", "python3 /tmp/hear.py >/tmp/datagram 2>&1 & sleep 1; echo done")
     send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'heard', ('10.89.85.10', 2222))"
@@ -230,16 +230,16 @@ def test_nothing_else_is_closed(trust):
     assert trust.shell("trust-worker-0", "sleep 1; cat /tmp/datagram")["trust-worker-0"] == "heard"
 
 
-def test_another_user_of_a_machine_of_the_cluster_is_refused(trust):
-    """On its own machine, by any address, and on others; the servers' user gets through."""
+def test_another_user_of_a_cluster_machine_is_refused(trust):
+    """This applies to each address of the same machine and to other machines. The servers' user can connect."""
     local = [f"{address}:2222" for address in ("127.0.0.1", "[::1]", "10.89.85.10", "[fd00:85::10]", "10.89.85.11")]
     refused(trust, "trust-worker-0", local, "alice")
     refused(trust, "trust-host", PLACES, "alice")
     assert set(knock(trust, "trust-worker-0", [local[0], local[4]], "tensorflow").values()) == {"in"}
 
 
-def test_no_other_process_is_taken_for_a_task(trust):
-    """Another user listens on the port of a stopped task: no machine reaches it. Only the cluster reaches ports of a run."""
+def test_a_process_of_another_user_on_the_port_of_a_task_is_unreachable(trust):
+    """The task on that port is stopped. Ports of a run are reachable only from the cluster."""
     machine = "trust-worker-1"
     trust.inside(machine, "systemctl stop tf-server@worker-1")
     try:
@@ -267,8 +267,8 @@ ANYBODYS = [
 ]
 
 
-def test_an_insiders_program_gets_nothing(trust):
-    """Neither by graphs that it sends to the workers nor by itself; XLA works all the same."""
+def test_a_malicious_program_of_a_cluster_user_is_refused_everything(trust):
+    """It tries with graphs that it sends to the workers and in its own process. XLA still works."""
     lines = [
         f"mkdir -p {Path(file).parent}; chmod 1777 {Path(file).parent}; echo foreign >{file}; chmod 666 {file}"
         for file in ANYBODYS
@@ -287,8 +287,7 @@ def test_an_insiders_program_gets_nothing(trust):
     trust.shell("lab", "rm -f /dev/shm/insider; echo done")
 
 
-def test_the_units_are_confined(trust, tmp_path):
-    """As systemd itself counts it: 1.5 or better, for a server and for a run."""
+def test_systemd_rates_the_exposure_of_servers_and_runs_at_most_1_5(trust, tmp_path):
     program = tmp_path / "sleeps.py"
     program.write_text("import time\ntime.sleep(20)\n", encoding="utf-8")
     done = trust.playbook("playbooks/run.yml", f"--extra-vars=program={program}", "--extra-vars=detach=true")
@@ -299,8 +298,8 @@ def test_the_units_are_confined(trust, tmp_path):
     trust.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
 
 
-def test_flushing_and_reloading_leave_nothing_open(trust):
-    """The machine's own nftables.service empties all rules; ours are there again. Nor is a reload a gap."""
+def test_ports_stay_closed_when_nftables_or_the_firewall_is_reloaded(trust):
+    """The machine's nftables.service deletes all rules, and the project's rules are restored. A reload leaves no gap."""
     worker, places = "trust-worker-0", [place for place in PLACES if ":2222" in place and "10:2222" in place]
     for line in ("start nftables", "reload nftables", "restart nftables", "stop nftables", "reload tf-firewall"):
         trust.inside(worker, f"systemctl {line}")
@@ -314,8 +313,8 @@ def test_flushing_and_reloading_leave_nothing_open(trust):
     assert control["in"] > 20  # it would have been seen
 
 
-def test_after_a_start_of_the_machine_nothing_is_open(trust):
-    """The rules come before the first server."""
+def test_ports_stay_closed_while_a_machine_restarts(trust):
+    """The rules are loaded before the first server starts."""
     machine, number = "trust-worker-1", "11"
     with (
         storm(trust, "trust-host", [WORKERS[1]]) as control,
@@ -341,8 +340,8 @@ def test_after_a_start_of_the_machine_nothing_is_open(trust):
     assert wall < server
 
 
-def test_added_and_removed_machines(trust, tmp_path):
-    """New rules do not cut a run; a machine that leaves loses what it had, at once and on standing connections."""
+def test_a_removed_machine_loses_access_without_interrupting_a_run(trust, tmp_path):
+    """New rules do not interrupt a run. A removed machine loses access at once, also on open connections."""
     program = tmp_path / "steps.py"
     program.write_text((ROOT / "tests/lab/programs/long_session.py").read_text(encoding="utf-8"), encoding="utf-8")
     done = trust.playbook("playbooks/run.yml", f"--extra-vars=program={program}", "--extra-vars=detach=true")
@@ -368,7 +367,7 @@ def unprotected(status):
 
 
 def test_a_disabled_firewall_is_reported(trust):
-    """Loudly; the tasks go on; and switched on again it stands."""
+    """The tasks keep running. Enabling the firewall again closes the ports."""
     before = trust.pids()
     names = '{"firewall_enabled": false, "firewall_extra_peers": ["known-to-machines-alone.invalid"]}'
     assert trust.playbook("site.yml", f"--extra-vars={names}").returncode == 0
@@ -388,7 +387,7 @@ def test_a_disabled_firewall_is_reported(trust):
 
 
 def test_removed_rules_are_reported_and_restored(trust):
-    """status.yml fails, site.yml mends."""
+    """status.yml reports them and site.yml restores them."""
     damage = {
         "trust-worker-0": "nft flush table inet tf_cluster",  # the chains stay, and with them the name of the version
         "trust-worker-1": "nft insert rule inet tf_cluster input accept",
@@ -405,8 +404,8 @@ def test_removed_rules_are_reported_and_restored(trust):
     assert trust.playbook("playbooks/status.yml").returncode == 0
 
 
-def test_rules_are_loaded_again_if_the_user_has_another_id(trust):
-    """The kernel knows numbers alone: those of an account that was made again would be another's."""
+def test_rules_are_loaded_again_if_the_user_id_changes(trust):
+    """The kernel stores only numeric IDs. The old ID of a recreated account could belong to another user."""
     machine, number = "trust-worker-1", "s/^tensorflow:x:[0-9]*:/tensorflow:x:987:/"
     trust.inside(machine, f"cp /etc/passwd /etc/passwd.kept; sed -i '{number}' /etc/passwd")
     try:

@@ -60,7 +60,7 @@ def public_keys(cluster):
 
 
 def test_a_tunnel_encrypts_the_traffic_and_closes_other_routes(tunnel, figures):
-    """Without it every word can be read on the way; with it none, and the ports are closed but through it."""
+    """Without the tunnel, the traffic is readable on the network. With it, the ports are open only through the tunnel."""
     plain, seen = sniffed(tunnel)
     assert seen["clear"] > 0
     assert seen["tasks"] > 0
@@ -85,8 +85,7 @@ def test_a_tunnel_encrypts_the_traffic_and_closes_other_routes(tunnel, figures):
         assert found[machine] == where
 
 
-def test_keys_are_each_machines_own(tunnel):
-    """For root's eyes alone; three machines, three keys."""
+def test_each_machine_has_a_separate_key_that_only_root_can_read(tunnel):
     assert len(set(public_keys(tunnel).values())) == 3
     modes = tunnel.shell("worker:host", "find /etc/wireguard -type f -printf '%m %u\\n' | sort -u")
     assert set(modes.values()) == {"600 root"}
@@ -117,7 +116,7 @@ def test_a_damaged_tunnel_is_repaired(tunnel):
 
 
 def test_adding_or_removing_a_machine_keeps_the_other_keys(tunnel, tmp_path):
-    """Who has left is not known any more."""
+    """A removed machine is no longer a peer of the others."""
     before = public_keys(tunnel)
     (tmp_path / "more.yml").write_text("worker:\n  hosts:\n    outsider:\n", encoding="utf-8")
     done = tunnel.playbook("site.yml", "run_demo.yml", f"--inventory={tmp_path}", ENCRYPTED)
@@ -133,8 +132,7 @@ def test_adding_or_removing_a_machine_keeps_the_other_keys(tunnel, tmp_path):
     assert tunnel.shell("outsider", "ls -d /etc/wireguard/tf-cluster* 2>/dev/null; echo none")["outsider"] == "none"
 
 
-def test_a_disabled_tunnel_is_removed(tunnel):
-    """The keys with it."""
+def test_a_disabled_tunnel_is_removed_with_its_keys(tunnel):
     done = tunnel.playbook("site.yml", "run_demo.yml")
     assert done.returncode == 0, said(done)
     left = tunnel.shell("worker:host", "ls -d /etc/wireguard/tf-cluster* /sys/class/net/tf-cluster 2>/dev/null; echo none")

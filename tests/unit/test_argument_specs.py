@@ -42,14 +42,14 @@ def test_every_option_is_required_or_has_a_default(role, name):
 
 
 @every(options)
-def test_every_option_documents_the_default_that_it_has(role, name):
+def test_every_documented_default_is_the_actual_default(role, name):
     option = options(role)[name]
     assert ("default" in option) == (name in defaults(role))
     assert option.get("default") == defaults(role).get(name)
 
 
 @every(options)
-def test_every_option_bears_its_roles_name_and_says_what_it_is(role, name):
+def test_every_option_has_the_prefix_of_its_role_a_type_and_a_description(role, name):
     option = options(role)[name]
     assert name.startswith(f"{role}_")
     assert option["type"] in TYPES
@@ -59,7 +59,7 @@ def test_every_option_bears_its_roles_name_and_says_what_it_is(role, name):
 
 
 @every(defaults)
-def test_every_default_is_of_its_options_type(role, name):
+def test_every_default_has_the_type_of_its_option(role, name):
     value, option = defaults(role)[name], options(role)[name]
     if not (isinstance(value, str) and "{{" in value):
         assert isinstance(value, TYPES[option["type"]])
@@ -68,7 +68,7 @@ def test_every_default_is_of_its_options_type(role, name):
 
 
 @every(defaults)
-def test_no_option_of_two_entry_points_means_two_things(role, name):
+def test_an_option_of_several_entry_points_is_specified_identically(role, name):
     said = [entry["options"][name] for entry in specs(role).values() if name in entry.get("options", {})]
     assert all(option == said[0] for option in said)
 
@@ -85,13 +85,13 @@ def test_every_role_documents_its_main_entry_point(role):
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_no_file_of_a_role_is_long(role):
+def test_no_file_of_a_role_exceeds_the_line_limit(role):
     files = [path for part in ("tasks", "defaults", "handlers", "vars") for path in (ROOT / "roles" / role / part).glob("*.yml")]
     lengths = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert {path: count for path, count in lengths.items() if count > MOST_LINES} == {}
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_every_default_has_a_comment_above_the_first(role):
+def test_every_defaults_file_starts_with_a_comment(role):
     path = ROOT / "roles" / role / "defaults/main.yml"
     assert not path.exists() or path.read_text(encoding="utf-8").startswith("#")

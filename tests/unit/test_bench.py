@@ -50,7 +50,7 @@ def test_a_server_has_the_environment_of_its_unit():
     assert own == {"A": "from the file", "B": "two words", "C": "3", "TF_TASK_INDEX": "1"}
 
 
-def test_an_empty_directive_takes_back_those_before():
+def test_an_empty_directive_resets_earlier_ones():
     assert deployed.directives("Environment=A=1\nEnvironment=\nEnvironment=B=2\n", "Environment") == ["B=2"]
 
 
@@ -64,12 +64,12 @@ def test_a_missing_library_is_reported(tmp_path):
     assert server["environment"]["LD_PRELOAD"] == f"{tmp_path}/lib/allocator.so"
 
 
-def test_an_environment_file_that_nobody_writes_is_said():
+def test_an_unknown_environment_file_is_an_error():
     with pytest.raises(deployed.UnitError, match=r"worker-1\.env is not among"):
         deployed.server(UNIT, TASK, {}, {})
 
 
-def test_the_projects_own_unit_can_be_read():
+def test_the_unit_of_the_project_can_be_parsed():
     servers, spec = deployed.servers([2301, 2302], "/venv", "/config.json")
     assert spec == {"worker": ["127.0.0.1:2301", "127.0.0.1:2302"]}
     assert servers[1]["command"] == [
@@ -81,13 +81,13 @@ def test_the_projects_own_unit_can_be_read():
 
 
 def test_the_benchmark_finds_the_filters_without_pytest():
-    """Pytest has the collection on its path; bench.py is called without it."""
+    """Pytest adds the collection to its path, but bench.py runs without pytest."""
     program = "import deployed; print(deployed.load_filter('cluster_spec').__name__)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "tests/bench", capture_output=True, text=True, check=True)
     assert done.stdout == "cluster_spec\n"
 
 
-def test_a_ratio_is_the_median_of_the_rounds_ratios_and_more_is_better(report):
+def test_a_ratio_is_the_median_of_the_rounds_and_higher_is_better(report):
     assert report["ratios"]["deployed"] == {"64 MB": 1.9, "start": 10.0}  # 2, 1.5, 1.9; 20, 10, 10
     assert report["ratios"]["iperf3"] == {"64 MB": 3.0}
     assert "by hand" not in report["ratios"]
@@ -105,7 +105,7 @@ def test_a_worse_ratio_is_reported(report):
     ]
 
 
-def test_the_page_has_figures_ratios_and_what_is_missing(report):
+def test_the_page_has_figures_ratios_and_the_reasons_for_missing_values(report):
     text = page.page(report)
     rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("| deployed")]
     assert ["", "deployed", "-", "-", "2.00 (1.90-3.00), 1.90x", "-", "-", ""] in rows
@@ -122,11 +122,11 @@ def test_the_plots_are_svg_with_a_bar_for_each_figure(report):
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.01234, "0.0123"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234"), (0, "0")])
-def test_numbers_have_three_figures(value, text):
+def test_numbers_have_three_significant_digits(value, text):
     assert page.number(value) == text
 
 
-def test_every_peer_has_a_locked_list_without_an_index():
+def test_every_peer_has_a_locked_requirements_file_without_an_index():
     for contestant in contestants.CONTESTANTS:
         if contestant.packages:
             text = contestant.packages.read_text(encoding="utf-8")
@@ -134,5 +134,5 @@ def test_every_peer_has_a_locked_list_without_an_index():
             assert "index-url" not in text
 
 
-def test_free_ports_are_different_ones():
+def test_free_ports_are_distinct():
     assert len(set(processes.free_ports(8))) == 8

@@ -20,7 +20,7 @@ def test_files_that_git_ignores_are_not_in_the_collection():
     assert ignored - {pattern.removeprefix("*/") for pattern in GALAXY["build_ignore"]} == set()
 
 
-def test_every_collection_that_is_used_is_a_dependency():
+def test_every_used_collection_is_a_dependency():
     files = [path for folder in ("playbooks", "roles") for path in (ROOT / folder).rglob("*.yml")]
     texts = [path.read_text(encoding="utf-8") for path in files]
     used = {name for text in texts for name in FULL_NAME.findall(text)}
@@ -28,7 +28,7 @@ def test_every_collection_that_is_used_is_a_dependency():
     assert used - {"ansible.builtin", "distributed.tensorflow", *GALAXY["dependencies"]} == set()
 
 
-def test_the_locked_ansible_has_the_dependencies():
+def test_the_locked_ansible_has_the_required_collection_versions():
     for name, versions in GALAXY["dependencies"].items():
         manifest = json.loads((COLLECTIONS / name.replace(".", "/") / "MANIFEST.json").read_text(encoding="utf-8"))
         assert manifest["collection_info"]["version"] in SpecifierSet(versions), name

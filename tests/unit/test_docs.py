@@ -66,7 +66,7 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_every_link_leads_somewhere(page):
+def test_every_link_has_an_existing_target(page):
     wrong = []
     for target in LINK.findall(text_of(page)):
         if re.match(r"[a-z]+:", target):
@@ -79,8 +79,8 @@ def test_every_link_leads_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_every_table_has_a_head(page):
-    """A blank line within a table ends it: the rows below it are shown as text."""
+def test_every_table_has_a_header(page):
+    """A blank line inside a table ends the table, and the rows below are shown as text."""
     parts = re.findall(r"(?:^\|.*\n?)+", text_of(page), flags=re.MULTILINE)
     assert [part.splitlines()[0] for part in parts if not re.match(r"\|.*\n\|[-:| ]+\|(?:\n|$)", part)] == []
 
@@ -130,7 +130,7 @@ def test_misspellings_of_every_option_in_the_reference_are_found():
 
 
 @pytest.mark.parametrize("playbook", ["run", "train", "benchmark"])
-def test_every_option_in_the_head_of_a_playbook_is_in_the_reference(playbook):
+def test_every_option_in_the_header_of_a_playbook_is_in_the_reference(playbook):
     text = (ROOT / f"playbooks/{playbook}.yml").read_text(encoding="utf-8").partition("\n- ")[0]
     names = re.findall(r"(?m)^# {5}([a-z_]+) {1,}\S", text)
     assert names
@@ -138,7 +138,7 @@ def test_every_option_in_the_head_of_a_playbook_is_in_the_reference(playbook):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=relative)
-def test_every_example_says_how_to_start_it_and_has_a_test(path):
+def test_every_example_documents_its_command_and_has_a_test(path):
     head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     playbook, program = re.search(r"(?m)^ +ansible-playbook playbooks/(\S+) -e program=(\S+)", head).groups()
     assert program == relative(path)
@@ -149,7 +149,7 @@ def test_every_example_says_how_to_start_it_and_has_a_test(path):
     assert f'("{path.stem}"' in (ROOT / "tests/lab/test_examples.py").read_text(encoding="utf-8")
 
 
-def test_every_state_of_a_task_is_explained():
+def test_every_state_of_a_task_is_on_the_troubleshooting_page():
     text = (ROOT / "files/tf_cluster/ready/gate.py").read_text(encoding="utf-8")
     states = re.findall(r'self\.answer\(\s*"([^"]+)"', text) + re.findall(r'"state": "([^"]+)"', text)
     table = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
@@ -157,8 +157,8 @@ def test_every_state_of_a_task_is_explained():
     assert [state for state in set(states) if f"| `{state}` |" not in table] == []
 
 
-def test_every_message_in_the_troubleshooting_is_one_of_the_projects():
-    """What stands between quotes is what the code says, but for names and numbers (...); TensorFlow's own is not looked for."""
+def test_every_message_on_the_troubleshooting_page_exists_in_the_code():
+    """Compare quoted text except names and numbers (...). The section about TensorFlow is skipped."""
     places = [*ROOT.glob("files/**/*.py"), *ROOT.glob("plugins/**/*.py"), *ROOT.glob("roles/**/*.py")]
     places += [*ROOT.glob("roles/**/*.yml"), *ROOT.glob("playbooks/*.yml")]
     texts = [re.sub(r'"\s+f?"', "", path.read_text(encoding="utf-8")) for path in places]
@@ -196,7 +196,7 @@ def test_every_scenario_is_in_the_guide_for_contributors():
     assert [name for name in scenarios if f"| `{name}` |" not in table] == []
 
 
-def test_every_scenario_runs_by_itself_or_with_the_others():
+def test_every_scenario_has_a_make_target_or_runs_with_the_others():
     script = (ROOT / "tests/molecule").read_text(encoding="utf-8")
     found = re.search(r"set -- ([a-z_ ]+) #", script)
     assert found
@@ -204,7 +204,7 @@ def test_every_scenario_runs_by_itself_or_with_the_others():
     assert {*found[1].split()} | targets == {path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")}
 
 
-def test_the_page_of_the_benchmark_is_the_one_that_its_figures_make(monkeypatch):
+def test_the_benchmark_page_matches_its_figures(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "tests/bench")])
     report = json.loads((ROOT / "docs/benchmark.json").read_text(encoding="utf-8"))
     assert (ROOT / "docs/benchmark.md").read_text(encoding="utf-8") == load("tests/bench/page.py").page(report)

@@ -20,7 +20,7 @@ PROGRAMS = sorted(
 )
 
 
-def test_the_tables_list_each_program_and_no_other():
+def test_the_tables_list_exactly_the_existing_programs():
     assert sorted(ROWS) == PROGRAMS
 
 
@@ -33,8 +33,8 @@ def imports(text, program):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_programs_test_exists_and_loads_it(program):
-    """It loads the program, or another one that imports it. The name of its package is not enough."""
+def test_the_listed_test_of_a_program_exists_and_loads_the_program(program):
+    """A test may also load a program that imports this one. The name of the package is not enough."""
     test = ROWS[program][-1]
     path = re.match(r"`([^`]+\.py)`, \d+ s$", test)
     if not path:
@@ -48,7 +48,7 @@ def test_a_programs_test_exists_and_loads_it(program):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_what_a_change_restarts_is_what_the_role_server_says(program):
+def test_the_listed_restarts_match_the_input_paths_of_the_role_server(program):
     variables = yaml.safe_load((ROOT / "roles/server/vars/main.yml").read_text(encoding="utf-8"))
     inputs = re.search(variables["__server_input_paths"], f"/opt/tf-cluster/lib/{program}")
     assert (ROWS[program][4] == "all servers") == bool(inputs)

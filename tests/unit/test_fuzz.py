@@ -112,7 +112,7 @@ def folder():
 
 
 @given(content=documents)
-def test_a_config(folder, content):
+def test_a_random_config_json_is_loaded_or_gives_a_message(folder, content):
     (folder / "config.json").write_bytes(content)
     spec, sentence = outcome(cluster_config.ConfigError, cluster_config.load, folder / "config.json")
     if sentence:
@@ -128,8 +128,8 @@ def test_a_config(folder, content):
 
 @settings(max_examples=25)
 @given(content=documents, job=names, task=st.integers(-2, 3))
-def test_the_start_of_a_server(folder, content, job, task):
-    """As a process, on a Python without TensorFlow: it ends with a sentence."""
+def test_create_server_gives_a_message_for_a_random_config_json(folder, content, job, task):
+    """Run as a process, on a Python without TensorFlow."""
     (folder / "config.json").write_bytes(content)
     words = ["--config", folder / "config.json", f"--task={task}", "--job=" + job.replace("\0", "").replace("\ud800", "")]
     done = call("files/create_server.py", *words, python=(sys.executable, "-S"), env={"PATH": os.environ["PATH"]})
@@ -191,7 +191,7 @@ machine_names = st.one_of(st.sampled_from(["m1", "m2", "m3"]), texts)
     groups=st.dictionaries(names, st.lists(st.integers(0, 2), max_size=3, unique=True), max_size=3),
     provisional=st.booleans(),
 )
-def test_an_inventory(machines, groups, provisional):
+def test_a_random_inventory_gives_a_valid_cluster_or_problems(machines, groups, provisional):
     order = list(machines)
     groups = {"worker": [0, 1], "host": [len(order) - 1], **groups}
     members = {group: [order[place] for place in places if place < len(order)] for group, places in groups.items()}
@@ -210,7 +210,7 @@ def test_an_inventory(machines, groups, provisional):
     more=st.one_of(st.lists(addresses, max_size=3), values),
     offset=st.one_of(ports, values),
 )
-def test_the_firewalls_peers(given_addresses, more, offset):
+def test_random_addresses_and_ports_give_firewall_peers_or_a_message(given_addresses, more, offset):
     tasks = [[{"address": address, "port": 2222, "job": "worker"}] for address in given_addresses]
 
     def resolver(text, *_more, **_words):
@@ -237,7 +237,7 @@ def test_the_firewalls_peers(given_addresses, more, offset):
 
 
 @given(path=st.one_of(texts, values), name=st.one_of(values, texts))
-def test_the_name_of_a_run(folder, path, name):
+def test_a_random_run_name_gives_a_folder_below_the_output_folder(folder, path, name):
     found = program.run_name(path, folder, name)
     assert Path(found["folder"]).parent == folder.resolve()
     assert runs.Run(found["id"]).folder.parent == runs.RUNS
@@ -256,13 +256,13 @@ asked_for = st.fixed_dictionaries(
 
 
 @given(asked=asked_for)
-def test_what_is_asked_for(folder, asked):
+def test_random_options_of_a_run_give_messages_that_name_the_option(folder, asked):
     (folder / "a.py").write_text("", encoding="utf-8")
     assert all(sentence.startswith(tuple(asked)) for sentence in program.program_problems(str(folder / "a.py"), asked))
 
 
 @given(path=st.one_of(texts, values))
-def test_a_program_that_is_named(path):
+def test_a_random_program_path_gives_a_message(path):
     for sentence in program.program_problems(path):
         assert sentence.startswith("program ") or "is not Python" in sentence
 
@@ -289,7 +289,7 @@ def content_of(folder):
 
 @settings(max_examples=80)
 @given(name=texts, data=st.lists(texts, max_size=2), around=st.sampled_from(["", "/x/..", "/."]))
-def test_a_program_on_its_way_to_the_machine(folder, name, data, around):
+def test_a_random_program_is_unpacked_and_started_in_the_run_folder(folder, name, data, around):
     with files_below(folder, [[name]], [[each] for each in data]) as place:
         (place / "1/x").mkdir(exist_ok=True)
         paths = [str(path) for path in (place / "0").iterdir()]
@@ -331,7 +331,7 @@ def fetched(place, data):
 
 @settings(max_examples=80)
 @given(left=st.lists(st.lists(st.one_of(st.sampled_from(TAKEN), texts), min_size=1, max_size=3), max_size=4))
-def test_what_a_run_left_on_its_way_home(folder, left):
+def test_random_results_of_a_run_are_collected_completely(folder, left):
     with files_below(folder, left) as place:
         (place / "runs/r1/program").mkdir(parents=True)
         (place / "0").rename(place / "runs/r1/results")
@@ -353,7 +353,7 @@ kinds = st.sampled_from([tarfile.REGTYPE, tarfile.REGTYPE, tarfile.DIRTYPE, tarf
 
 
 @given(members=st.lists(st.tuples(st.one_of(st.sampled_from([*OUTSIDE, ".", "a/b", "a", "./a"]), texts), kinds), max_size=3))
-def test_a_tar_file_of_a_machine_that_cannot_be_trusted(folder, members):
+def test_a_random_tar_file_writes_nothing_outside_the_output_folder(folder, members):
     with files_below(folder, [["kept"]]) as place:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -371,13 +371,13 @@ def test_a_tar_file_of_a_machine_that_cannot_be_trusted(folder, members):
 
 
 @given(task=values)
-def test_a_task_that_a_program_is_to_be(task):
+def test_a_random_run_task_is_rejected_unless_it_is_a_task_of_the_cluster(task):
     cluster = {"tasks": {"host:0": "m"}, "machines": {"m": [{"job": "host", "index": 0, "standing": False}]}}
     assert (program.task_problems(task, cluster) == []) is (task == "host:0")
 
 
 @given(run_id=texts)
-def test_the_id_of_a_run(run_id):
+def test_a_random_run_id_gives_a_folder_below_the_runs_folder_or_a_message(run_id):
     said = io.StringIO()
     with redirect_stderr(said):
         run, status = outcome(SystemExit, runs.Run, run_id)
@@ -393,7 +393,7 @@ OUTCOME = {"run_id": "r", "program": "p.py", "started": 0, "seconds": 1.0, "fail
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(result=documents, placement=documents)
-def test_a_result(folder, result, placement):
+def test_a_random_result_gives_a_valid_verdict(folder, result, placement):
     output = folder / "output" / "r"
     output.mkdir(parents=True, exist_ok=True)
     (output / "result.json").write_bytes(result)

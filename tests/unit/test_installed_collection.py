@@ -81,7 +81,7 @@ def installed(tmp_path_factory):
     assert found.listed() == found.files
 
 
-def test_the_archive_holds_what_belongs_to_the_project_and_nothing_else(installed):
+def test_the_archive_contains_the_project_without_local_files(installed):
     top = {path.name for path in installed.folder.iterdir()}
     assert {"files", "playbooks", "plugins", "roles", "meta", "docs", "README.md", "LICENSE", "MANIFEST.json"} <= top
     assert not top & {".git", ".venv", ".cache", ".collections", "output"}
@@ -111,7 +111,7 @@ def test_results_go_to_the_current_folder_or_to_tf_output(installed, tmp_path, w
     assert (output / "status.json").is_file()
 
 
-def test_missing_collections_are_named_before_anything_runs(installed):
+def test_missing_collections_are_reported_in_the_first_play(installed):
     text = installed.call(
         "ansible-playbook", "-i", "inventory.yml", f"{NAME}.site", status=2, ANSIBLE_COLLECTIONS_SCAN_SYS_PATH="false"
     )
@@ -121,7 +121,7 @@ def test_missing_collections_are_named_before_anything_runs(installed):
 
 
 @pytest.mark.parametrize(("kind", "names"), [("role", ROLES), ("module", MODULES), ("filter", FILTERS)])
-def test_ansible_doc_shows_everything(installed, kind, names):
+def test_ansible_doc_shows_all_roles_modules_and_filters(installed, kind, names):
     assert names
     text = installed.call("ansible-doc", "--type", kind, *(f"{NAME}.{name}" for name in names), ANSIBLE_NOCOLOR="1")
     assert [name for name in names if not re.search(rf"> {kind.upper()}:? \*?{re.escape(NAME)}\.{name}\b", text)] == []
@@ -137,6 +137,6 @@ def test_ansible_doc_shows_defaults(installed):
 
 
 @pytest.mark.parametrize("playbook", sorted((ROOT / "playbooks").glob("*.yml")), ids=lambda path: path.name)
-def test_no_play_depends_on_how_the_users_ansible_gathers_facts(playbook):
+def test_every_play_sets_gather_facts_to_false(playbook):
     plays = [play for play in yaml.safe_load(playbook.read_text(encoding="utf-8")) if "hosts" in play]
     assert [play["name"] for play in plays if play.get("gather_facts") is not False] == []

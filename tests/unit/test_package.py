@@ -39,7 +39,7 @@ def imported(tree, package):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_what_is_used_of_a_module_exists(path):
+def test_every_used_attribute_of_a_module_exists(path):
     package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     modules = imported(tree, package)

@@ -94,23 +94,23 @@ def smi(machine, *words):
         ("", []),
     ],
 )
-def test_cuda_visible_devices_chooses_gpus_in_its_order(machine, setting, indexes):
+def test_cuda_visible_devices_selects_gpus_in_the_given_order(machine, setting, indexes):
     expected = (0 if indexes else NO_DEVICE, [UUIDS[index] for index in indexes])
     assert visible(machine, CUDA_VISIBLE_DEVICES=setting) == expected
 
 
-def test_all_gpus_are_visible_without_a_choice(machine):
+def test_all_gpus_are_visible_without_cuda_visible_devices(machine):
     machine.pop("CUDA_VISIBLE_DEVICES", None)
     assert visible(machine) == (0, UUIDS)
 
 
 @pytest.mark.parametrize(("name", "error"), [("ctl", NO_DEVICE), ("-uvm", UNKNOWN), ("2", NO_DEVICE)])
-def test_a_missing_device_file_is_an_error_of_cuda(machine, tmp_path, name, error):
+def test_a_missing_device_file_is_a_cuda_error(machine, tmp_path, name, error):
     (tmp_path / f"nvidia{name}").unlink()
     assert visible(machine, CUDA_VISIBLE_DEVICES=UUIDS[2])[0] == error
 
 
-def test_memory_of_a_process_is_recorded_while_it_lives(machine):
+def test_the_memory_of_a_process_is_recorded_while_it_runs(machine):
     process = begin(machine, str(100 << 20), CUDA_VISIBLE_DEVICES=UUIDS[4])
     assert [process.stdout.readline().strip() for _line in range(3)] == [f"0 {UUIDS[4]}", "0", str((100 + 4) << 20)]
     query = "--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits"
@@ -129,7 +129,7 @@ def test_a_process_cannot_have_more_memory_than_the_gpu(machine):
     assert out.splitlines()[1] == "2"
 
 
-def test_nvidia_smi_lists_the_gpus_and_the_complaints_between_them(machine, tmp_path):
+def test_nvidia_smi_lists_gpus_and_error_lines(machine, tmp_path):
     (tmp_path / "gpus.csv").write_text(gpu_machines.H100 + gpu_machines.LOST, encoding="utf-8")
     assert smi(machine, "--list-gpus").startswith("GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-5f2d8c1a")
     assert smi(machine, "--query-gpu=index", "--format=csv,noheader,nounits") == f"0\n{gpu_machines.LOST}"

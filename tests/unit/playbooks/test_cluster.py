@@ -22,10 +22,10 @@ def peers(open_machines=()):
     )
 
 
-def test_without_a_firewall_names_need_not_be_known_to_the_controller():
+def test_unresolvable_names_are_accepted_without_a_firewall():
     assert peers(open_machines=["m"]) == {"ipv4": [], "ipv6": []}
 
 
-def test_with_a_firewall_a_name_that_the_controller_does_not_know_is_an_error():
+def test_an_unresolvable_name_is_an_error_with_a_firewall():
     with pytest.raises(ValueError, match="no-such-machine"):
         peers()

@@ -34,7 +34,7 @@ def said(done):
     return " ".join((done.stdout + done.stderr).split())
 
 
-def test_an_unknown_tag_fails_with_a_limit_too(playbook):
+def test_an_unknown_tag_fails_with_limit(playbook):
     done = playbook("site.yml", "--tags=nosuch", "--limit=h")
     assert done.returncode == 2
     assert "Unknown tags: nosuch." in said(done)
@@ -56,8 +56,8 @@ def test_an_unknown_tag_fails(playbook, name, words):
     assert words in said(done)
 
 
-def test_a_list_with_one_run_is_canceled_as_several(playbook):
-    """On this machine, where no cluster is installed."""
+def test_cancel_accepts_a_list_with_one_run(playbook):
+    """Run on this machine, where no cluster is installed."""
     local = json.dumps({"run": ["no-such-run"], "ansible_connection": "local", "ansible_become": False})
     done = playbook("playbooks/cancel.yml", f"--extra-vars={local}")
     assert done.returncode == 2
@@ -65,7 +65,7 @@ def test_a_list_with_one_run_is_canceled_as_several(playbook):
 
 
 def test_every_playbook_checks_its_tags_and_variables(playbook):
-    """Ansible lists what it would do with an unknown tag."""
+    """With an unknown tag, Ansible lists only the tasks that always run."""
     names = list(dict.fromkeys(COMMANDS))
     assert {"site.yml", "run_demo.yml", "playbooks/run.yml", "playbooks/lab_down.yml"} <= set(names)
     done = playbook("--list-tasks", "--tags=nosuch", *names)
@@ -93,7 +93,7 @@ def test_variables_of_other_tools_are_ignored_and_not_evaluated(playbook):
     assert done.returncode == 0, said(done)
 
 
-def test_each_problem_of_an_inventory_is_a_line(playbook):
+def test_each_inventory_problem_is_a_separate_line(playbook):
     more = "[all:vars]\ntf_task={'worker': 2}\n"
     done = playbook("playbooks/show_spec.yml", more=more, ANSIBLE_STDOUT_CALLBACK="json")
     assert done.returncode == 2
@@ -104,18 +104,18 @@ def test_each_problem_of_an_inventory_is_a_line(playbook):
     ]
 
 
-def test_the_tag_spec_reaches_no_machine(playbook):
+def test_the_tag_spec_connects_to_no_machine(playbook):
     done = playbook("site.yml", "--tags=spec")
     assert done.returncode == 0, said(done)
 
 
 @pytest.mark.parametrize("strategy", ["free", "ansible.builtin.host_pinned"])
-def test_a_strategy_without_common_steps_is_refused(playbook, strategy):
+def test_an_unsupported_strategy_is_rejected(playbook, strategy):
     done = playbook("playbooks/show_spec.yml", ANSIBLE_STRATEGY=strategy)
     assert done.returncode == 2
     assert f"Ansible's strategy '{strategy.rpartition('.')[2]}' is not supported" in said(done)
 
 
-def test_the_json_of_a_callback_is_json(playbook):
+def test_the_output_of_the_json_callback_is_valid_json(playbook):
     done = playbook("playbooks/show_spec.yml", ANSIBLE_STDOUT_CALLBACK="json")
     assert json.loads(done.stdout)["stats"]["h"]["ok"] == 1

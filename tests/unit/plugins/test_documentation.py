@@ -20,12 +20,12 @@ def sidecar(name):
     return yaml.safe_load((ROOT / f"plugins/filter/{name}.yml").read_text(encoding="utf-8"))
 
 
-def test_each_filter_has_a_page_and_each_page_a_filter():
+def test_each_filter_has_a_page_and_each_page_has_a_filter():
     assert sorted(path.stem for path in (ROOT / "plugins/filter").glob("*.yml")) == sorted(FILTERS)
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_the_options_of_a_filter_are_its_parameters_with_their_defaults(name):
+def test_the_documented_options_of_a_filter_match_its_parameters_and_defaults(name):
     documentation = sidecar(name)["DOCUMENTATION"]
     parameters = list(inspect.signature(FILTERS[name]).parameters.values())[1:]
     options = {key: value for key, value in documentation["options"].items() if key != "_input"}
@@ -50,7 +50,7 @@ def test_the_page_of_a_filter_is_complete(name):
         assert option.keys() <= KEYS  # a comma in {} splits a text
 
 
-def test_the_options_of_the_action_are_those_of_its_page():
+def test_the_options_of_the_action_match_its_documentation():
     tree = ast.parse((ROOT / "plugins/action/tf_program.py").read_text(encoding="utf-8"))
     [call] = [
         node

@@ -28,20 +28,20 @@ def in_cluster(helper, monkeypatch):
     return helper
 
 
-def test_the_cluster_is_in_config_json_here(helper):
+def test_the_cluster_is_read_from_config_json_in_the_current_folder(helper):
     Path("config.json").write_text(json.dumps(SPEC), encoding="utf-8")
     assert helper.cluster() == SPEC
     assert helper.task() == ("host", 0)
 
 
-def test_the_cluster_is_in_the_file_that_is_named(helper, monkeypatch, tmp_path):
+def test_the_cluster_is_read_from_the_file_in_tf_cluster_config(helper, monkeypatch, tmp_path):
     Path("config.json").write_text('{"worker": ["10.9.9.9:1"]}', encoding="utf-8")
     (tmp_path / "other.json").write_text(json.dumps(SPEC), encoding="utf-8")
     monkeypatch.setenv("TF_CLUSTER_CONFIG", str(tmp_path / "other.json"))
     assert helper.cluster() == SPEC
 
 
-def test_what_tensorflow_itself_is_told_comes_first(helper, monkeypatch):
+def test_tf_config_takes_precedence_over_config_json(helper, monkeypatch):
     Path("config.json").write_text('{"worker": ["10.9.9.9:1"]}', encoding="utf-8")
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": SPEC, "task": {"type": "worker", "index": 1}}))
     assert helper.cluster() == SPEC
@@ -49,25 +49,25 @@ def test_what_tensorflow_itself_is_told_comes_first(helper, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"worker": "a:1"}', '{"worker": ["a"]}', '{"worker": [1]}'])
-def test_what_is_no_cluster_gives_a_sentence(helper, text):
+def test_an_invalid_config_json_is_an_error(helper, text):
     Path("config.json").write_text(text, encoding="utf-8")
     with pytest.raises(helper.ClusterError, match=r"config\.json"):
         helper.cluster()
 
 
-def test_no_cluster_at_all_gives_a_sentence(helper):
+def test_a_missing_cluster_is_an_error(helper):
     with pytest.raises(helper.ClusterError, match="Set TF_CONFIG or TF_CLUSTER_CONFIG"):
         helper.cluster()
 
 
 @pytest.mark.parametrize("config", ["{", '{"cluster": {}, "task": 3}', '{"task": {"index": "x"}}', '{"task": []} x'])
-def test_a_tf_config_that_is_none_gives_a_sentence(helper, monkeypatch, config):
+def test_an_invalid_tf_config_is_an_error(helper, monkeypatch, config):
     monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(helper.ClusterError, match="TF_CONFIG"):
         helper.task()
 
 
-def test_tasks_have_tensorflows_names(in_cluster):
+def test_tasks_have_the_names_that_tensorflow_uses(in_cluster):
     assert in_cluster.on("worker", 1) == "/job:worker/task:1"
     assert in_cluster.on("worker", 1, gpu=0) == "/job:worker/task:1/device:GPU:0"
     assert in_cluster.on("ps", cpu=0) == "/job:ps/task:0/device:CPU:0"
@@ -76,12 +76,12 @@ def test_tasks_have_tensorflows_names(in_cluster):
 
 
 @pytest.mark.parametrize("task", [("worker", 2), ("worker", -1), ("trainer", 0)])
-def test_a_task_that_there_is_not_gives_a_sentence(in_cluster, task):
+def test_an_unknown_task_is_an_error(in_cluster, task):
     with pytest.raises(in_cluster.ClusterError, match=r"no task .* it has host:0, ps:0, worker:0, worker:1$"):
         in_cluster.on(*task)
 
 
-def test_a_job_that_there_is_not_gives_a_sentence(in_cluster):
+def test_an_unknown_job_is_an_error(in_cluster):
     with pytest.raises(in_cluster.ClusterError, match="no job trainer; it has host, ps, worker"):
         in_cluster.tasks("trainer")
 
@@ -111,27 +111,27 @@ class Array:
         (Array(SimpleNamespace(tolist=lambda: [b"x"]), "numpy"), ["x"]),
     ],
 )
-def test_a_result_is_what_json_has(helper, monkeypatch, tmp_path, value, left):
+def test_a_result_is_converted_to_json(helper, monkeypatch, tmp_path, value, left):
     monkeypatch.setenv("TF_RUN_DIR", str(tmp_path))
     assert helper.save_result(value) == tmp_path / "result.json"
     assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8")) == left
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_a_result_that_json_cannot_hold_leaves_the_old_one(helper):
+def test_a_result_that_json_cannot_hold_keeps_the_old_result(helper):
     helper.save_result(1)
     with pytest.raises(TypeError, match="cannot hold"):
         helper.save_result({"a": object()})
     assert json.loads(Path("result.json").read_text(encoding="utf-8")) == 1
 
 
-def test_a_step_is_a_plain_line(helper, capsys):
+def test_a_step_is_printed_as_a_line(helper, capsys):
     helper.step(40, of=100, every=0, loss=0.25, name="a")
     helper.step(41, every=0, loss=Array(1 / 3, "numpy"))
     assert capsys.readouterr().out == "step 40 of 100, loss 0.25, name a\nstep 41, loss 0.333333\n"
 
 
-def test_many_steps_are_few_lines_and_the_last_one_is_among_them(helper, capsys):
+def test_many_steps_give_few_lines_with_the_first_and_the_last_step(helper, capsys):
     for number in range(10_000):
         helper.step(number + 1, of=10_000)
     lines = capsys.readouterr().out.splitlines()
@@ -140,7 +140,7 @@ def test_many_steps_are_few_lines_and_the_last_one_is_among_them(helper, capsys)
     assert len(lines) < 10
 
 
-def test_tasks_that_do_not_answer_are_waited_for_and_named(in_cluster, monkeypatch, capsys):
+def test_tasks_that_do_not_answer_are_named_during_and_after_the_wait(in_cluster, monkeypatch, capsys):
     monkeypatch.setattr(in_cluster, "answers", lambda _name, entry: entry != "[fd00::1]:2222")
     clock = iter(range(1000))
     monkeypatch.setattr(in_cluster.time, "monotonic", lambda: next(clock))
@@ -153,5 +153,5 @@ def test_tasks_that_do_not_answer_are_waited_for_and_named(in_cluster, monkeypat
 
 
 @pytest.mark.parametrize("entry", ["127.0.0.1:1", "no.such.name.invalid:2222", "[::1]:1"])
-def test_nothing_answers_where_nothing_is(helper, entry):
+def test_an_address_without_a_server_does_not_answer(helper, entry):
     assert not helper.answers(("worker", 0), entry)

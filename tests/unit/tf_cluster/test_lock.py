@@ -6,7 +6,7 @@ import pytest
 from tf_cluster import lock
 
 
-def test_a_lock_is_taken_once_at_a_time(tmp_path):
+def test_a_lock_has_one_holder_at_a_time(tmp_path):
     path = tmp_path / "lock"
     with path.open("w") as first, path.open("w") as second:
         assert lock.acquire(first, 0)
@@ -17,7 +17,7 @@ def test_a_lock_is_taken_once_at_a_time(tmp_path):
         assert lock.acquire(second, 0)
 
 
-def test_a_caller_may_stop_waiting(tmp_path):
+def test_a_caller_can_stop_the_wait_for_a_lock(tmp_path):
     path = tmp_path / "lock"
     calls = []
 

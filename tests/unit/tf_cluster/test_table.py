@@ -13,7 +13,7 @@ def test_columns_are_aligned():
     ]
 
 
-def test_a_row_may_have_a_remark_after_its_last_column():
+def test_a_row_can_have_a_remark_after_its_last_column():
     assert table([["a", "b"], ["1", "2", "a remark"], ["3"]]) == ["a  b", "1  2  a remark", "3"]
 
 

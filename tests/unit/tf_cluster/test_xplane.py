@@ -8,7 +8,7 @@ RECORDED = ROOT / "tests/unit/recorded"
 FIT = RECORDED / "profile_fit/worker-0.xplane.pb"
 
 
-def test_a_profile_has_its_beginning_its_planes_and_their_events():
+def test_a_profile_has_a_start_time_planes_and_events():
     began, planes = xplane.read(FIT)
     assert began == 1795731443828131648  # nanoseconds, exactly
     assert [plane.name for plane in planes] == ["/device:GPU:0", "/host:CPU", "Task Environment"]
@@ -37,7 +37,7 @@ def test_an_incomplete_profile_is_an_error(tmp_path, size):
 
 
 @pytest.mark.parametrize("data", [b"", b"\x0a\x02\x12\x00", b"\x08\x01", b"\x0a\x02\x10\x01", b"\xff" * 20, b"\x0b"])
-def test_what_is_no_profile_is_an_error(tmp_path, data):
+def test_data_that_is_not_a_profile_is_an_error(tmp_path, data):
     path = tmp_path / "worker-0.xplane.pb"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"damaged|has no profile_start_time"):

@@ -62,7 +62,7 @@ def test_ctrl_c_closes_the_forward_and_the_play_continues(tmp_path):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_end_of_the_run_ends_the_task(tmp_path, terminal):
+def test_the_task_finishes_when_the_run_finishes(tmp_path, terminal):
     command, settings = play(tmp_path, 3, 6006)
     if terminal:
         status, text = on_terminal(command, ROOT, settings, "http", lambda _text: b"other keys")
@@ -80,7 +80,7 @@ def action(connection):
     return SimpleNamespace(_connection=connection, _play_context=PlayContext())
 
 
-def test_a_connection_that_forwards_no_port_is_named():
+def test_a_connection_without_port_forwarding_is_an_error():
     connection = SimpleNamespace(transport="containers.podman.podman")
     with (
         pytest.raises(
@@ -103,7 +103,7 @@ def forward():
             yield forward
 
 
-def test_why_ssh_fails_is_said(forward, lines):
+def test_an_ssh_failure_is_reported_with_its_reason(forward, lines):
     with pytest.raises(AnsibleActionFail, match=r"^The forward of port 6006 was closed: ssh: connect to host .* refused"):
         forward.open({"address": "127.0.0.1", "port": 6006, "scheme": "http", "path": "/"})
     assert lines == []
@@ -116,21 +116,21 @@ def test_a_closed_forward_is_an_error(forward):
         forward.is_over()
 
 
-def test_a_machine_that_permits_no_forward_is_named(forward):
+def test_a_machine_that_does_not_permit_forwarding_is_an_error(forward):
     forward.errors.write(b"channel 2: open failed: administratively prohibited: open failed\r\n")
     forward.process, forward.port = subprocess.Popen(["sleep", "60"]), 6006
     with pytest.raises(AnsibleActionFail, match=r"does not permit the forward of port 6006\. Set 'AllowTcp"):
         forward.is_over()
 
 
-def test_a_forward_is_stopped_at_the_end(lines):
+def test_leaving_the_context_stops_the_forward(lines):
     with forwarding.Forward(action(SimpleNamespace(transport="local"))) as forward:
         assert not forward.is_over()
         forward.process = process = subprocess.Popen(["sleep", "60"])
     assert process.poll() is not None
 
 
-def test_over_the_connection_local_nothing_is_forwarded(lines):
+def test_the_local_connection_starts_no_forward(lines):
     with forwarding.Forward(action(SimpleNamespace(transport="ansible.builtin.local"))) as forward:
         forward.open({"address": "::1", "port": 8888, "scheme": "https", "path": "/lab?token=a"})
         assert forward.process is None

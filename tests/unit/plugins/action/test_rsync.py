@@ -107,7 +107,7 @@ def content(folder):
     return {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file()}
 
 
-def test_files_of_all_names_are_sent(send, tmp_path):
+def test_files_with_any_name_are_sent(send, tmp_path):
     data = filled(tmp_path / "data")
     (data / ".#[lock]").symlink_to("an editor's")
     (data / "link").symlink_to(tmp_path / "elsewhere")
@@ -124,18 +124,18 @@ def test_a_folder_or_its_content_is_sent(send, tmp_path, top):
 
 
 @pytest.mark.parametrize("reads", [True, False])
-def test_a_password_is_given_and_never_reaches_rsync(send, tmp_path, reads):
+def test_the_become_password_is_passed_and_never_reaches_rsync(send, tmp_path, reads):
     (tmp_path / "data").write_bytes(os.urandom(100_000))
     assert send(tmp_path / "data", become=Become(reads)).read_bytes() == (tmp_path / "data").read_bytes()
 
 
-def test_a_password_is_in_no_command_line(machine):
+def test_the_become_password_is_not_in_the_command_line(machine):
     with machine(become=Become(True)).transport(["store"]) as (shell, descriptor):
         assert "secret" not in shell
         assert json.loads(os.read(descriptor, 10_000))["password"] == "secret"
 
 
-def test_unchanged_data_is_stored_once_and_sent_once(send, tmp_path):
+def test_unchanged_data_is_sent_and_stored_only_once(send, tmp_path):
     (tmp_path / "data").write_bytes(b"x" * 5_000_000)
     first = send(tmp_path / "data")
     inode = first.stat().st_ino
@@ -145,7 +145,7 @@ def test_unchanged_data_is_stored_once_and_sent_once(send, tmp_path):
     assert first.read_bytes() == b"x" * 5_000_000
 
 
-def test_what_was_removed_is_not_sent_again(send, tmp_path):
+def test_files_removed_on_the_controller_are_not_in_the_next_run(send, tmp_path):
     data = filled(tmp_path / "data")
     send(data)
     (data / "ü").unlink()
@@ -154,7 +154,7 @@ def test_what_was_removed_is_not_sent_again(send, tmp_path):
     assert sorted(content(send(data, run="r2"))) == sorted(set(NAMES) - {"ü", "a b"})
 
 
-def test_everyone_may_read_and_only_the_owner_write(send, tmp_path):
+def test_sent_files_are_readable_by_everyone_and_writable_only_by_the_owner(send, tmp_path):
     for name, mode in (("data/tool", 0o700), ("data/text", 0o666)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name, encoding="utf-8")
@@ -163,14 +163,14 @@ def test_everyone_may_read_and_only_the_owner_write(send, tmp_path):
     assert {path.name: path.stat().st_mode & 0o7777 for path in place.iterdir()} == {"tool": 0o755, "text": 0o644}
 
 
-def test_without_hard_links_data_is_copied(send, tmp_path):
+def test_data_is_copied_if_hard_links_are_not_supported(send, tmp_path):
     (tmp_path / "data").write_text("text", encoding="utf-8")
     more = "def no(*_words): raise OSError(18, 'Invalid cross-device link')\ntransfer.os.link = no"
     found = send(tmp_path / "data", more=more)
     assert (found.read_text(encoding="utf-8"), found.stat().st_nlink) == ("text", 1)
 
 
-def test_two_that_send_the_same_data_do_so_one_after_the_other(send, tmp_path, monkeypatch):
+def test_concurrent_transfers_of_the_same_data_run_one_after_the_other(send, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(progress.Display, "display", lambda _self, line, **_more: shown.append(line))
     (tmp_path / "data").write_text("text", encoding="utf-8")
@@ -189,33 +189,33 @@ def test_two_that_send_the_same_data_do_so_one_after_the_other(send, tmp_path, m
     assert shown[0] == "  waiting for another command that sends the same data (0 s)"
 
 
-def test_two_folders_of_one_name_are_kept_apart():
+def test_folders_with_the_same_name_have_different_keys():
     assert rsync.key_of("/a/data", "data") != rsync.key_of("/b/data", "data")
     assert rsync.key_of("/a/o'c lock/ü", "o'c lock ü").startswith("o-c-lock-")
 
 
-def test_files_of_all_names_are_fetched(fetch, tmp_path):
+def test_files_with_any_name_are_fetched(fetch, tmp_path):
     filled(tmp_path / "machine/runs/r1/results")
     folder = fetch(*NAMES, "deep", "deep/er")
     assert content(folder) == {**{name: name for name in NAMES}, "stdout.log": "output"}
     assert os.listdir(tmp_path / "output") == ["r1"]
 
 
-def test_only_the_files_that_are_named_are_fetched_and_links_are_none_of_them(fetch, tmp_path):
+def test_only_listed_files_are_fetched_and_never_links(fetch, tmp_path):
     results = filled(tmp_path / "machine/runs/r1/results")
     (results / "link").symlink_to("/etc/passwd")
     assert set(content(fetch("a b", "link", "vanished"))) == {"a b", "stdout.log"}
     assert not os.path.lexists(tmp_path / "output/r1/link")
 
 
-def test_a_file_of_the_projects_own_name_gets_another(fetch, tmp_path):
+def test_a_result_with_a_reserved_name_is_renamed(fetch, tmp_path):
     (tmp_path / "machine/runs/r1/results/stdout.log").write_text("mine", encoding="utf-8")
     folder = fetch("stdout.log", renamed={"stdout.log": "program-stdout.log"})
     assert content(folder) == {"stdout.log": "output", "program-stdout.log": "mine"}
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/../../b", "", "a//b", ".", "a\0b", "./a"])
-def test_a_name_outside_of_the_runs_folder_is_refused(fetch, tmp_path, name):
+def test_a_name_outside_the_run_folder_is_rejected(fetch, tmp_path, name):
     with pytest.raises(AnsibleActionFail, match="does not belong"):
         fetch(name)
     with pytest.raises(AnsibleActionFail, match="does not belong"):
@@ -223,7 +223,7 @@ def test_a_name_outside_of_the_runs_folder_is_refused(fetch, tmp_path, name):
     assert [path for path in tmp_path.rglob("*") if path.name in ("evil", "passwd", "b")] == []
 
 
-def test_what_a_link_of_the_machine_leads_to_is_not_moved(tmp_path):
+def test_a_link_sent_by_the_machine_is_rejected(tmp_path):
     for name in ("part", "output"):
         (tmp_path / name).mkdir()
     (tmp_path / "part/a").symlink_to("/etc/passwd")
@@ -231,15 +231,15 @@ def test_what_a_link_of_the_machine_leads_to_is_not_moved(tmp_path):
         rsync.publish(["a"], tmp_path / "part", tmp_path / "output", {})
 
 
-def test_what_was_a_file_may_come_as_a_folder(fetch, tmp_path):
+def test_a_fetched_folder_replaces_a_file_of_an_earlier_collection(fetch, tmp_path):
     (tmp_path / "output/r1/deep").parent.mkdir(parents=True)
     (tmp_path / "output/r1/deep").write_text("of an earlier collection", encoding="utf-8")
     filled(tmp_path / "machine/runs/r1/results")
     assert content(fetch("deep", "deep/er", "deep/er/file"))["deep/er/file"] == "deep/er/file"
 
 
-def test_an_interrupted_fetch_is_continued(machine, fetch, tmp_path):
-    """The file that was begun is continued, not sent again: rsync finds what it has."""
+def test_an_interrupted_fetch_is_resumed(machine, fetch, tmp_path):
+    """The transfer continues the partial file instead of sending it again."""
     data = os.urandom(30_000_000)
     (tmp_path / "machine/runs/r1/results/big").write_bytes(data)
     (tmp_path / "output/.r1.part/results").mkdir(parents=True)
@@ -269,21 +269,21 @@ def counting(process, counted):
     return {"stdout": open(read, "rb"), "stderr": process.stderr, "wait": process.wait}
 
 
-def test_rsync_holds_the_lock_that_keeps_a_run_from_being_deleted(fetch, tmp_path):
+def test_rsync_holds_the_lock_that_prevents_deletion_of_the_run(fetch, tmp_path):
     script = "flock --nonblock ../collect.lock true; echo $? > ../status; exit 1"
     with pytest.raises(AnsibleActionFail):
         fetch("a", more=f"transfer.rsync = lambda _options: ['/bin/sh', '-c', {script!r}]")
     assert (tmp_path / "machine/runs/r1/status").read_text(encoding="utf-8") == "1\n"
 
 
-def test_a_fetch_that_fails_says_how_to_continue(fetch, tmp_path):
+def test_a_failed_fetch_reports_how_to_resume(fetch, tmp_path):
     with pytest.raises(AnsibleActionFail, match=r"could not be transferred: .* stay on the machine.*collect.yml -e run=r1'"):
         fetch("a", more="transfer.rsync = lambda _options: ['/bin/false']")
     assert not (tmp_path / "output/r1/stdout.log").exists()
     assert (tmp_path / "output/.r1.part").exists()
 
 
-def test_a_machine_without_rsync_is_said_to_have_none(send, tmp_path):
+def test_rsync_missing_on_the_machine_is_reported(send, tmp_path):
     (tmp_path / "data").write_text("x", encoding="utf-8")
     with pytest.raises(
         AnsibleActionFail, match=r"^rsync is missing on this machine. Run 'ansible-playbook site.yml', or install"
@@ -291,14 +291,14 @@ def test_a_machine_without_rsync_is_said_to_have_none(send, tmp_path):
         send(tmp_path / "data", more="transfer.shutil.which = lambda _name: None")
 
 
-def test_a_controller_without_rsync_is_said_to_have_none(send, tmp_path, monkeypatch):
+def test_rsync_missing_on_the_controller_is_reported(send, tmp_path, monkeypatch):
     (tmp_path / "data").write_text("x", encoding="utf-8")
     monkeypatch.setattr(rsync.shutil, "which", lambda _name: None)
     with pytest.raises(AnsibleActionFail, match=r"^rsync is missing on the controller"):
         send(tmp_path / "data")
 
 
-def test_a_connection_that_cannot_carry_rsync_is_named(machine):
+def test_a_connection_without_rsync_support_is_an_error(machine):
     with pytest.raises(AnsibleActionFail, match=r"^ansible_connection is podman, .*Set it to ssh or local.$"):
         machine(connection="containers.podman.podman").check()
 
@@ -314,24 +314,24 @@ def test_a_connection_that_cannot_carry_rsync_is_named(machine):
         ("python: No module named 'tf_cluster.transfer'\nrsync error", "tf_cluster.transfer is missing on this machine. Run"),
     ],
 )
-def test_why_a_transfer_failed_becomes_a_sentence(errors, sentence):
+def test_a_failed_transfer_is_reported_with_its_cause(errors, sentence):
     assert rsync.failure(errors, 11, "data").startswith(sentence)
 
 
 @pytest.mark.parametrize("sshpass", [["sshpass", "-d11"], ["sshpass", "-d1", "-P", "pin"], []])
 @pytest.mark.parametrize("ssh", [["ssh", "-o", "x"], ["/usr/bin/ssh", "-o", "x"]])
-def test_the_master_connection_needs_no_password(sshpass, ssh):
+def test_sshpass_is_removed_from_the_command_of_the_master_connection(sshpass, ssh):
     assert rsync.without_sshpass([*sshpass, *ssh]) == ssh
 
 
-def test_the_words_of_both_ends_are_the_same():
+def test_controller_and_machine_use_the_same_protocol_markers():
     assert transfer.READY.encode() == transport.READY
     assert f"{transfer.BEGIN}\n".encode() == transport.BEGIN
     assert transfer.WAITING.encode().startswith(transport.WAITING)
     assert rsync.PARTIAL == transfer.PARTIAL
 
 
-def test_much_is_shown_every_three_seconds(monkeypatch):
+def test_progress_of_a_large_transfer_is_shown_every_three_seconds(monkeypatch):
     shown, clock = [], iter(range(100))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(progress.Display, "display", lambda _self, line, **_more: shown.append(line))
@@ -343,7 +343,7 @@ def test_much_is_shown_every_three_seconds(monkeypatch):
     assert shown == ["  sent 40 of 300 MB", "  sent 180 of 300 MB"]
 
 
-def test_what_is_listed_is_what_is_packed(tmp_path):
+def test_listed_returns_the_total_size_and_the_broken_links(tmp_path):
     data = filled(tmp_path / "data")
     (data / "broken").symlink_to("nowhere")
     listed = archive.listed(data)
@@ -351,7 +351,7 @@ def test_what_is_listed_is_what_is_packed(tmp_path):
 
 
 def test_the_transport_passes_all_bytes_and_the_status():
-    """Also where the machine's end prints more than a pipe holds, and rsync's end does not read at once."""
+    """Also if the machine prints more than a pipe holds and rsync does not read immediately."""
     line = f"echo '{transfer.READY}'; read -r word; head -c 3000000 /dev/zero; exit 7"
     read, write = os.pipe()
     os.write(write, json.dumps({"command": ["/bin/sh", "-c", line], "password": ""}).encode())

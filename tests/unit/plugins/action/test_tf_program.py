@@ -33,43 +33,43 @@ def names_in(data):
 
 
 @pytest.mark.parametrize("name", ["a", "a/b", "logs/worker-0.log", "..a", "a..", "a/...", "é", "a b", "."])
-def test_a_file_within_the_folder_may_come(name):
+def test_a_member_inside_the_folder_is_accepted(name):
     assert archive.check_member(member(name)).name == name
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "..", "../a", "a/../../b", "a/..", "a/../b", "", "//a"])
-def test_a_file_outside_the_folder_may_not_come(name):
+def test_a_member_outside_the_folder_is_rejected(name):
     with pytest.raises(AnsibleActionFail, match="does not belong"):
         archive.check_member(member(name))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
-def test_what_is_neither_a_file_nor_a_folder_may_not_come(kind):
+def test_a_member_that_is_neither_a_file_nor_a_folder_is_rejected(kind):
     with pytest.raises(AnsibleActionFail, match="'a', which does not belong"):
         archive.check_member(member("a", kind))
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(tarfile.REGTYPE, 0o644), (tarfile.DIRTYPE, 0o755)])
-def test_what_comes_belongs_to_the_person_who_asked(kind, mode):
+def test_received_files_belong_to_the_calling_user(kind, mode):
     found = archive.check_member(member("a", kind))
     assert (found.mode, found.uid, found.gid) == (mode, os.getuid(), os.getgid())
 
 
 @pytest.mark.parametrize("name", ["a.log", "logs/a.log", "deep/er/a.log", "..a"])
-def test_a_text_is_written_below_the_folder(tmp_path, name):
+def test_text_is_written_below_the_folder(tmp_path, name):
     archive.write_below(tmp_path / "run", name, "é\n")
     assert (tmp_path / "run" / name).read_text(encoding="utf-8") == "é\n"
 
 
 @pytest.mark.parametrize("name", ["../a", "/etc/tf-test", "logs/../../a", "", ".", "..", "../run-2/a"])
-def test_a_text_is_written_nowhere_else(tmp_path, name):
+def test_text_is_not_written_outside_the_folder(tmp_path, name):
     (tmp_path / "run").mkdir()
     with pytest.raises(AnsibleActionFail, match="is outside"):
         archive.write_below(tmp_path / "run", name, "x")
     assert [path.name for path in tmp_path.rglob("*")] == ["run"]
 
 
-def test_a_link_leads_a_text_nowhere_else(tmp_path):
+def test_text_is_not_written_through_a_link_out_of_the_folder(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/link").symlink_to(tmp_path)
     with pytest.raises(AnsibleActionFail, match="is outside"):
@@ -83,12 +83,12 @@ def packed(*paths):
     return names_in(file.getvalue())
 
 
-def test_a_file_goes_by_its_name(tmp_path):
+def test_a_program_file_is_packed_under_its_name(tmp_path):
     (tmp_path / "demo.py").write_text("", encoding="utf-8")
     assert packed(tmp_path / "demo.py") == ["demo.py"]
 
 
-def test_a_folder_goes_without_what_python_left(tmp_path):
+def test_a_program_folder_is_packed_without_pycache(tmp_path):
     for name in ("demo.py", "lib/a.py", "lib/__pycache__/a.pyc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("", encoding="utf-8")
@@ -105,7 +105,7 @@ def test_special_files_of_a_folder_are_not_sent(tmp_path, monkeypatch):
         assert packed(tmp_path / "p") == [".", "./main.py"]
 
 
-def test_data_comes_to_lie_beside_the_program(tmp_path):
+def test_data_is_packed_beside_the_program(tmp_path):
     for name in ("p/main.py", "data/a.csv", "b.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("", encoding="utf-8")
@@ -121,7 +121,7 @@ def content(path, name):
         return tar.extractfile(name).read().decode()
 
 
-def test_what_links_lead_to_goes_as_if_it_lay_there(tmp_path):
+def test_links_are_packed_as_the_files_they_point_to(tmp_path):
     for name in ("p/main.py", "p/lib.py", "outside/deep/a.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name, encoding="utf-8")
@@ -136,7 +136,7 @@ def test_what_links_lead_to_goes_as_if_it_lay_there(tmp_path):
     assert "./.#main.py" not in packed(tmp_path / "p")
 
 
-def test_a_link_to_a_folder_around_it_is_said(tmp_path):
+def test_a_link_to_a_folder_that_contains_it_is_an_error(tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p/main.py").write_text("", encoding="utf-8")
     (tmp_path / "p/loop").symlink_to(tmp_path)
@@ -144,7 +144,7 @@ def test_a_link_to_a_folder_around_it_is_said(tmp_path):
         packed(tmp_path / "p")
 
 
-def test_a_program_that_is_a_link_goes_by_the_links_name(tmp_path, monkeypatch):
+def test_a_program_that_is_a_link_is_packed_under_the_name_of_the_link(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "v3.py").write_text("third", encoding="utf-8")
     (tmp_path / "latest.py").symlink_to("v3.py")
@@ -152,12 +152,12 @@ def test_a_program_that_is_a_link_goes_by_the_links_name(tmp_path, monkeypatch):
     assert content(tf_program.Path("latest.py"), entry) == "third"
 
 
-def test_a_program_that_is_not_there_gives_a_sentence(tmp_path):
+def test_a_missing_program_is_an_error(tmp_path):
     with pytest.raises(AnsibleActionFail, match="does not exist on the controller"):
         packed(tmp_path / "demo.py")
 
 
-def test_data_may_only_be_read(tmp_path):
+def test_data_is_packed_read_only(tmp_path):
     for name in ("main.py", "data.csv", "tool"):
         (tmp_path / name).write_text("", encoding="utf-8")
         (tmp_path / name).chmod(0o755 if name == "tool" else 0o664)
@@ -188,11 +188,11 @@ def sending(monkeypatch, tmp_path):
     return sending
 
 
-def test_little_goes_with_the_call(sending):
+def test_small_files_are_sent_with_the_call(sending):
     assert sending(1000, 2_000_000, 1_000_000) == (["0", "1", "2"], [])
 
 
-def test_what_does_not_fit_goes_with_rsync(sending):
+def test_files_too_large_for_the_call_are_sent_with_rsync(sending):
     names, sent = sending(1000, 3_000_000, 5_000_000, 1_500_000, 10)
     assert names == ["0", "1", "4"]
     assert sent == [("2", ["store", "r1"], False, False), ("3", ["store", "r1"], True, False)]
@@ -211,7 +211,7 @@ def calls():
 
 
 @pytest.mark.parametrize(("put", "last"), [(None, []), ("/cache/packages.tar", ["/tmp/made/packages.tar"])])
-def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch, put, last):
+def test_a_script_is_sent_with_each_follow_up_call(tmp_path, monkeypatch, put, last):
     (tmp_path / "script.py").write_text("print(1)", encoding="utf-8")
     answers, called = [{"next": ["again"]}, {"done": True}], []
     action = object.__new__(tf_program.ActionModule)
@@ -241,7 +241,7 @@ def test_a_script_goes_to_each_call_that_goes_on(tmp_path, monkeypatch, put, las
         ({"input": {"a": 1}, "send": ["x"]}, b'{"a": 1}\ntar'),
     ],
 )
-def test_data_is_a_line_before_what_is_sent(monkeypatch, given, data):
+def test_input_is_a_line_of_json_before_the_sent_files(monkeypatch, given, data):
     action, called = object.__new__(tf_program.ActionModule), []
     options = dict.fromkeys(
         ("send", "send_call", "send_keys", "input", "save_to", "announce", "reconnect", "script", "put", "forward")
@@ -258,7 +258,7 @@ def test_data_is_a_line_before_what_is_sent(monkeypatch, given, data):
     ("answer", "msg"),
     [({"failure": "the run failed", "verdict": {}}, "the run failed"), (AnsibleActionFail("no such program"), "no such program")],
 )
-def test_a_failure_is_a_result_that_failed_when_applies_to(monkeypatch, answer, msg):
+def test_a_failure_is_returned_as_a_failed_result(monkeypatch, answer, msg):
     action = object.__new__(tf_program.ActionModule)
     options = dict.fromkeys(
         ("send", "send_call", "send_keys", "input", "save_to", "announce", "reconnect", "script", "put", "forward")
@@ -275,7 +275,7 @@ def test_a_failure_is_a_result_that_failed_when_applies_to(monkeypatch, answer, 
     assert action.run(task_vars={}) == {"failed": True, "msg": msg}
 
 
-def test_a_script_runs_with_the_python_that_ansible_finds(monkeypatch):
+def test_a_script_runs_with_the_python_that_ansible_discovers(monkeypatch):
     action = object.__new__(tf_program.ActionModule)
     action._templar = SimpleNamespace(template=lambda text: text)
     asked = []
@@ -289,37 +289,37 @@ def test_a_script_runs_with_the_python_that_ansible_finds(monkeypatch):
     assert len(asked) == 1
 
 
-def test_the_last_line_is_the_answer(calls):
+def test_the_last_line_of_the_output_is_the_answer(calls):
     assert calls(stdout='a warning\n{"ok": true}\n') == {"ok": True}
 
 
-def test_an_answer_may_come_with_another_status(calls):
+def test_an_answer_with_an_accepted_nonzero_status_is_returned(calls):
     assert calls(rc=1, stdout='{"ok": false}', statuses=(0, 1)) == {"ok": False}
 
 
-def test_a_failure_is_told_in_the_programs_own_words(calls):
+def test_a_failure_is_reported_with_the_message_of_the_program(calls):
     with pytest.raises(AnsibleActionFail, match=r"^config.json is not JSON$"):
         calls(rc=2, stderr="some warning\nready.py: config.json is not JSON\nConnection closed\n")
 
 
 @pytest.mark.parametrize("where", ["stdout", "stderr"])
-def test_a_failure_without_own_words_is_told_with_its_last_lines(calls, where):
+def test_a_failure_without_a_program_message_is_reported_with_the_last_lines(calls, where):
     with pytest.raises(AnsibleActionFail, match=r"ready.py exited with status 126: .*Permission denied"):
         calls(rc=126, **{where: "bash: /venv/bin/python: Permission denied\n"})
 
 
-def test_a_machine_that_is_not_of_the_cluster_yet_is_told_how_it_becomes_so(calls):
+def test_a_missing_python_is_reported_with_the_command_that_installs_it(calls):
     with pytest.raises(AnsibleActionFail, match=r"^/venv/bin/python is missing on this machine.*site.yml"):
         calls(rc=127, stderr="bash: /venv/bin/python: No such file or directory\n")
 
 
-def test_a_program_that_python_does_not_find_is_told_alike(calls):
+def test_a_missing_module_is_reported_with_the_command_that_installs_it(calls):
     with pytest.raises(AnsibleActionFail, match=r"^tf_cluster.status is missing on this machine.*site.yml"):
         calls(rc=1, stderr="python: Error while finding module specification for 'tf_cluster.status' (...)\n")
 
 
 @pytest.mark.parametrize("stdout", ["", "\n", "hello", '{"ok": tr', "[" * 100_000])
-def test_what_is_not_json_is_called_so(calls, stdout):
+def test_an_answer_that_is_not_json_is_an_error(calls, stdout):
     with pytest.raises(AnsibleActionFail, match="did not answer in JSON"):
         calls(stdout=stdout)
 
@@ -339,7 +339,7 @@ def fetch(tmp_path):
     return fetch
 
 
-def test_a_small_file_comes_with_the_answer_also_where_an_earlier_fetch_was_interrupted(fetch, tmp_path):
+def test_a_small_file_is_received_after_an_interrupted_fetch(fetch, tmp_path):
     (tmp_path / "output/.run.part/results").mkdir(parents=True)
     (tmp_path / "output/.run.part/results/a").write_text("half", encoding="utf-8")
     fetch(member("a"))
@@ -347,7 +347,7 @@ def test_a_small_file_comes_with_the_answer_also_where_an_earlier_fetch_was_inte
     assert os.listdir(tmp_path / "output") == ["run"]
 
 
-def test_small_files_of_one_run_are_unpacked_one_after_the_other(fetch, tmp_path):
+def test_unpacking_waits_for_another_collection_of_the_same_run(fetch, tmp_path):
     (tmp_path / "output").mkdir()
     with ThreadPoolExecutor() as pool:
         with (tmp_path / "output/.run.part.lock").open("wb") as other:
@@ -359,7 +359,7 @@ def test_small_files_of_one_run_are_unpacked_one_after_the_other(fetch, tmp_path
     assert (tmp_path / "output/run/a").is_file()
 
 
-def test_one_that_is_stopped_does_not_hold_another_for_ever_nor_in_silence(fetch, tmp_path, monkeypatch):
+def test_waiting_for_a_stopped_collection_is_shown_and_times_out(fetch, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(rsync, "REPORT_SECONDS", 0.2)
     monkeypatch.setattr(rsync, "STUCK_SECONDS", 0.6)
@@ -373,7 +373,7 @@ def test_one_that_is_stopped_does_not_hold_another_for_ever_nor_in_silence(fetch
     fetch(member("a"))
 
 
-def test_one_that_fetches_is_waited_for_as_long_as_something_comes(fetch, tmp_path, monkeypatch):
+def test_waiting_for_another_collection_continues_while_it_receives_data(fetch, tmp_path, monkeypatch):
     monkeypatch.setattr(rsync, "STUCK_SECONDS", 0.4)
     (tmp_path / "output/.run.part").mkdir(parents=True)
     with (
@@ -392,7 +392,7 @@ def test_one_that_fetches_is_waited_for_as_long_as_something_comes(fetch, tmp_pa
     assert (tmp_path / "output/run/a").is_file()
 
 
-def test_what_a_machine_sends_is_unpacked_in_the_folder_alone(fetch, tmp_path):
+def test_received_files_are_unpacked_only_in_the_run_folder(fetch, tmp_path):
     fetch(member("logs", tarfile.DIRTYPE), member("logs/a"), member("b"))
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
         "output/run/b",
@@ -400,7 +400,7 @@ def test_what_a_machine_sends_is_unpacked_in_the_folder_alone(fetch, tmp_path):
     ]
 
 
-def test_what_was_a_file_may_come_as_a_folder_and_the_other_way_round(fetch, tmp_path):
+def test_received_files_replace_folders_and_links_and_folders_replace_files(fetch, tmp_path):
     fetch(member("model"), member("data", tarfile.DIRTYPE), member("data/a"))
     (tmp_path / "output/run/link").symlink_to(tmp_path)
     fetch(member("model", tarfile.DIRTYPE), member("model/a"), member("data"), member("link"))
@@ -408,14 +408,14 @@ def test_what_was_a_file_may_come_as_a_folder_and_the_other_way_round(fetch, tmp
     assert found == {"model": True, "model/a": False, "data": False, "link": False}
 
 
-def test_the_folder_itself_does_not_make_way(fetch, tmp_path):
+def test_a_received_file_does_not_replace_the_run_folder(fetch, tmp_path):
     fetch(member("kept"))
     with pytest.raises(AnsibleActionFail, match="could not be written"):
         fetch(member("."))
     assert (tmp_path / "output/run/kept").exists()
 
 
-def test_of_a_tar_file_that_reaches_outside_nothing_is_unpacked(fetch, tmp_path):
+def test_a_tar_file_with_a_member_outside_the_folder_is_not_unpacked(fetch, tmp_path):
     with pytest.raises(AnsibleActionFail):
         fetch(member("good"), member("../evil"))
     assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
@@ -437,19 +437,19 @@ def silence(monkeypatch):
     return silence
 
 
-def test_a_silent_run_shows_every_ten_seconds_that_it_goes_on(silence):
+def test_a_run_without_output_shows_the_elapsed_time_every_ten_seconds(silence):
     assert silence(["a"], *[[]] * 16) == ["  ... 6 s, nothing printed for 5 s", "  ... 16 s, nothing printed for 15 s"]
 
 
-def test_a_silent_run_shows_how_far_it_said_that_it_was(silence):
+def test_a_run_without_new_output_shows_its_last_reported_step(silence):
     assert silence(["step 1 of 9", "step 2 of 9, loss 3", "b"], *[[]] * 6) == ["  ... 6 s, step 2 of 9, nothing printed for 5 s"]
 
 
-def test_a_run_that_prints_shows_nothing_else(silence):
+def test_a_run_that_prints_shows_no_elapsed_time(silence):
     assert silence(*[["a"], [], [], []] * 10) == []
 
 
-def test_a_call_that_is_no_run_shows_nothing(monkeypatch):
+def test_a_call_that_is_not_a_run_shows_no_elapsed_time(monkeypatch):
     monkeypatch.setattr(progress, "SILENT_SECONDS", -1)
     monkeypatch.setattr(progress.Display, "display", lambda *_words, **_more: pytest.fail("shown"))
     progress.Silence().show([], None)
@@ -459,7 +459,7 @@ def test_a_call_that_is_no_run_shows_nothing(monkeypatch):
     ("callback", "to_stderr"),
     [("default", False), ("ansible.builtin.default", False), ("json", True), ("ansible.posix.json", True), ("jsonl", True)],
 )
-def test_live_lines_leave_the_json_of_a_callback_alone(monkeypatch, callback, to_stderr):
+def test_live_lines_go_to_stderr_with_a_json_callback(monkeypatch, callback, to_stderr):
     shown = []
     monkeypatch.setattr(progress.Display, "display", lambda _self, line, stderr: shown.append((line, stderr)))
     monkeypatch.setenv("ANSIBLE_STDOUT_CALLBACK", callback)
@@ -468,7 +468,7 @@ def test_live_lines_leave_the_json_of_a_callback_alone(monkeypatch, callback, to
 
 
 @pytest.mark.parametrize("reconnects", [True, False])
-def test_a_broken_connection_is_made_anew_where_that_does_no_harm(reconnects):
+def test_a_broken_connection_is_reset_only_with_the_option_reconnect(reconnects):
     action, called = object.__new__(tf_program.ActionModule), []
 
     def execute(_line, **_more):

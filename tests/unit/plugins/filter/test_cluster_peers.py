@@ -18,34 +18,34 @@ def cluster(*addresses):
     return {"machines": {f"m{i}": [{"address": a, "port": 2222, "job": "worker"}] for i, a in enumerate(addresses)}}
 
 
-def test_addresses_by_family_each_once_and_in_order():
+def test_addresses_are_grouped_by_family_sorted_and_unique():
     found = filters.cluster_peers(cluster("10.0.0.10", "[fd00::2]", "10.0.0.9", "10.0.0.9"), ["192.0.2.1"])
     assert found == {"ipv4": ["10.0.0.9", "10.0.0.10", "192.0.2.1"], "ipv6": ["fd00::2"]}
 
 
-def test_a_name_counts_with_its_addresses():
+def test_a_name_is_resolved_to_its_addresses():
     assert "127.0.0.1" in filters.cluster_peers(cluster("localhost"))["ipv4"]
 
 
-def test_a_changed_address_of_a_name_is_noticed(monkeypatch):
-    """Nothing is kept from one site.yml to the next, and other rules have another version."""
+def test_a_name_is_resolved_again_in_each_call(monkeypatch):
+    """Each site.yml resolves names again, without a cache."""
     answers = ["192.0.2.7", "192.0.2.8"]
     monkeypatch.setattr(filters.socket, "getaddrinfo", lambda *_words, **_more: [(None, None, None, "", (answers.pop(0), 0))])
     found = [filters.cluster_peers(cluster("10.0.0.1"), ["gateway.example"])["ipv4"] for _call in range(2)]
     assert found == [["10.0.0.1", "192.0.2.7"], ["10.0.0.1", "192.0.2.8"]]
 
 
-def test_an_unknown_name_is_an_error():
+def test_an_unresolvable_name_is_an_error():
     with pytest.raises(ValueError, match=r"cannot resolve the name 'no-such-machine\.invalid' .* in tf_address"):
         filters.cluster_peers(cluster("no-such-machine.invalid"))
 
 
-def test_a_name_that_means_the_controller_itself_is_an_error_for_several_machines():
+def test_a_name_with_a_loopback_address_is_an_error_for_several_machines():
     with pytest.raises(ValueError, match="to a loopback address"):
         filters.cluster_peers(cluster("localhost", "10.0.0.1"))
 
 
-def test_keys_of_machines_that_are_away_stay_known():
+def test_keys_of_unreachable_machines_are_taken_from_their_peers():
     machines = [{"name": "a", "address": "fd00::a"}, {"name": "b", "address": "fd00::b"}, {"name": "c", "address": "fd00::c"}]
     states = {"a": {"key": "A", "peers": {"fd00::b": "B", "fd00::c": "old"}}, "c": {"key": "C", "peers": {}}}
     assert filters.tunnel_keys(states, machines) == {"fd00::a": "A", "fd00::b": "B", "fd00::c": "C"}
@@ -71,11 +71,11 @@ LISTED = """table inet tf_cluster {
 @pytest.mark.parametrize(
     ("text", "version"), [(LISTED, "version_0a1b2c3d4e5f"), ("", None), ("table inet tf_cluster {\n}\n", None)]
 )
-def test_the_version_of_the_rules_at_work(text, version):
+def test_the_version_of_the_loaded_rules_is_found(text, version):
     assert firewall_state.named(text) == version
 
 
-def test_it_answers_without_nft(tmp_path):
+def test_the_firewall_state_is_reported_without_nft(tmp_path):
     done = call("tf_cluster.firewall.state", input="", env={**os.environ, "PATH": str(tmp_path)})
     assert set(json.loads(done.stdout)) == {"version", "whole", "wanted", "enabled", "nft", "others"}
 
@@ -89,8 +89,8 @@ def test_it_answers_without_nft(tmp_path):
         (LISTED, 99, False),
     ],
 )
-def test_changed_rules_are_recognized(tmp_path, monkeypatch, at_work, number, whole):
-    """Whatever the name of their version says, which stands in a chain of its own; and those for another user."""
+def test_changed_firewall_rules_are_detected(tmp_path, monkeypatch, at_work, number, whole):
+    """Also if their version is unchanged, or if they are for another account."""
     monkeypatch.setattr(firewall_state, "LOADED", tmp_path / "loaded")
     account = pwd.struct_passwd(("tensorflow", "x", number, number, "", "/", "/bin/false"))
     monkeypatch.setattr(firewall_state.pwd, "getpwnam", lambda _name: account)
@@ -104,7 +104,7 @@ def test_changed_rules_are_recognized(tmp_path, monkeypatch, at_work, number, wh
 PEERS = "1Zc7J7z9uF4yHc=\tfd74::1/128\nqWk3n8aRr2+U0=\tfd74::2/128 10.0.0.0/8\nx9=\t(none)\n"
 
 
-def test_the_peers_of_a_tunnel_have_the_form_of_wg(monkeypatch):
+def test_tunnel_peers_are_parsed_from_the_output_of_wg(monkeypatch):
     said = {"wg": subprocess.CompletedProcess([], 0, PEERS, "")}
     monkeypatch.setattr(tunnel_state, "run", lambda program, *_words: said.get(program))
     found = {"1Zc7J7z9uF4yHc=": "fd74::1/128", "qWk3n8aRr2+U0=": "fd74::2/128 10.0.0.0/8", "x9=": "(none)"}
@@ -114,7 +114,7 @@ def test_the_peers_of_a_tunnel_have_the_form_of_wg(monkeypatch):
 
 
 @pytest.mark.parametrize(("flags", "up"), [("0x1003\n", True), ("0x1002\n", False), (None, False)])
-def test_an_interface_is_up_or_down_or_gone(tmp_path, flags, up):
+def test_is_up_is_false_for_an_interface_that_is_down_or_missing(tmp_path, flags, up):
     if flags:
         (tmp_path / "flags").write_text(flags, encoding="ascii")
     assert tunnel_state.is_up(tmp_path) is up

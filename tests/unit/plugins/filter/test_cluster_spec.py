@@ -60,7 +60,7 @@ def sentences_of(machines, jobs=None):
     return cluster["problems"]
 
 
-def test_the_seed_gives_the_seeds_config_json():
+def test_the_seed_inventory_gives_the_seed_config_json():
     cluster = cluster_of(
         {"a": ("worker host", {"ansible_host": "10.10.100.87"}), "b": ("worker", {"ansible_host": "10.10.102.74"})}
     )
@@ -69,7 +69,7 @@ def test_the_seed_gives_the_seeds_config_json():
     assert cluster["host"] == "a"
 
 
-def test_a_task_says_all_that_the_roles_need():
+def test_a_task_has_all_values_that_the_roles_need():
     task = {
         "job": "worker",
         "machine": "one",
@@ -121,35 +121,35 @@ def test_a_task_says_all_that_the_roles_need():
         pytest.param({"localhost": ("worker host", {})}, {"worker": ["localhost:2222"]}, id="one machine may have its loopback"),
     ],
 )  # fmt: skip
-def test_an_inventory_becomes_a_spec(machines, spec):
+def test_an_inventory_gives_the_expected_cluster_spec(machines, spec):
     found = cluster_of(machines)["spec"]
     assert {job: found[job] for job in spec} == spec
     if len(spec) > 1:
         assert list(found) == list(spec)
 
 
-def test_jobs_of_ones_own_take_the_place_of_the_known_ones():
+def test_tf_jobs_replaces_the_default_jobs():
     machines = {"one": ("worker trainer ps", {}), "boss": ("host", {})}
     spec = cluster_of(machines, ["host", "trainer", "worker"])["spec"]
     assert spec == {"host": ["boss:2223"], "trainer": ["one:2224"], "worker": ["one:2222"]}
     assert list(spec) == ["host", "trainer", "worker"]
 
 
-def test_indices_follow_the_order_of_the_jobs_own_group():
+def test_indices_follow_the_order_of_the_group_of_the_job():
     groups = {"all": ["a", "b"], "worker": ["a", "b"], "ps": ["b", "a"], "host": ["b", "a"]}
     cluster = cluster_spec(groups, {"a": {}, "b": {}})
     assert cluster["spec"]["ps"] == ["b:2224", "a:2224"]
     assert cluster["host"] == "b"
 
 
-def test_jobs_that_differ_between_machines_are_reported():
+def test_tf_jobs_that_differs_between_machines_is_reported():
     machines = {"one": ("worker", {"tf_jobs": ["worker", "host"]}), "boss": ("host", {})}
     [problem] = sentences_of(machines)
     assert "tf_jobs differs between machines" in problem
 
 
 @pytest.mark.parametrize("group", ["workers", "Worker", "wroker", "ghost"])
-def test_a_misspelt_group_gives_a_sentence(group):
+def test_a_misspelt_group_is_reported(group):
     [problem] = sentences_of({**three(), "four": (group, {})})
     assert f"four: the group '{group}' is not a job. Did you mean '" in problem
 
@@ -158,7 +158,7 @@ def test_a_group_named_hosts_is_ignored():
     assert cluster_of({**three(), "four": ("hosts", {})})["problems"] == []
 
 
-def test_a_group_named_hosts_instead_of_host_gives_a_sentence():
+def test_a_group_named_hosts_instead_of_host_is_reported():
     problems = sentences_of({"one": ("worker", {}), "boss": ("hosts", {})})
     assert any("boss: the group 'hosts' is not a job. Did you mean 'host'?" in problem for problem in problems)
 
@@ -182,14 +182,14 @@ def test_variables_of_other_tools_are_ignored():
         *module.RENAMED.items(),
     ],
 )
-def test_a_misspelt_variable_of_a_command_gives_a_sentence(name, meant):
+def test_a_misspelt_variable_of_a_command_is_reported(name, meant):
     assert module.option_problems([name]) == [f"Unknown variable {name}. Did you mean {meant}?"]
 
 
 @pytest.mark.parametrize(
     "name", ["runs", "racer", "my_run", "program_dir", "tf_version", "tf_outputs", "tower_user_name", "ansible_user"]
 )
-def test_variables_of_a_command_that_belong_to_other_tools_are_ignored(name):
+def test_command_variables_of_other_tools_are_ignored(name):
     assert module.option_problems([name]) == []
 
 
@@ -198,11 +198,11 @@ def test_the_new_name_of_each_renamed_variable_exists():
     assert set(module.RENAMED.values()) <= module._known_variables()
 
 
-def test_a_group_around_a_job_is_no_misspelling():
+def test_a_similar_group_name_is_accepted_if_its_machines_are_in_the_group_of_the_job():
     assert cluster_of({**three(), "two": ("worker workers", {})})["problems"] == []
 
 
-def test_what_playbooks_need_of_roles_is_in_the_cluster(monkeypatch, tmp_path):
+def test_the_cluster_has_the_role_variables_that_playbooks_need(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/jo")
     cluster = cluster_of(three(one={"firewall_enabled": "no"}, two={"tunnel_name": "wg7"}))
@@ -217,7 +217,7 @@ def test_what_playbooks_need_of_roles_is_in_the_cluster(monkeypatch, tmp_path):
     ("firewall", "firewall_enabled", module.FIREWALL_ENABLED),
     ("tunnel", "tunnel_name", module.TUNNEL_NAME),
 ])  # fmt: skip
-def test_defaults_of_roles_are_those_of_the_cluster(role, name, value):
+def test_role_defaults_equal_the_defaults_of_the_cluster_filter(role, name, value):
     defaults = yaml.safe_load((ROOT / f"roles/{role}/defaults/main.yml").read_text(encoding="utf-8"))
     assert defaults[name] == value
 
@@ -232,7 +232,7 @@ def test_an_unrelated_variable_is_not_evaluated():
     assert cluster_spec(groups, {"one": Templated(backup_target="{{ 1 / 0 }}")})["problems"] == []
 
 
-def test_a_variable_that_cannot_be_worked_out_gives_a_sentence():
+def test_a_variable_that_cannot_be_evaluated_is_reported():
     class Broken(dict):
         def get(self, name, default=None):
             if name == "tf_address":
@@ -243,24 +243,24 @@ def test_a_variable_that_cannot_be_worked_out_gives_a_sentence():
     assert problem == "one: cannot evaluate tf_address: 'nothing' is undefined"
 
 
-def test_one_machine_under_two_names_gives_a_sentence():
+def test_two_machines_with_the_same_address_are_reported():
     machines = three(two={"ansible_host": "10.0.0.1", "tf_tasks": {"worker": [{"port": 2300}]}})
     [problem] = sentences_of(machines)
     assert "one and two have the same address 10.0.0.1" in problem
     assert "tf_tasks" in problem
 
 
-def test_no_jobs_of_ones_own_means_the_known_ones():
+def test_empty_tf_jobs_means_the_default_jobs():
     assert cluster_of(three(), [])["spec"] == cluster_of(three())["spec"]
 
 
 @pytest.mark.parametrize(("job", "standing"), [("worker", True), ("ps", True), ("chief", False), ("host", False)])
-def test_the_tasks_of_a_run_do_not_stand(job, standing):
+def test_chief_and_host_tasks_have_no_standing_server(job, standing):
     tasks = cluster_of({"one": ("chief worker ps host", {})})["machines"]["one"]
     assert {task["job"]: task["standing"] for task in tasks}[job] is standing
 
 
-def test_a_machine_more_renumbers_no_task_with_an_index():
+def test_an_additional_machine_does_not_renumber_tasks_with_an_index():
     before = {
         "boss": ("host", {}),
         **{name: ("worker", {"tf_tasks": {"worker": [{"index": i}]}}) for i, name in enumerate("zyx")},
@@ -285,7 +285,7 @@ def test_a_tasks_options_are_kept_as_given():
     assert task["port"] == 7000
 
 
-def test_a_machines_options_hold_for_its_tasks_that_say_nothing_else():
+def test_tf_task_options_applies_to_tasks_that_do_not_override_it():
     machines = three(one={"tf_task_options": {"intra_op_threads": 2}, "tf_tasks": {"worker": [{}, {"intra_op_threads": 3}]}})
     cluster = cluster_of(machines)
     said = {task["name"]: task["options"] for tasks in cluster["machines"].values() for task in tasks}
@@ -298,18 +298,18 @@ def test_a_machines_options_hold_for_its_tasks_that_say_nothing_else():
     ("given", "gpus"),
     [([], []), ("", []), (0, [0]), ("0,1", [0, 1]), ([1, "0"], [1, 0]), (" GPU-1f-3a , MIG-2b/1/0", ["GPU-1f-3a", "MIG-2b/1/0"])],
 )
-def test_gpus_may_be_said_in_several_ways(given, gpus):
+def test_gpus_accepts_numbers_strings_and_lists(given, gpus):
     [task] = cluster_of(with_tasks([{"gpus": given}]))["machines"]["one"]
     assert task["options"]["gpus"] == gpus
 
 
 @pytest.mark.parametrize(("gpus", "machines"), [([0], ["one"]), ([], [])])
-def test_the_machines_of_which_a_task_uses_a_gpu_are_named(gpus, machines):
+def test_gpu_machines_lists_machines_with_a_task_that_uses_a_gpu(gpus, machines):
     assert cluster_of(with_tasks([{}, {"gpus": gpus}]))["gpu_machines"] == machines
 
 
 @pytest.mark.parametrize("found", [{"gpus": [{}] * 8, "pci": [{}] * 8}, {"gpus": [], "pci": [{}] * 8}])
-def test_a_task_for_each_gpu(found):
+def test_per_gpu_creates_a_task_for_each_gpu(found):
     cluster = cluster_of(three(one={"tf_tasks": {"worker": "per_gpu"}, "spec_gpus": {"answer": found}}))
     assert [task["options"]["gpus"] for task in cluster["machines"]["one"]] == [[number] for number in range(8)]
     assert cluster["spec"]["worker"] == ["10.0.0.1:2222", *(f"10.0.0.1:{port}" for port in range(2224, 2231)), TWO]
@@ -319,7 +319,7 @@ def test_a_task_for_each_gpu(found):
     ("found", "words"),
     [({}, "are unknown"), ({"spec_gpus": {"answer": {"gpus": [], "pci": []}}}, "has no NVIDIA GPU")],
 )
-def test_a_task_for_each_gpu_takes_gpus(found, words):
+def test_per_gpu_without_known_gpus_is_reported(found, words):
     problems = sentences_of(three(one={"tf_tasks": {"worker": "per_gpu"}, **found}))
     assert any("one: tf_tasks.worker is 'per_gpu'" in problem and words in problem for problem in problems)
 
@@ -328,7 +328,7 @@ def test_a_task_for_each_gpu_takes_gpus(found, words):
     ("tasks", "asked"),
     [({"worker": "per_gpu"}, ["one"]), ({"ps": 1, "worker": "per_gpu"}, ["one"]), ({"worker": 2}, []), ("per_gpu", [])],
 )
-def test_machines_are_asked_for_their_gpus_where_that_says_how_many_tasks_there_are(tasks, asked):
+def test_only_machines_with_per_gpu_tasks_are_queried_for_gpus(tasks, asked):
     assert machines_per_gpu({"all": ["one", "two"]}, {"one": {"tf_tasks": tasks}, "two": {}}) == asked
 
 
@@ -433,26 +433,26 @@ TASKS = "one: tf_tasks.worker"
         ),
     ],
 )  # fmt: skip
-def test_a_bad_inventory_gives_a_sentence(machines, words):
+def test_an_invalid_inventory_is_reported(machines, words):
     problems = sentences_of(machines)
     assert any(all(word in problem for word in words) for problem in problems), problems
 
 
 @pytest.mark.parametrize("value", [-1, "x", True, [30], 10**9, "nan", "inf", {}])
 @pytest.mark.parametrize(("name", "unit"), [("runs_keep_days", "days"), ("runs_keep_gb", "gigabytes")])
-def test_how_long_runs_are_kept_is_a_number(name, unit, value):
+def test_invalid_limits_for_kept_runs_are_reported(name, unit, value):
     assert sentences_of(three(two={name: value})) == [f"two: {name} is {value!r}. Set a number of {unit} from 0 to 1000000."]
 
 
 @pytest.mark.parametrize("value", [0, 7, 0.5, "14", 1_000_000, None])
-def test_how_long_runs_are_kept_may_differ_between_machines(value):
+def test_limits_for_kept_runs_may_differ_between_machines(value):
     assert cluster_of(three(two={"runs_keep_days": value, "runs_keep_gb": value}))["problems"] == []
 
 
 @pytest.mark.parametrize(
     ("name", "meant"), [("run_keep_days", "runs_keep_days"), ("runs_keep_gbs", "runs_keep_gb"), ("run_notfy", "run_notify")]
 )
-def test_a_misspelt_variable_of_runs_is_named(name, meant):
+def test_a_misspelt_variable_of_runs_is_reported(name, meant):
     assert sentences_of(three(one={name: 5})) == [f"one: unknown variable {name}. Did you mean {meant}?"]
 
 
@@ -476,7 +476,7 @@ def test_a_misspelt_variable_of_runs_is_named(name, meant):
     ],
     ids=str,
 )
-def test_bad_jobs_give_a_sentence(jobs, words):
+def test_invalid_tf_jobs_is_reported(jobs, words):
     problems = sentences_of(three(), jobs)
     assert any(all(word in problem for word in words) for problem in problems), problems
 
@@ -497,7 +497,7 @@ def test_each_problem_is_reported_once():
     assert len(problems) == 1
 
 
-def test_whatever_stands_in_the_inventory_there_is_a_spec_or_a_sentence():
+def test_random_inventories_give_a_spec_or_problems():
     chance = random.Random(2222)
     plain = [
         None,
@@ -554,7 +554,7 @@ def test_whatever_stands_in_the_inventory_there_is_a_spec_or_a_sentence():
 
 
 @pytest.mark.parametrize("variables", [(), (*MAGIC, "rack", "ntp_servers")], ids=["bare", "with Ansible's own variables"])
-def test_ten_thousand_machines_take_a_moment(variables):
+def test_ten_thousand_machines_take_less_than_one_second(variables):
     machines = {f"node-{number:05}": ("worker", dict.fromkeys(variables, "x")) for number in range(10_000)}
     machines["node-00000"] = ("host", {})
     begun = time.process_time()
@@ -563,8 +563,8 @@ def test_ten_thousand_machines_take_a_moment(variables):
     assert len(cluster["spec"]["worker"]) == 9_999
 
 
-def test_a_tunnel_gives_addresses_by_the_machines_names():
-    """Nobody's changes when machines come and go; the machine's own address is known besides."""
+def test_tunnel_addresses_depend_only_on_the_names_of_the_machines():
+    """An additional machine changes no address, and 'reached_by' is still the machine's own address."""
     small, large = cluster_of(three(**{name: {"tf_encryption": True} for name in ("one", "two", "boss")})), three()
     large["more"] = ("worker", {"ansible_host": "10.0.0.9"})
     for _jobs, variables in large.values():
@@ -578,7 +578,7 @@ def test_a_tunnel_gives_addresses_by_the_machines_names():
     assert small["machines"]["one"][0]["reached_by"] == "10.0.0.1"
 
 
-def test_a_tunnels_network_and_addresses_may_be_said():
+def test_the_network_and_the_addresses_of_a_tunnel_can_be_set():
     machines = three()
     for _jobs, variables in machines.values():
         variables |= {"tf_encryption": True, "tf_tunnel_network": "10.99.0.0/16"}
@@ -606,7 +606,7 @@ def test_a_tunnels_network_and_addresses_may_be_said():
         ),
     ],
 )
-def test_a_tunnel_that_cannot_be_gives_a_sentence(all_have, one_has, words):
+def test_invalid_tunnel_settings_are_reported(all_have, one_has, words):
     machines = three()
     for _jobs, variables in machines.values():
         variables.update(all_have)
@@ -614,7 +614,7 @@ def test_a_tunnel_that_cannot_be_gives_a_sentence(all_have, one_has, words):
     assert any(words in sentence for sentence in sentences_of(machines))
 
 
-def test_a_task_of_a_foreign_play_is_completed():
+def test_complete_tasks_adds_missing_values_to_tasks_of_other_playbooks():
     [worker, host] = module.complete_tasks(
         [
             {"job": "worker", "index": 1, "address": "10.0.0.1", "port": 2222, "options": {"gpus": [0]}},
@@ -626,18 +626,18 @@ def test_a_task_of_a_foreign_play_is_completed():
     assert host["standing"] is False
 
 
-def test_completing_a_task_of_the_cluster_changes_nothing():
+def test_complete_tasks_does_not_change_tasks_of_the_cluster():
     tasks = [task for own in cluster_of(three())["machines"].values() for task in own]
     assert module.complete_tasks(tasks) == tasks
 
 
 @pytest.mark.parametrize(("given", "found"), [({}, 1000), ({"train_port_offset": "500"}, "500")])
-def test_the_offset_of_trainings_is_one_for_all_machines(given, found):
+def test_train_port_offset_is_the_default_or_the_given_value(given, found):
     machines = {name: (jobs, {**variables, **given}) for name, (jobs, variables) in three().items()}
     assert cluster_of(machines)["train_port_offset"] == found
 
 
-def test_offsets_that_differ_are_a_problem():
+def test_train_port_offset_that_differs_between_machines_is_reported():
     [sentence] = cluster_of(three(one={"train_port_offset": 2000}))["problems"]
     assert sentence.startswith("train_port_offset differs between machines.")
 
@@ -645,13 +645,13 @@ def test_offsets_that_differ_are_a_problem():
 @pytest.mark.parametrize(
     ("value", "path"), [(None, ""), ("", ""), ("/mnt/cluster", "/mnt/cluster"), ("/a-b/c_1.d/", "/a-b/c_1.d")]
 )
-def test_a_shared_folder_is_a_path(value, path):
+def test_tf_shared_accepts_a_path_or_nothing(value, path):
     found = cluster_of({name: (jobs, {"tf_shared": value}) for name, jobs in (("one", "worker"), ("two", "host"))})
     assert (found["problems"], found["shared"]) == ([], path)
 
 
 @pytest.mark.parametrize("value", ["mnt", "/", "/a b", "/a/../b", "/a;b", "/é", 5, ["/a"], "/a\nb", "/.a", "//a"])
-def test_another_text_is_no_path_of_a_shared_folder(value):
+def test_an_invalid_tf_shared_is_reported(value):
     [sentence] = cluster_of({name: (jobs, {"tf_shared": value}) for name, jobs in (("one", "worker"), ("two", "host"))})[
         "problems"
     ]
@@ -659,13 +659,13 @@ def test_another_text_is_no_path_of_a_shared_folder(value):
 
 
 @pytest.mark.parametrize("value", ["/home/x", "/tmp", "/run/a/b", "/var/tmp/x"])
-def test_a_shared_folder_is_where_servers_see_it(value):
+def test_tf_shared_in_a_folder_that_servers_cannot_see_is_reported(value):
     [sentence] = cluster_of({name: (jobs, {"tf_shared": value}) for name, jobs in (("one", "worker"), ("two", "host"))})[
         "problems"
     ]
     assert sentence.startswith(f"tf_shared is {value}, but servers and runs cannot see /")
 
 
-def test_a_shared_folder_is_that_of_all_machines():
+def test_tf_shared_that_differs_between_machines_is_reported():
     [sentence] = cluster_of({"one": ("worker", {"tf_shared": "/mnt/a"}), "two": ("host", {})})["problems"]
     assert sentence == "tf_shared differs between machines. Set it once, for the group 'all'."

@@ -51,7 +51,7 @@ STATES = {
 }
 
 
-def test_the_reason_of_a_failed_gate_is_the_reason_of_each_task():
+def test_the_problem_of_the_gate_is_the_reason_of_each_unchecked_task():
     status = filters.cluster_status(CLUSTER, [], {"a": STATES["a"]}, gate_problem="c is unreachable")
     assert status["ok"] is False
     assert {task["task"]: (task["unit"], task["state"], task["reason"]) for task in status["tasks"]} == {
@@ -90,7 +90,7 @@ def test_an_incomplete_cluster_is_not_ok(gate, away):
     assert all(task["unit"] == "unreachable" for task in status["tasks"] if task["machine"] in away)
 
 
-def test_a_machine_that_is_not_set_up_is_not_an_unreachable_one():
+def test_a_machine_that_is_not_set_up_is_not_reported_as_unreachable():
     states = {"a": STATES["a"]}
     sentence = "task_state.py is not there: has 'ansible-playbook site.yml' made this machine part of the cluster?"
     status = filters.cluster_status(CLUSTER, [], states, {"c": sentence})
@@ -117,7 +117,7 @@ def systemd(monkeypatch):
     monkeypatch.setattr(task_state.subprocess, "run", run)
 
 
-def test_what_systemd_knows_of_tasks_is_told(systemd, capsys, monkeypatch):
+def test_task_state_reports_the_systemd_state_of_each_task(systemd, capsys, monkeypatch):
     monkeypatch.setattr(task_state.sys, "argv", ["task_state.py", "worker-0", "worker-1", "worker-2"])
     task_state.main()
     answer = task_state.json.loads(capsys.readouterr().out)
@@ -150,7 +150,7 @@ def test_a_firewall_that_differs_from_the_inventory_is_reported(wall, unguarded,
     assert words in status["open"][0]
 
 
-def test_state_of_earlier_runs_is_named_with_its_tasks():
+def test_tasks_that_hold_the_state_of_earlier_runs_are_reported():
     kept = {"task": "host:0", "since": 1767225600.0, "kept": True}
     gate = [{**task, "runs": {"r0": kept, "r1": {**kept, "kept": False}}} for task in GATE]
     status = filters.cluster_status(CLUSTER, gate, STATES)

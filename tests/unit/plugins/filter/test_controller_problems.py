@@ -12,11 +12,11 @@ PREFLIGHT = yaml.safe_load((ROOT / "roles/preflight/vars/main.yml").read_text(en
 TASKS = [*ROOT.glob("roles/*/*/*.yml"), *ROOT.glob("playbooks/*.yml")]
 
 
-def test_nothing_is_missing_in_our_own_environment():
+def test_nothing_is_missing_in_the_development_environment():
     assert problems(PREFLIGHT["__preflight_collections"], PREFLIGHT["__preflight_packages"]) == []
 
 
-def test_missing_collections_and_packages_are_named_with_the_command_that_installs_them():
+def test_missing_collections_and_packages_are_reported_with_the_install_command():
     collections, packages = problems(["community.general", "no.such", "community.missing"], ["yaml", "no_such_package"])
     assert collections == (
         "Missing Ansible collections on the controller: no.such, community.missing. "
@@ -28,18 +28,18 @@ def test_missing_collections_and_packages_are_named_with_the_command_that_instal
     )
 
 
-def test_the_collections_that_are_checked_are_those_that_roles_and_playbooks_use():
+def test_the_checked_collections_are_those_that_roles_and_playbooks_use():
     text = "".join(path.read_text(encoding="utf-8") for path in TASKS if path.parent.name != "meta")
     used = set(re.findall(r"(?m)(?:^ *-? *|')((?:community|ansible|containers)\.[a-z]+)\.[a-z_]+(?=:|')", text))
     assert used - {"ansible.builtin"} == set(PREFLIGHT["__preflight_collections"])
 
 
-def test_the_collections_that_are_checked_are_dependencies_of_ours():
+def test_the_checked_collections_are_dependencies_of_this_collection():
     galaxy = yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))
     assert set(PREFLIGHT["__preflight_collections"]) <= set(galaxy["dependencies"])
 
 
-def test_the_packages_that_are_checked_are_those_of_the_execution_environment():
+def test_the_checked_packages_are_those_of_the_execution_environment():
     lines = (ROOT / "meta/ee-requirements.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if not line.startswith("#")] == PREFLIGHT["__preflight_packages"]
 
@@ -58,7 +58,7 @@ def test_the_packages_that_are_checked_are_those_of_the_execution_environment():
         (None, "Missing program on the controller: rsync, which transfers data and results."),
     ],
 )
-def test_an_rsync_that_is_missing_or_too_old_is_named(tmp_path, monkeypatch, printed, problem):
+def test_a_missing_or_outdated_rsync_is_reported(tmp_path, monkeypatch, printed, problem):
     monkeypatch.setenv("PATH", str(tmp_path))
     if printed:
         (tmp_path / "rsync").write_text(f"#!/bin/sh\necho '{printed}'\n", encoding="utf-8")

@@ -40,7 +40,7 @@ def problems(own, machine, **needs):
 @pytest.mark.parametrize(
     "machine", [found(), found(pci=[CARD], error=machines.NO_DRIVER), found(machines.OLD), found(machines.BLACKWELL)]
 )
-def test_where_no_task_wants_a_gpu_nothing_is_wrong(machine):
+def test_a_machine_without_gpu_tasks_has_no_problem(machine):
     assert problems(tasks([], []), machine) == []
 
 
@@ -59,7 +59,7 @@ def test_good_machines_have_no_problem(rows, own):
     assert problems(own, found(rows)) == []
 
 
-def test_a_part_of_a_split_card_will_do():
+def test_a_mig_part_is_accepted():
     machine = found(machines.SPLIT, machines.SPLIT_LIST)
     own = tasks(["MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f"])
     assert problems(own, machine) == []
@@ -68,20 +68,20 @@ def test_a_part_of_a_split_card_will_do():
     assert "3g.20gb" in task["gpus"][0]["model"]
 
 
-def test_a_card_that_another_driver_has_does_not_matter():
+def test_a_gpu_used_by_another_driver_is_ignored():
     machine = found(machines.H100, pci=[{**CARD, "driver": "nvidia"}, {**CARD, "bus": "0000:0b:00.0", "driver": "vfio-pci"}])
     assert problems(tasks([0]), machine) == []
 
 
-def test_nvswitch_with_its_service_will_do():
+def test_nvswitch_with_its_service_is_accepted():
     assert problems(tasks([0]), found(machines.EIGHT, nvswitch=True, fabric_manager=True)) == []
 
 
-def test_a_driver_that_is_still_to_come_is_no_problem():
+def test_a_missing_driver_that_will_be_installed_is_not_a_problem():
     assert problems(tasks([0]), found(pci=[CARD], error="nvidia-smi is not installed")) == []
 
 
-def test_what_the_distribution_signed_may_come_where_secure_boot_is_on():
+def test_a_driver_signed_by_the_distribution_is_accepted_with_secure_boot():
     machine = found(pci=[CARD], error="nvidia-smi is not installed", secure_boot=True)
     assert problems(tasks([0]), machine, builds=False) == []
 
@@ -158,18 +158,18 @@ USER = {"gpu": "GPU-5f2d8c1a-0000-4b1e-9d57-3a61c0e7f9b0", "pid": 4711, "name": 
         ),
     ],
 )  # fmt: skip
-def test_a_problem_gives_one_sentence_that_names_the_machine(machine, own, needs, words):
+def test_a_problem_is_one_message_with_the_name_of_the_machine(machine, own, needs, words):
     [sentence] = problems(own, machine, **needs)
     assert sentence.startswith("m1: ")
     assert [word for word in words if word not in sentence] == []
 
 
 @pytest.mark.parametrize("unit", ["tf-server@worker-0.service", "tf-run-host-0.service"])
-def test_our_own_tasks_may_use_a_gpu(unit):
+def test_a_gpu_used_by_tasks_of_the_cluster_is_accepted(unit):
     assert problems(tasks([0]), found(machines.H100, processes=[{**USER, "unit": unit}])) == []
 
 
-def test_who_uses_a_gpu_that_is_not_ours_does_not_matter():
+def test_processes_on_gpus_without_a_task_are_ignored():
     machine = found(machines.EIGHT, processes=[{**USER, "gpu": "GPU-a1000007-5555-4a00-8c00-000000000007"}])
     assert problems(tasks([0]), machine) == []
 
@@ -179,17 +179,17 @@ def test_who_uses_a_gpu_that_is_not_ours_does_not_matter():
     [("3.7", False), ("5.2", False), ("6.0", True), ("6.1", True), ("7.0", True), ("7.5", True), ("8.0", True), ("8.6", True),
      ("8.9", True), ("9.0", True), ("10.0", False), ("12.0", False)],
 )  # fmt: skip
-def test_tensorflow_runs_on_what_it_was_built_for(capability, runs):
+def test_only_gpus_with_a_supported_compute_capability_are_accepted(capability, runs):
     machine = found(machines.H100.replace(" 9.0,", f" {capability},"))
     assert (problems(tasks([0]), machine) == []) is runs
 
 
-def test_tasks_get_their_gpus_in_their_order():
+def test_tasks_get_their_gpus_in_the_order_of_the_option():
     own = filters.with_gpus(tasks([2, 0], [], ["GPU-a1000005-5555-4a00-8c00-000000000005"]), found(machines.EIGHT))
     assert [[gpu["index"] for gpu in task["gpus"]] for task in own] == [[2, 0], [], [5]]
 
 
-def test_drivers_of_a_cluster_are_the_same():
+def test_different_driver_versions_in_a_cluster_are_reported():
     newer = found(machines.TITAN_X.replace("535.161.08", "550.54.15"))
     alike = {"a": found(machines.H100), "b": found(machines.EIGHT), "c": found()}
     assert filters.driver_mismatches(alike, False) == []
@@ -198,7 +198,7 @@ def test_drivers_of_a_cluster_are_the_same():
     assert filters.driver_mismatches({**alike, "d": newer}, True) == []
 
 
-def test_the_table_names_each_gpu_and_a_lost_one():
+def test_the_table_lists_each_gpu_and_each_lost_gpu():
     machine = found(machines.EIGHT)
     machine["pci"].append({**CARD, "bus": "0000:ff:00.0"})
     lines = filters.gpu_table({"m1": machine}, {"m1": tasks([0], [1, 0])})

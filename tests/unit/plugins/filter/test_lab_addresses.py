@@ -20,20 +20,20 @@ def names(monkeypatch):
     return known
 
 
-def test_addresses_stay_as_they_are(names):
+def test_addresses_are_not_changed(names):
     assert filters.lab_addresses({"a": "10.89.77.10", "b": "192.0.2.1"}, "10.89.77.0/24") == {
         "a": "10.89.77.10",
         "b": "192.0.2.1",
     }
 
 
-def test_of_a_names_addresses_the_one_in_the_labs_network_counts(names):
+def test_a_name_is_resolved_to_its_address_in_the_lab_network(names):
     names["a.lab"] = ["192.0.2.1", "10.89.77.10"]
     assert filters.lab_addresses({"a": "a.lab"}, "10.89.77.0/24") == {"a": "10.89.77.10"}
 
 
 @pytest.mark.parametrize(("addresses", "meant"), [(None, "no address"), (["192.0.2.1"], "192.0.2.1")])
-def test_a_name_without_an_address_in_the_labs_network_is_an_error(names, addresses, meant):
+def test_a_name_without_an_address_in_the_lab_network_is_an_error(names, addresses, meant):
     if addresses:
         names["a.lab"] = addresses
     with pytest.raises(ValueError, match=rf"^a: ansible_host is 'a.lab', which the controller resolves to {meant}\. "):

@@ -38,46 +38,46 @@ def test_a_good_machine_has_no_problems():
 
 
 @pytest.mark.parametrize("minor", [10, 11, 12, 13])
-def test_each_python_with_wheels_will_do(minor):
+def test_python_versions_with_wheels_are_accepted(minor):
     assert problems(python=python(f"3.{minor}")) == []
 
 
 @pytest.mark.parametrize("address", ["fd00::1", "[fd00::1]", "[fe80::1]", "127.0.0.1", "m1.example.org", "172.17.0.1"])
-def test_an_address_of_the_machine_or_a_name_will_do(address):
+def test_an_address_of_the_machine_or_a_name_is_accepted(address):
     assert problems(task={"reached_by": address}) == []
 
 
-def test_a_translated_address_will_do_where_it_is_said():
+def test_a_translated_address_is_accepted_without_preflight_own_addresses():
     assert problems(task={"reached_by": "203.0.113.5"}, needs={"own_addresses": False}) == []
 
 
-def test_the_disk_does_not_matter_where_there_are_packages_already():
+def test_free_disk_is_not_checked_if_the_packages_are_installed():
     assert problems(disk_mb=0, environment={"made_of": "something"}) == []
 
 
-def test_numbers_may_come_as_texts():
+def test_numbers_may_be_strings():
     assert problems(needs={"disk_mb": "2500"}) == []
     assert len(problems(needs={"disk_mb": "2501"})) == 1
 
 
-def test_the_projects_own_account_will_do():
+def test_the_account_of_the_project_is_accepted():
     assert problems(account=["tensorflow", "x", 998, 998, "", "/var/lib/tf-cluster", "/usr/sbin/nologin"]) == []
 
 
-def test_the_projects_own_server_may_hold_the_port():
+def test_a_port_used_by_a_server_of_the_project_is_accepted():
     own = {"port": 2222, "name": "python3", "pid": 5, "user": "tensorflow", "unit": ""}
     assert problems(listeners=[own]) == []
     # Also where somebody has made its unit another user's.
     assert problems(listeners=[{**own, "user": "root", "unit": "tf-server@worker-0.service"}]) == []
 
 
-def test_nothing_but_the_port_counts():
+def test_a_process_on_another_port_is_ignored():
     assert problems(listeners=[{"port": 22222, "name": "nginx", "pid": 5, "user": "root", "unit": ""}]) == []
 
 
 @pytest.mark.parametrize("port", [3222, 4222])
-def test_a_port_of_a_training_that_another_program_has_is_refused(port):
-    """The firewall would close it: SSH's, say."""
+def test_a_training_port_used_by_another_program_is_reported(port):
+    """The firewall would close the port, for example the port of SSH."""
     [sentence] = problems(listeners=[{**SSH, "port": port}])
     assert f"m1: port {port} is in use by sshd (process 5, user root). The cluster's firewall would close it" in sentence
     assert "train_port_offset" in sentence
@@ -92,8 +92,8 @@ def test_a_port_of_a_training_that_another_program_has_is_refused(port):
     [("10.0.0.1", 3222, True), ("[fd00::1]", "4222", True), ("10.0.0.1", 22, False), ("10.0.0.1", 0, False),
      ("10.0.0.1", 2222, True), ("127.0.0.1", 3222, False), ("203.0.113.5", 3222, False), ("gateway.example", 3222, False)],
 )  # fmt: skip
-def test_the_port_that_ansible_connects_to_is_not_closed(address, port, refused):
-    """Unless it is another's, which forwards it to the machine."""
+def test_closing_the_port_that_ansible_connects_to_is_reported(address, port, refused):
+    """Unless the address belongs to another machine, which forwards the port."""
     found = problems(needs={"ssh_address": address, "ssh_port": port})
     assert [f"m1: port {port} is the one that Ansible connects to" in sentence for sentence in found] == [True] * refused
 
@@ -132,13 +132,13 @@ def test_the_port_that_ansible_connects_to_is_not_closed(address, port, refused)
     ],
     ids=str,
 )
-def test_a_problem_gives_one_sentence_that_names_the_machine(given, words):
+def test_a_problem_is_one_message_with_the_name_of_the_machine(given, words):
     [sentence] = problems(**given)
     assert sentence.startswith("m1: ")
     assert [word for word in words if word not in sentence] == []
 
 
-def test_a_port_held_on_two_addresses_is_one_problem():
+def test_a_port_used_on_two_addresses_is_one_problem():
     holder = {"port": 2222, "name": "nginx", "pid": 812, "user": "root", "unit": ""}
     assert len(problems(listeners=[holder, holder])) == 1
 

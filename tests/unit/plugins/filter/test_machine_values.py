@@ -26,5 +26,5 @@ def test_machines_without_the_variable_are_left_out(path, found):
     assert machine_values([*HOSTVARS, "unknown"], HOSTVARS, path) == found
 
 
-def test_the_order_is_that_of_the_machines():
+def test_the_result_has_the_order_of_the_machines():
     assert list(machine_values(["b", "a"], HOSTVARS, "result")) == ["b", "a"]

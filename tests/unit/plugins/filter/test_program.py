@@ -29,13 +29,13 @@ Run = load("tf_cluster.run.runs").Run
         (f"{'x' * 300}.py", "x" * 40),
     ],
 )
-def test_a_name_has_the_time_the_program_and_something_of_its_own(program, stem, tmp_path):
+def test_a_run_name_has_the_time_the_program_and_a_random_suffix(program, stem, tmp_path):
     run_id = run_name(program, tmp_path)["id"]
     assert re.fullmatch(rf"\d{{8}}-\d{{6}}-{re.escape(stem)}-[0-9a-f]{{4}}", run_id)
     assert Run(run_id).id == run_id
 
 
-def test_names_sort_by_time(tmp_path, monkeypatch):
+def test_run_names_sort_by_time(tmp_path, monkeypatch):
     moments = iter([time.gmtime(second) for second in (1_000_000_000, 1_000_000_001, 1_999_999_999)])
     monkeypatch.setattr(time, "gmtime", lambda: next(moments))
     names = [run_name("demo.py", tmp_path)["id"] for _each in range(3)]
@@ -43,32 +43,32 @@ def test_names_sort_by_time(tmp_path, monkeypatch):
     assert names[0].startswith("20010909-014640-demo-")
 
 
-def test_two_runs_of_one_moment_have_two_names(tmp_path):
+def test_runs_of_the_same_second_have_different_names(tmp_path):
     assert len({run_name("demo.py", tmp_path)["id"] for _each in range(5)}) > 1
 
 
-def test_the_folder_is_an_absolute_path_below_the_output(tmp_path, monkeypatch):
+def test_the_run_folder_is_an_absolute_path_below_the_output_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = run_name("demo.py", "output")
     assert Path(name["folder"]) == tmp_path / "output" / name["id"]
 
 
-def test_since_is_just_before_now(tmp_path):
+def test_since_is_at_most_three_seconds_before_the_current_time(tmp_path):
     assert time.time() - 3 < run_name("demo.py", tmp_path)["since"] < time.time()
 
 
-def test_a_run_may_be_given_a_name(tmp_path):
+def test_the_run_name_contains_the_given_name(tmp_path):
     assert "-my-first-try-" in run_name("demo.py", tmp_path, "my first try")["id"]
 
 
-def test_a_file_is_a_program(tmp_path):
+def test_a_file_is_accepted_as_a_program(tmp_path):
     (tmp_path / "a.py").write_text("print(1)", encoding="utf-8")
     assert problems(str(tmp_path / "a.py")) == []
     assert program.program_entry(str(tmp_path / "a.py")) == "a.py"
 
 
 @pytest.mark.parametrize("entry", ["main.py", "__main__.py"])
-def test_a_folder_with_an_entry_is_a_program(tmp_path, entry):
+def test_a_folder_with_an_entry_file_is_accepted_as_a_program(tmp_path, entry):
     (tmp_path / entry).write_text("import lib", encoding="utf-8")
     (tmp_path / "lib.py").write_text("", encoding="utf-8")
     assert problems(str(tmp_path)) == []
@@ -89,7 +89,7 @@ def test_a_folder_with_an_entry_is_a_program(tmp_path, entry):
         ("binary.py", ["binary.py", "is not Python"]),
     ],
 )
-def test_what_is_no_program_gives_a_sentence(tmp_path, monkeypatch, given, words):
+def test_an_invalid_program_is_reported(tmp_path, monkeypatch, given, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "broken.py").write_text("x = 1\nprint(x\n", encoding="utf-8")
@@ -98,14 +98,14 @@ def test_what_is_no_program_gives_a_sentence(tmp_path, monkeypatch, given, words
     assert [word for word in words if word not in sentence] == []
 
 
-def test_a_module_of_a_folder_is_looked_at_too(tmp_path):
+def test_a_syntax_error_in_a_module_of_the_program_folder_is_reported(tmp_path):
     (tmp_path / "main.py").write_text("", encoding="utf-8")
     (tmp_path / "lib.py").write_text("def", encoding="utf-8")
     [sentence] = problems(str(tmp_path))
     assert "lib.py, line 1 is not Python" in sentence
 
 
-def test_what_lies_in_a_folder_beside_the_program_is_not_looked_at(tmp_path):
+def test_hidden_folders_caches_and_broken_links_are_not_checked(tmp_path):
     for name in (".venv/lib/a.py", ".git/b.py", "lib/__pycache__/c.py", "main.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("" if name == "main.py" else "def", encoding="utf-8")
@@ -115,13 +115,13 @@ def test_what_lies_in_a_folder_beside_the_program_is_not_looked_at(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["-" * 100_000 + "1", "+".join(["1"] * 100_000), "(" * 100_000])
-def test_what_is_nested_too_deeply_gives_a_sentence(tmp_path, text):
+def test_code_nested_too_deeply_is_reported(tmp_path, text):
     (tmp_path / "a.py").write_text(f"x = {text}\n", encoding="utf-8")
     [sentence] = problems(str(tmp_path / "a.py"))
     assert "a.py" in sentence
 
 
-def test_a_run_is_called_after_the_link_that_was_given(tmp_path):
+def test_a_run_is_named_after_the_given_link(tmp_path):
     (tmp_path / "v3.py").write_text("", encoding="utf-8")
     (tmp_path / "latest.py").symlink_to("v3.py")
     assert "-latest-" in run_name(str(tmp_path / "latest.py"), tmp_path)["id"]
@@ -136,27 +136,27 @@ def test_a_run_is_called_after_the_link_that_was_given(tmp_path):
         ("x", "not a task of the cluster"),
     ],
 )
-def test_a_run_may_be_the_task_of_a_run_alone(task, words):
+def test_run_task_must_be_a_task_of_the_cluster_without_a_standing_server(task, words):
     own = [{"job": "worker", "index": 0, "standing": True}, {"job": "host", "index": 0, "standing": False}]
     found = program.task_problems(task, {"tasks": {"worker:0": "a", "host:0": "a"}, "machines": {"a": own}})
     assert bool(found) == bool(words)
     assert all(words in sentence for sentence in found)
 
 
-def test_data_that_is_not_there_gives_a_sentence(tmp_path):
+def test_missing_program_data_is_reported(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     assert problems(str(tmp_path / "a.py"), {"program_data": str(tmp_path)}) == []
     [sentence] = problems(str(tmp_path / "a.py"), {"program_data": [str(tmp_path), "no-such-folder"]})
     assert "program_data contains no-such-folder" in sentence
 
 
-def test_data_without_a_name_is_not_the_folder_that_one_is_in(tmp_path):
+def test_an_empty_program_data_path_does_not_mean_the_current_folder(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     [sentence] = problems(str(tmp_path / "a.py"), {"program_data": ""})
     assert "program_data contains '', which does not exist" in sentence
 
 
-def test_two_things_of_one_name_give_a_sentence(tmp_path):
+def test_program_and_data_files_with_the_same_name_are_reported(tmp_path):
     for name in ("p/main.py", "p/hello.py", "d/hello.py", "e/hello.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("", encoding="utf-8")
@@ -166,7 +166,7 @@ def test_two_things_of_one_name_give_a_sentence(tmp_path):
     assert problems(str(tmp_path / "p/main.py"), {"program_data": str(tmp_path / "d/hello.py")}) == []
 
 
-def test_what_is_neither_a_file_nor_a_folder_gives_a_sentence(tmp_path):
+def test_a_program_that_is_neither_a_file_nor_a_folder_is_reported(tmp_path):
     os.mkfifo(tmp_path / "x.py")
     for path in (tmp_path / "x.py", "/dev/null"):
         [sentence] = problems(str(path))
@@ -182,7 +182,7 @@ def test_what_is_neither_a_file_nor_a_folder_gives_a_sentence(tmp_path):
         ("", []),
     ],
 )
-def test_arguments_are_split_as_a_shell_does(given, words):
+def test_arguments_are_split_as_in_a_shell(given, words):
     assert program.program_arguments(given) == words
 
 
@@ -205,14 +205,14 @@ def test_arguments_are_split_as_a_shell_does(given, words):
         *(("run_queue_timeout", given, "seconds from 0") for given in (-1, "inf", "nan", "soon")),
     ],
 )
-def test_what_cannot_be_asked_for_gives_a_sentence(tmp_path, name, given, words):
+def test_invalid_options_of_a_run_are_reported(tmp_path, name, given, words):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     [sentence] = problems(str(tmp_path / "a.py"), {name: given})
     assert f"{name} is {given!r}" in sentence.replace(f" {given},", f" {given!r},")
     assert words in sentence
 
 
-def test_what_can_be_asked_for_gives_none(tmp_path):
+def test_valid_options_of_a_run_are_accepted(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     given = {"program_args": ["a"], "program_requirements": str(tmp_path / "a.py"), "run_timeout": "3600", "run_queue_timeout": 0}
     given |= {"run_abort_after_silence": "60", "run_output_mb": 0.5, "program_keras": "2"}
@@ -220,7 +220,7 @@ def test_what_can_be_asked_for_gives_none(tmp_path):
 
 
 @pytest.mark.parametrize(("url", "count"), [("", 0), ("https://a.example/x", 0), ("ftp://a.example/hidden", 1), (5, 1)])
-def test_a_url_that_nothing_can_be_posted_to_is_refused_without_it(url, count, tmp_path):
+def test_an_invalid_run_notify_is_reported_without_the_url(url, count, tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     found = problems(str(tmp_path / "a.py"), {"run_notify": url})
     assert len(found) == count

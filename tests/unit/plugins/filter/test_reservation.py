@@ -23,24 +23,24 @@ def test_a_run_reserves_all_tasks_by_default(wanted):
 
 
 @pytest.mark.parametrize("wanted", [2, "2", " 2 "])
-def test_a_number_is_one_of_workers(wanted):
+def test_a_number_reserves_that_many_workers(wanted):
     assert filters.reservation(cluster(), wanted)["count"] == 2
 
 
 @pytest.mark.parametrize("wanted", [0, "0"])
-def test_a_run_may_reserve_no_task_but_its_own(wanted):
+def test_zero_reserves_no_task(wanted):
     found = filters.reservation(cluster(), wanted)
     assert (found["problems"], found["count"], found["names"], found["none"], len(found["own"])) == ([], 0, [], True, 4)
     assert filters.reservation(cluster())["none"] is False
 
 
-def test_a_training_has_at_least_one_task():
+def test_a_training_with_zero_tasks_is_reported():
     plan = training.training(cluster(), reserved=filters.reservation(cluster(), 0))
     assert plan["problems"] == ["run_tasks is 0. A training needs at least one task."]
 
 
 @pytest.mark.parametrize("wanted", [["worker:1", "ps:0", "worker:1"], "worker:1, ps:0"])
-def test_a_list_names_tasks(wanted):
+def test_a_list_reserves_the_named_tasks(wanted):
     found = filters.reservation(cluster(), wanted)
     assert (found["names"], found["tasks"]) == (["worker:1", "ps:0"], ["10.0.0.2:2222", cluster()["spec"]["ps"][0]])
 
@@ -59,12 +59,12 @@ def test_a_list_names_tasks(wanted):
         (["host:0"], "run_tasks contains host:0, which has no standing server."),
     ],
 )
-def test_what_cannot_be_reserved_gives_a_sentence(wanted, words):
+def test_an_invalid_reservation_is_reported(wanted, words):
     [sentence] = filters.reservation(cluster(), wanted)["problems"]
     assert sentence.startswith(words)
 
 
-def test_each_program_of_a_machine_has_a_server_of_its_own():
+def test_each_concurrent_program_of_a_machine_has_a_separate_server_address():
     found = filters.reservation(cluster())["own"]
     assert found[0] == "10.0.0.3:2223"
     assert len(set(found)) == 4
@@ -73,19 +73,19 @@ def test_each_program_of_a_machine_has_a_server_of_its_own():
     assert not ports & {port for machine in "ab" for port in training.cluster_ports(cluster(), machine)}
 
 
-def test_run_slots_says_how_many_programs_run_at_the_same_time():
+def test_run_slots_sets_the_number_of_concurrent_programs():
     assert len(filters.reservation(cluster(run_slots=1))["own"]) == 1
     assert len(filters.reservation(cluster(run_slots="8"), "", "chief:0")["own"]) == 8
 
 
 @pytest.mark.parametrize("slots", [0, 65, "many"])
-def test_a_number_of_slots_that_cannot_be_is_a_problem(slots):
+def test_an_invalid_number_of_run_slots_is_reported(slots):
     groups = {"all": ["a"], "worker": ["a"], "host": ["a"]}
     [sentence] = cluster_spec(groups, {"a": {"run_slots": slots}})["problems"]
     assert sentence.startswith(f"run_slots is {slots!r}. Set a number from 1 to 64.")
 
 
-def test_a_training_takes_named_tasks_or_free_workers_first():
+def test_a_training_uses_named_tasks_and_prefers_free_workers():
     reserve = filters.reservation
     assert training.training(cluster(), reserved=reserve(cluster(), 1), busy=["worker:0"])["machines"] == {"worker:1": "b"}
     plan = training.training(cluster(), jobs=["chief", "worker"], reserved=reserve(cluster(), 1))
@@ -97,7 +97,7 @@ def test_a_training_takes_named_tasks_or_free_workers_first():
     assert sentence == "run_tasks contains ps:0, which is not a task of train_jobs (worker)."
 
 
-def test_what_each_machine_has_of_a_run():
+def test_run_collection_lists_the_tasks_and_parts_of_a_run_by_machine():
     workers = [{"address": "10.0.0.1", "port": port, "standing": True} for port in (2222, 2224)]
     machines = {"a": workers, "b": [{"address": "10.0.0.2", "port": 2222, "standing": False}], "c": []}
     whole = filters.run_collection(machines, "b", {})

@@ -26,7 +26,7 @@ def test_finished_runs_come_first_and_the_queue_last():
     assert {line[-1] for line in lines[1:]} == {"2.5"}
 
 
-def test_of_many_finished_runs_the_last_are_shown():
+def test_only_the_latest_finished_runs_are_shown():
     runs = filters.merged_runs({"m": {"runs": [run(f"r{number:02}") for number in range(30)]}})
     lines = filters.runs_table(runs, "output/runs.json")
     assert len(lines) == 22
@@ -40,5 +40,5 @@ def test_long_cells_are_cut():
     assert f"{'x' * 77}... " in row
 
 
-def test_without_runs_there_is_a_sentence():
+def test_a_message_is_shown_if_there_are_no_runs():
     assert filters.runs_table([]) == ["There are no runs."]

@@ -28,7 +28,7 @@ def variables(environment):
     return dict(word.split("=", 1) for word in shlex.split(environment["files"][0]["content"], comments=True))
 
 
-def test_a_task_is_told_its_name_and_its_options():
+def test_the_environment_has_the_name_and_the_options_of_the_task():
     [environment] = environments({"gpu_memory_fraction": 0.5})
     assert environment["name"] == "worker-0"
     assert [file["path"] for file in environment["files"]] == ["/etc/tf-cluster/tasks/worker-0.env"]
@@ -46,44 +46,44 @@ def test_a_task_is_told_its_name_and_its_options():
     }
 
 
-def test_the_file_ends_with_a_line_end():
+def test_the_environment_file_ends_with_a_newline():
     assert environments({})[0]["files"][0]["content"].endswith("\n")
 
 
 @pytest.mark.parametrize("text", ["0,1", 'a"b', "a\\b", "a b", "# a", "$HOME", "'", '\\"', "a;b", "é"])
-def test_a_value_comes_out_of_its_quotes_as_it_went_in(text):
+def test_quoted_values_are_read_unchanged(text):
     [environment] = environments({"note": text})
     assert variables(environment)["TF_TASK_NOTE"] == text
 
 
-def test_a_value_does_not_break_out_of_its_line():
+def test_a_value_cannot_set_another_variable():
     [environment] = environments({"note": '0" TF_TASK_JOB="ps'})
     assert variables(environment)["TF_TASK_JOB"] == "worker"
 
 
 @pytest.mark.parametrize(("switch", "text"), [(True, "true"), (False, "false")])
-def test_a_switch_is_written_as_create_server_reads_it(switch, text):
+def test_booleans_are_written_as_true_or_false(switch, text):
     assert variables(environments({"gpu_allow_growth": switch})[0])["TF_TASK_GPU_ALLOW_GROWTH"] == text
 
 
 @pytest.mark.parametrize("change", [{"gpu_memory_fraction": 0.9}, {"note": "1"}, {"intra_op_threads": 2}])
-def test_a_change_of_one_task_changes_that_task_alone(change):
+def test_a_changed_option_changes_only_the_environment_of_its_task(change):
     before, after = environments({}, {}, {}), environments({}, change, {})
     assert [old == new for old, new in zip(before, after)] == [True, False, True]
     assert before[1]["inputs"] != after[1]["inputs"]
 
 
-def test_a_change_of_what_they_have_in_common_changes_all():
+def test_a_changed_common_file_changes_the_inputs_of_all_tasks():
     before, after = environments({}, {}), environments({}, {}, common="another spec")
     assert not {task["inputs"] for task in before} & {task["inputs"] for task in after}
 
 
-def test_other_packages_change_all():
+def test_changed_packages_change_the_inputs_of_all_tasks():
     before, after = environments({}, {}), environments({}, {}, packages="99c1")
     assert not {task["inputs"] for task in before} & {task["inputs"] for task in after}
 
 
-def test_the_server_takes_the_same_digest_of_the_files_that_it_finds(tmp_path, monkeypatch):
+def test_the_server_computes_the_same_digest_of_its_files(tmp_path, monkeypatch):
     [environment] = environments({"note": "é"}, common='{"worker": ["é:2222"]}\n')
     [own] = environment["files"]
     paths = [tmp_path / "own", tmp_path / "config.json"]
@@ -98,7 +98,7 @@ def test_the_server_takes_the_same_digest_of_the_files_that_it_finds(tmp_path, m
     assert server.inputs() != environment["inputs"]
 
 
-def test_a_task_more_changes_no_other():
+def test_an_additional_task_does_not_change_the_other_tasks():
     assert environments({}, {}, {})[:2] == environments({}, {})
 
 
@@ -107,7 +107,7 @@ def test_the_order_of_the_options_does_not_matter():
     assert environments(options) == environments(dict(reversed(options.items())))
 
 
-def test_the_options_of_a_task_are_left_as_they_were():
+def test_the_options_of_a_task_are_not_modified():
     given = tasks({"note": "1"})
     filters.task_environments(given, [])
     assert given == tasks({"note": "1"})
@@ -119,7 +119,7 @@ def with_gpus(gpus, **changes):
     return filters.task_environments([{**task, **changes, "gpus": gpus}], [])[0]
 
 
-def test_a_task_gets_its_gpus_by_uuid_and_their_devices_alone():
+def test_a_task_gets_its_gpus_by_uuid_and_only_their_devices():
     environment = with_gpus([{"uuid": "GPU-aaa", "minor": 3}, {"uuid": "GPU-bbb", "minor": 1}])
     assert variables(environment)["CUDA_VISIBLE_DEVICES"] == "GPU-aaa,GPU-bbb"
     drop_in = environment["files"][1]
@@ -131,13 +131,13 @@ def test_a_task_gets_its_gpus_by_uuid_and_their_devices_alone():
     assert {"PrivateDevices=false", "DevicePolicy=closed", "TimeoutStartSec=300"} <= set(lines)
 
 
-def test_a_part_of_a_gpu_comes_with_the_devices_of_parts():
+def test_a_mig_part_gets_access_to_nvidia_caps():
     content = with_gpus([{"uuid": "MIG-aaa", "minor": 0}])["files"][1]["content"]
     assert "DeviceAllow=char-nvidia-caps rw" in content
     assert "nvidia-caps" not in with_gpus([{"uuid": "GPU-aaa", "minor": 0}])["files"][1]["content"]
 
 
-def test_a_task_with_a_server_gets_its_gpus_in_a_training_too():
+def test_the_training_unit_of_a_task_with_a_server_gets_the_same_gpus():
     environment = with_gpus([{"uuid": "GPU-aaa", "minor": 0}])
     assert environment["files"][2] == {
         **environment["files"][1],
@@ -145,17 +145,17 @@ def test_a_task_with_a_server_gets_its_gpus_in_a_training_too():
     }
 
 
-def test_a_runs_task_gets_its_gpus_through_the_runs_unit():
+def test_a_task_without_a_server_gets_its_gpus_through_the_unit_of_the_run():
     environment = with_gpus([{"uuid": "GPU-aaa", "minor": 0}], name="host-0", standing=False)
     assert environment["files"][1]["path"] == "/etc/systemd/system/tf-run-host-0-.service.d/gpus.conf"
 
 
-def test_another_gpu_is_another_input():
+def test_a_different_gpu_changes_the_inputs():
     found = [with_gpus(gpus)["inputs"] for gpus in ([], [{"uuid": "GPU-a", "minor": 0}], [{"uuid": "GPU-a", "minor": 1}])]
     assert len(set(found)) == 3
 
 
-def test_a_program_is_a_file_that_may_be_run():
+def test_a_program_is_an_executable_file():
     file = filters.program_file("cli.py", ROOT / "files/tf_cluster", "/opt/tf-cluster/lib/tf_cluster")
     assert file == {
         "path": "/opt/tf-cluster/lib/tf_cluster/cli.py",
@@ -184,7 +184,7 @@ def test_a_machine_gets_all_files_and_the_inputs_of_its_servers():
     assert found["tasks"] == {"worker-0": environments({})[0]["inputs"]}
 
 
-def test_only_files_that_a_server_starts_with_are_its_inputs():
+def test_files_that_a_server_does_not_start_with_do_not_change_its_inputs():
     changed = [COMMON[0], {**COMMON[1], "content": "b"}]
     assert server_state(*tasks({}), common=changed)["tasks"] == server_state(*tasks({}))["tasks"]
 
@@ -203,7 +203,7 @@ def machine(wanted, **changes):
         ({"compiled": False}, False), ({"timer": False}, False), ({"reload": True}, False), ({"digests": {}}, False),
     ],
 )  # fmt: skip
-def test_a_machine_stands_if_nothing_differs(changes, stands):
+def test_server_stands_is_true_only_if_nothing_differs(changes, stands):
     wanted = server_state(*tasks({}))
     assert filters.server_stands(wanted, machine(wanted, **changes)) is stands
 
@@ -213,7 +213,7 @@ def test_a_machine_without_servers_needs_no_target():
     assert filters.server_stands(wanted, machine(wanted, target=False))
 
 
-def test_an_obsolete_file_differs():
+def test_an_obsolete_file_is_a_difference():
     wanted = server_state(*tasks({}))
     found = machine(wanted)
     found["digests"]["/etc/tf-cluster/tasks/worker-7.env"] = "x"

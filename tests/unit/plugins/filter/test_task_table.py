@@ -23,41 +23,41 @@ def test_each_task_has_a_line_with_its_reason():
     assert second.split(maxsplit=4) == ["worker:10", "a-longer-name", "[fd00::1]:2222", "refused", "nothing listens"]
 
 
-def test_the_columns_stand_below_each_other():
+def test_the_columns_are_aligned():
     heading, first, second = filters.task_table(TASKS)
     assert heading.index("state") == first.index("answers") == second.index("refused")
     assert heading.index("machine") == first.index("a  ") == second.index("a-longer-name")
 
 
-def test_no_line_ends_in_blanks():
+def test_no_line_has_trailing_spaces():
     assert all(line == line.rstrip() for line in filters.task_table(TASKS))
 
 
-def test_what_a_task_does_not_know_is_left_empty():
+def test_unknown_values_are_left_empty():
     assert "None" not in filters.task_table([{**TASKS[0], "machine": None, "reason": None}])[1]
 
 
-def test_no_tasks_leave_the_heading_alone():
+def test_the_table_without_tasks_has_only_the_heading():
     assert len(filters.task_table([])) == 1
 
 
-def test_what_systemd_says_stands_below_the_table_with_its_machine():
+def test_explanations_of_systemd_are_below_the_table_with_the_machine_name():
     explained = [{"item": {"machine": "m1"}, "answer": {"why": {"worker-0": "it is failed", "worker-1": "it is masked"}}}]
     assert filters.task_table(TASKS, explained)[3:] == ["m1: it is failed", "m1: it is masked"]
 
 
-def test_why_a_machine_says_nothing_stands_below_the_table():
+def test_the_error_message_of_a_machine_is_below_the_table():
     explained = [{"item": {"machine": "m1"}, "msg": "python is missing on this machine", "failed": False}]
     assert filters.task_table(TASKS, explained)[3:] == ["m1: python is missing on this machine"]
 
 
-def test_a_machine_that_ansible_cannot_reach_is_named():
+def test_an_unreachable_machine_is_reported_below_the_table():
     [line] = filters.task_table(TASKS, [{"item": {"machine": "m2"}, "unreachable": True}])[3:]
     assert line.startswith("m2: ")
     assert "cannot reach" in line
 
 
-def test_each_task_gets_its_machine_and_keeps_the_rest():
+def test_with_machines_adds_the_machine_and_keeps_the_other_values():
     tasks = [{"task": "worker:0", "state": "hangs"}, {"task": "ps:0", "state": "hangs"}]
     assert filters.with_machines(tasks, {"worker:0": "m1"}) == [
         {"task": "worker:0", "state": "hangs", "machine": "m1"},
@@ -66,7 +66,7 @@ def test_each_task_gets_its_machine_and_keeps_the_rest():
     assert "machine" not in tasks[0]
 
 
-def test_tasks_that_the_gate_could_not_check_are_known_from_the_cluster_spec():
+def test_unchecked_tasks_are_listed_from_the_cluster_spec():
     standing = {"job": "worker", "index": 1, "address": "10.0.0.2", "port": 2222, "standing": True}
     cluster = {"machines": {"m2": [standing, {**standing, "job": "host", "standing": False}]}}
     [found] = filters.unchecked_tasks(cluster)
@@ -95,10 +95,10 @@ def test_tasks_that_the_gate_could_not_check_are_known_from_the_cluster_spec():
         ("d", "all", "A task lacks a device that the program needs."),
     ],
 )
-def test_some_tasks_may_be_missing(states, allowed, problem):
+def test_allow_missing_limits_the_number_of_missing_tasks(states, allowed, problem):
     tasks = [{"state": {"-": "refused", "d": "no device"}[state]} for state in states] + [{"state": "answers"}]
     assert filters.missing_problem(tasks, allowed) == problem
 
 
-def test_not_all_tasks_may_be_missing():
+def test_a_cluster_without_an_answering_task_is_a_problem():
     assert filters.missing_problem([{"state": "refused"}], "all") == "No task of the cluster answers."

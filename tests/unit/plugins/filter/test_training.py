@@ -18,7 +18,7 @@ def cluster(**own_tasks):
     return found
 
 
-def test_each_worker_takes_part_at_a_port_of_its_own():
+def test_each_worker_takes_part_at_a_separate_port():
     found = filters.training(cluster(), "r1")
     assert found["problems"] == []
     assert found["cluster"] == {"worker": ["10.0.0.1:3222", "10.0.0.2:3222"]}
@@ -29,14 +29,14 @@ def test_each_worker_takes_part_at_a_port_of_its_own():
 
 
 @pytest.mark.parametrize("jobs", [["worker", "chief"], "chief,worker", ("chief", "worker")])
-def test_a_chief_comes_first(jobs):
+def test_the_chief_is_the_first_job(jobs):
     found = filters.training(cluster(), jobs=jobs)
     assert list(found["cluster"]) == ["chief", "worker"]
     assert found["chief"] == "chief:0"
     assert found["control"].startswith("10.0.0.3:")
 
 
-def test_ports_of_tasks_and_of_the_training_are_passed_over():
+def test_ports_of_tasks_and_of_the_training_are_skipped():
     busy = {"worker": [{"port": 2222}, {"port": 3222}, {"port": 4222}]}
     found = filters.training(cluster(a=busy))
     own = [int(entry.rpartition(":")[2]) for entry in found["cluster"]["worker"][:3]]
@@ -50,7 +50,7 @@ def test_parts_are_in_the_order_of_the_indices():
     assert found["cluster"] == {"worker": ["10.0.0.1:3300", "10.0.0.2:3222", "10.0.0.1:3222"]}
 
 
-def test_an_offset_may_be_given_as_text():
+def test_the_port_offset_may_be_a_string():
     assert filters.training({**cluster(), "train_port_offset": "500"})["cluster"]["worker"][0] == "10.0.0.1:2722"
 
 
@@ -68,19 +68,19 @@ def test_an_offset_may_be_given_as_text():
         ({"ends_with": "worker"}, ["train_ends_with is 'worker'", "all or chief"]),
     ],
 )
-def test_what_cannot_be_gives_a_sentence(given, words):
+def test_invalid_options_of_a_training_are_reported(given, words):
     offset = {"train_port_offset": given.pop("offset")} if "offset" in given else {}
     [sentence] = filters.training({**cluster(), **offset}, **given)["problems"]
     assert [word for word in words if word not in sentence] == []
 
 
-def test_a_job_without_machines_gives_a_sentence():
+def test_a_job_without_machines_is_reported():
     seed = cluster_spec({"all": ["a"], "worker": ["a"], "host": ["a"]}, {"a": {}})
     [sentence] = filters.training(seed, jobs=["chief", "worker"])["problems"]
     assert "the group 'chief' has no machine" in sentence
 
 
-def test_the_parts_of_a_machine_are_all_its_tasks_but_the_chiefs():
+def test_the_parts_of_a_machine_are_all_its_tasks_except_the_chief():
     found = filters.training(cluster(a={"worker": 2}), "r1")
     assert filters.training_parts(found, "a") == [{"task": "worker:1", "name": "worker-1", "id": "r1.worker-1"}]
     assert [part["name"] for part in filters.training_parts(found, "b")] == ["worker-2"]
@@ -88,8 +88,8 @@ def test_the_parts_of_a_machine_are_all_its_tasks_but_the_chiefs():
     assert filters.training_parts({}, "a") == []
 
 
-def test_the_ports_that_are_closed_to_others_are_those_of_tasks_and_trainings():
-    """Also where a training has to pass over a task's port; any task of a training can be its chief."""
+def test_the_closed_ports_are_those_of_tasks_and_trainings():
+    """Also if a training skips the port of a task. Each task of a training can become its chief."""
     assert filters.cluster_ports(cluster(), "a") == [2222, 3222, 4222]
     assert filters.cluster_ports({**cluster(), "train_port_offset": "7000", "run_slots": 2}) == [
         2222, 2223, 2224, 2225, 9222, 9224, 16222, 16224, 23223, 23224,
@@ -102,12 +102,12 @@ def test_the_ports_that_are_closed_to_others_are_those_of_tasks_and_trainings():
 
 
 @pytest.mark.parametrize("offset", ["x", 0, 70000, None])
-def test_ports_that_cannot_be_are_an_error(offset):
+def test_an_invalid_port_offset_is_an_error(offset):
     with pytest.raises(ValueError, match="train_port_offset"):
         filters.cluster_ports({**cluster(), "train_port_offset": offset})
 
 
-def test_a_training_continues_after_a_loss_with_a_shared_folder_and_restarts():
+def test_a_training_survives_a_lost_machine_with_a_shared_folder_and_restarts():
     shared = {**cluster(), "shared": "/mnt/cluster"}
     assert filters.training(shared, restarts=1, min_tasks="1")["min_tasks"] == 1
     found = filters.training(shared, restarts=1)
@@ -117,13 +117,13 @@ def test_a_training_continues_after_a_loss_with_a_shared_folder_and_restarts():
 
 
 @pytest.mark.parametrize("least", [0, 3, "x", True, -1, 1.5])
-def test_the_least_number_of_tasks_is_one_of_the_tasks(least):
+def test_an_invalid_train_min_tasks_is_reported(least):
     [sentence] = filters.training({**cluster(), "shared": "/mnt/cluster"}, restarts=1, min_tasks=least)["problems"]
     assert sentence == f"train_min_tasks is {least!r}. Set a number from 1 to 2, the number of tasks."
 
 
 @pytest.mark.parametrize(("shared", "restarts"), [("", 1), ("/mnt/cluster", 0)])
-def test_a_least_number_needs_a_shared_folder_and_restarts(shared, restarts):
+def test_train_min_tasks_requires_a_shared_folder_and_restarts(shared, restarts):
     [sentence] = filters.training({**cluster(), "shared": shared}, restarts=restarts, min_tasks=1)["problems"]
     assert sentence.startswith("train_min_tasks is 1, but a lost machine ends a training without tf_shared")
 

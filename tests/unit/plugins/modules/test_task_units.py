@@ -42,7 +42,7 @@ def plan(found, inputs="3f2a99c1d4e5", others=()):
     return dict(zip(("enable", "start", "restart", "stop"), done))
 
 
-def test_what_systemctl_shows_is_read_unit_by_unit():
+def test_the_output_of_systemctl_show_is_parsed_by_unit():
     units = task_units.parse_show(SHOWN)
     assert list(units) == [UNIT, "tf-server@ps-0.service", "tf-server@worker-7.service", "tf-cluster.target"]
     assert units[UNIT]["StatusText"] == "worker:0 listens on 10.0.0.1:2222, TensorFlow 2.21.0, inputs 3f2a99c1d4e5"
@@ -50,23 +50,23 @@ def test_what_systemctl_shows_is_read_unit_by_unit():
     assert units["tf-server@ps-0.service"]["NeedDaemonReload"] == "yes"
 
 
-def test_a_value_may_have_an_equals_sign():
+def test_a_value_may_contain_an_equals_sign():
     assert task_units.parse_show("Id=a.service\nStatusText=x=1, y=2\n")["a.service"]["StatusText"] == "x=1, y=2"
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "Failed to connect to bus", "ActiveState=active"])
-def test_what_names_no_unit_is_no_unit(text):
+def test_output_without_a_unit_id_is_ignored(text):
     assert task_units.parse_show(text) == {}
 
 
-def test_what_systemctl_shows_is_what_the_plan_needs():
+def test_the_plan_uses_the_output_of_systemctl_show():
     found = task_units.parse_show(SHOWN)
     found.pop("tf-cluster.target")
     wanted = {UNIT: "3f2a99c1d4e5", "tf-server@ps-0.service": "99"}
     assert task_units.plan(wanted, found) == ([], ["tf-server@ps-0.service"], [], [])
 
 
-def test_a_task_that_runs_with_its_inputs_is_not_restarted():
+def test_a_running_task_with_unchanged_inputs_is_not_restarted():
     assert plan(RUNS) == {"enable": [], "start": [], "restart": [], "stop": []}
 
 
@@ -76,12 +76,12 @@ def test_a_new_task_is_enabled_and_started(found):
 
 
 @pytest.mark.parametrize("state", ["inactive", "failed", "activating", "deactivating"])
-def test_a_task_that_does_not_run_is_started(state):
+def test_a_task_that_is_not_running_is_started(state):
     assert plan({**RUNS, "ActiveState": state}) == {"enable": [], "start": [UNIT], "restart": [], "stop": []}
 
 
 @pytest.mark.parametrize("status", ["", "inputs unknown", "worker:0 listens, inputs 111111111111", "inputs 3f2a99c1d4e5f6a7"])
-def test_a_task_with_other_inputs_is_restarted(status):
+def test_a_task_with_changed_inputs_is_restarted(status):
     assert plan({**RUNS, "StatusText": status}) == {"enable": [], "start": [], "restart": [UNIT], "stop": []}
 
 
@@ -89,7 +89,7 @@ def test_a_task_without_a_status_is_restarted():
     assert plan({"ActiveState": "active", "UnitFileState": "enabled"})["restart"] == [UNIT]
 
 
-def test_a_running_task_that_is_not_enabled_is_enabled_alone():
+def test_a_running_task_that_is_not_enabled_is_only_enabled():
     assert plan({**RUNS, "UnitFileState": "disabled"}) == {"enable": [UNIT], "start": [], "restart": [], "stop": []}
 
 
@@ -102,11 +102,11 @@ def test_a_task_that_the_machine_no_longer_has_is_stopped(found):
 
 
 @pytest.mark.parametrize("found", [{}, {"ActiveState": "inactive", "UnitFileState": "disabled"}])
-def test_a_task_that_has_stopped_already_is_not_stopped(found):
+def test_a_stopped_task_is_not_stopped_again(found):
     assert plan(RUNS, others={OTHER: found})["stop"] == []
 
 
-def test_no_tasks_mean_that_all_are_stopped():
+def test_all_tasks_are_stopped_if_the_machine_has_none():
     assert task_units.plan({}, {UNIT: RUNS, OTHER: RUNS}) == ([], [], [], [UNIT, OTHER])
 
 
@@ -126,7 +126,7 @@ class Recorder:
         raise SystemExit(msg)
 
 
-def test_instances_are_the_loaded_and_the_enabled_each_once():
+def test_instances_are_the_loaded_and_enabled_units_without_duplicates():
     module = Recorder(
         {
             "list-units": (0, f"{UNIT} loaded active running TensorFlow server worker-0\n", ""),
@@ -137,19 +137,19 @@ def test_instances_are_the_loaded_and_the_enabled_each_once():
     assert all(command[-1] == "tf-server@*.service" for command in module.commands)
 
 
-def test_nothing_is_asked_of_no_units():
+def test_systemctl_is_not_called_without_units():
     module = Recorder()
     assert task_units.Systemd(module).show([]) == {}
     assert module.commands == []
 
 
-def test_a_systemd_that_refuses_is_quoted():
+def test_the_error_message_of_systemctl_is_quoted():
     module = Recorder({"enable": (1, "", "Unit tf-server@x.service is masked.\n")})
     with pytest.raises(SystemExit, match=r"'systemctl enable x' failed: Unit tf-server@x.service is masked\."):
         task_units.Systemd(module).run("enable", "x")
 
 
-def test_a_task_that_did_not_start_is_named_with_the_servers_own_words():
+def test_a_task_that_did_not_start_is_reported_with_the_message_of_the_server():
     failed = "Id=tf-server@worker-0.service\nActiveState=failed\n\nId=tf-server@worker-1.service\nActiveState=active\n"
     said = "tf_cluster.server: port 2222 is taken by nginx\nMain process exited, code=exited, status=1/FAILURE\n"
     module = Recorder({"show": (0, failed, ""), "--unit": (0, said, "")})
@@ -162,7 +162,7 @@ def complaint(module):
     return task_units.complaint(module, task_units.Systemd(module), wanted, "tf-server@.service", ["confined.conf"])
 
 
-def test_a_drop_in_of_another_program_is_named():
+def test_a_drop_in_of_another_program_is_reported():
     ours = (
         "FragmentPath=/etc/systemd/system/tf-server@.service\nDropInPaths=/etc/systemd/system/tf-server@.service.d/confined.conf"
     )

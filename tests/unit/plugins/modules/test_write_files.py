@@ -55,7 +55,7 @@ def test_files_are_written_with_their_permissions(write, place):
     assert [mode_of(place / name) for name in ("a", "deep/b", "c", "deep")] == ["0o644", "0o755", "0o600", "0o755"]
 
 
-def test_a_second_time_changes_nothing(write, place):
+def test_a_second_call_changes_nothing(write, place):
     files = [file(place / "a"), file(place / "b", mode="0600")]
     write(files)
     before = [identity(place / name) for name in "ab"]
@@ -73,7 +73,7 @@ def test_only_the_file_that_differs_is_written(write, place):
     assert (place / "b").read_text(encoding="utf-8") == "new\n"
 
 
-def test_other_permissions_are_put_right(write, place):
+def test_wrong_permissions_are_corrected(write, place):
     write([file(place / "a")])
     (place / "a").chmod(0o666)
     assert write([file(place / "a")])["changed"]
@@ -81,14 +81,14 @@ def test_other_permissions_are_put_right(write, place):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root to give a file away")
-def test_another_owner_is_put_right(write, place):
+def test_a_wrong_owner_is_corrected(write, place):
     write([file(place / "a")])
     os.chown(place / "a", 65534, 65534)
     assert write([file(place / "a")])["changed"]
     assert ((place / "a").stat().st_uid, (place / "a").stat().st_gid) == (0, 0)
 
 
-def test_check_mode_says_the_same_and_writes_nothing(write, place):
+def test_check_mode_reports_the_same_changes_and_writes_nothing(write, place):
     said = write([file(place / "a")], check=True)
     assert not place.exists()
     assert said["changed"]
@@ -108,13 +108,13 @@ def test_the_diff_has_the_text_before_and_after(write, place):
     assert [entry["before_header"] for entry in diff] == [str(place / "a"), str(place / "b")]
 
 
-def test_only_what_matches_a_pattern_is_removed(write, place):
+def test_only_files_that_match_a_pattern_are_removed(write, place):
     write([file(place / name) for name in ("worker-0.env", "worker-1.env", "other.txt")])
     assert write([file(place / "worker-0.env")], only=[place / "*.env"])["paths"] == [str(place / "worker-1.env")]
     assert sorted(path.name for path in place.iterdir()) == ["other.txt", "worker-0.env"]
 
 
-def test_all_may_be_removed(write, place):
+def test_an_empty_list_removes_all_files_and_the_empty_folder(write, place):
     write([file(place / "a")])
     assert write([], only=[place / "*"])["changed"]
     assert not place.exists()
@@ -124,34 +124,34 @@ def test_patterns_that_match_nothing_change_nothing(write, place):
     assert not write([], only=[place / "*"])["changed"]
 
 
-def test_text_with_other_line_ends_is_written_once(write, place):
+def test_crlf_line_endings_are_written_unchanged_and_only_once(write, place):
     write([file(place / "a", "text\r\n")])
     assert (place / "a").read_bytes() == b"text\r\n"
     assert not write([file(place / "a", "text\r\n")])["changed"]
 
 
-def test_bytes_that_are_no_text_are_replaced(write, place):
+def test_a_file_that_is_not_text_is_replaced(write, place):
     place.mkdir(parents=True)
     (place / "a").write_bytes(b"\xff\xfe\0")
     assert write([file(place / "a")])["changed"]
     assert (place / "a").read_text(encoding="utf-8") == "text\n"
 
 
-def test_line_ends_count(write, place):
+def test_different_line_endings_are_a_change(write, place):
     place.mkdir(parents=True)
     (place / "a").write_bytes(b"text\r\n")
     assert write([file(place / "a")])["changed"]
     assert (place / "a").read_bytes() == b"text\n"
 
 
-def test_a_folder_in_the_way_gives_a_sentence(write, place):
+def test_a_folder_at_the_path_of_a_file_is_an_error(write, place):
     (place / "a").mkdir(parents=True)
     answer = write([file(place / "a")])
     assert answer["failed"]
     assert f"{place / 'a'} could not be written: Is a directory" in answer["msg"]
 
 
-def test_a_file_where_a_folder_should_be_gives_a_sentence(write, place):
+def test_a_file_at_the_path_of_a_folder_is_an_error(write, place):
     place.parent.mkdir()
     place.write_text("", encoding="utf-8")
     answer = write([file(place / "a")])
@@ -159,13 +159,13 @@ def test_a_file_where_a_folder_should_be_gives_a_sentence(write, place):
     assert str(place) in answer["msg"]
 
 
-def test_permissions_that_are_no_number_give_a_sentence(write, place):
+def test_permissions_that_are_not_a_number_are_an_error(write, place):
     answer = write([file(place / "a", mode="u+rwx")])
     assert answer["failed"]
     assert "u+rwx" in answer["msg"]
 
 
-def test_ansible_runs_it_as_any_module(place):
+def test_ansible_runs_the_module_in_check_mode_with_a_diff(place):
     words = ["ansible", "localhost", "-c", "local", "-m", "distributed.tensorflow.write_files", "--check", "--diff", "-a"]
     done = subprocess.run(
         [*words, json.dumps({"files": [file(place / "a", "hello")]})], cwd=ROOT, capture_output=True, text=True, check=False

@@ -54,22 +54,22 @@ def test_a_good_machine_has_no_problem(machine):
     assert machine.problem() == ""
 
 
-def test_little_memory_is_a_problem(machine):
+def test_too_little_memory_is_a_problem(machine):
     machine.memory(1_000_000)
     assert machine.problem() == "3 GB of free memory are required, but 1.0 GB are free."
 
 
-def test_a_kernel_that_does_not_tell_its_memory_is_a_problem(machine):
+def test_unknown_free_memory_is_a_problem(machine):
     (machine.root / "proc/meminfo").write_text("MemTotal: 1 kB\n", encoding="ascii")
     assert "0.0 GB are free" in machine.problem()
 
 
-def test_little_disk_is_a_problem(machine):
+def test_too_little_disk_is_a_problem(machine):
     machine.free = 5 * GIGABYTE
     assert machine.problem() == f"9 GB of free disk in {machine.root}/var/lib are required, but 5.0 GB are free."
 
 
-def test_little_disk_and_memory_will_do_where_machines_stand_already(machine):
+def test_a_running_lab_requires_less_disk_and_memory(machine):
     machine.free = 5 * GIGABYTE
     machine.memory(1_000_000)
     assert machine.problem(stands=True) == ""
@@ -95,12 +95,12 @@ def test_a_release_whose_podman_is_too_old_is_a_problem(machine, release, old):
 
 
 @pytest.mark.parametrize("tools", [{"apt-get"}, {"podman"}])
-def test_podman_may_be_there_or_be_installed(machine, tools):
+def test_installed_or_installable_podman_is_accepted(machine, tools):
     machine.tools = tools
     assert machine.problem() == ""
 
 
-def test_no_way_to_podman_is_a_problem(machine):
+def test_missing_podman_that_cannot_be_installed_is_a_problem(machine):
     machine.tools = set()
     assert "podman is not installed" in machine.problem()
 
@@ -120,7 +120,7 @@ def test_neither_root_nor_sudo_is_a_problem(machine):
         (1, "sudo: the no new privileges flag is set", True, False),
     ],
 )
-def test_sudo_will_do_where_it_works_or_can_ask(machine, monkeypatch, status, stderr, terminal, may):
+def test_sudo_is_accepted_if_it_works_or_can_ask_for_a_password(machine, monkeypatch, status, stderr, terminal, may):
     machine.user = 1000
     monkeypatch.setattr(
         lab_check.subprocess, "run", lambda *words, **_more: subprocess.CompletedProcess(words, status, "", stderr)
@@ -135,12 +135,12 @@ def test_a_kernel_without_namespaces_is_a_problem(machine):
     assert machine.problem() == machine.namespaces
 
 
-def test_another_system_is_a_problem(machine, monkeypatch):
+def test_an_operating_system_other_than_linux_is_a_problem(machine, monkeypatch):
     monkeypatch.setattr(lab_check.sys, "platform", "darwin")
     assert machine.problem() == "containers with systemd need Linux, but this is darwin."
 
 
-def test_namespaces_that_are_refused_are_quoted(monkeypatch):
+def test_the_error_message_of_unshare_is_quoted(monkeypatch):
     monkeypatch.setattr(lab_check.os, "geteuid", lambda: 0)
     refusal = "unshare: unshare failed: Operation not permitted\n"
     monkeypatch.setattr(lab_check.subprocess, "run", lambda *words, **_more: subprocess.CompletedProcess(words, 1, "", refusal))
@@ -156,18 +156,18 @@ def test_the_settings_fit_this_machine(machine):
 
 
 @pytest.mark.parametrize("tool", ["podman", "iptables", "netavark", "mmdebstrap"])
-def test_without_one_of_its_tools_it_is_not_complete(machine, tool):
+def test_the_lab_is_not_complete_without_one_of_its_tools(machine, tool):
     machine.tools.discard(tool)
     assert lab_check.settings()["complete"] is False
 
 
-def test_without_a_runtime_it_is_not_complete(machine):
+def test_the_lab_is_not_complete_without_a_container_runtime(machine):
     machine.tools -= {"runc", "crun"}
     assert lab_check.settings()["complete"] is False
 
 
 @pytest.mark.parametrize(("hard", "expected"), [(1024, 1024), (5_000_000, 1_000_000), (resource.RLIM_INFINITY, 1_000_000)])
-def test_no_limit_is_above_this_machines_own(monkeypatch, hard, expected):
+def test_a_limit_does_not_exceed_the_hard_limit_of_the_machine(monkeypatch, hard, expected):
     monkeypatch.setattr(lab_check.resource, "getrlimit", lambda _limit: (0, hard))
     assert lab_check.hard_limit(resource.RLIMIT_NOFILE, 1_000_000) == expected
 
@@ -179,7 +179,7 @@ def checked(root, *words):
     )
 
 
-def test_the_sentence_comes_with_another_way_and_status_1(tmp_path):
+def test_the_message_names_an_alternative_and_the_status_is_1(tmp_path):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemAvailable: 1000 kB\n", encoding="ascii")
     done = checked(tmp_path, "--json", "tf-lab")
@@ -191,7 +191,7 @@ def test_the_sentence_comes_with_another_way_and_status_1(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_here_it_answers_in_json_or_with_a_sentence():
+def test_the_check_of_this_machine_gives_json_or_a_message():
     done = checked("/", "--json", "no-such-lab")
     assert done.returncode in (0, 1)
     if done.returncode == 0:
@@ -202,7 +202,7 @@ def test_here_it_answers_in_json_or_with_a_sentence():
     assert shutil.which("true")
 
 
-def test_a_tool_is_found_in_the_folders_of_root_and_of_the_caller(tmp_path, monkeypatch):
+def test_a_tool_is_found_in_the_folders_of_root_and_of_the_calling_user(tmp_path, monkeypatch):
     (tmp_path / "podman-of-the-test").write_text("", encoding="ascii")
     (tmp_path / "podman-of-the-test").chmod(0o755)
     assert lab_check.find_tool("podman-of-the-test") is None
@@ -211,13 +211,13 @@ def test_a_tool_is_found_in_the_folders_of_root_and_of_the_caller(tmp_path, monk
     assert lab_check.find_tool("sh")
 
 
-def test_the_role_looks_for_tools_in_the_same_folders():
+def test_the_role_searches_for_tools_in_the_same_folders():
     assert VARIABLES["__lab_path"].startswith(f"{lab_check.TOOL_FOLDERS}:{{{{")
 
 
 @pytest.mark.parametrize("keys", [True, False])
-def test_without_podman_the_keys_of_a_lab_stay(keys):
-    """And where there is neither podman nor a key, nothing is to be done."""
+def test_the_keys_of_a_lab_are_kept_if_podman_is_missing(keys):
+    """Without podman and without keys, there is nothing to remove."""
     tasks = {task["name"]: task for task in yaml.safe_load((ROLE / "tasks/remove.yml").read_text(encoding="utf-8"))}
     names = list(tasks)
     check = "Remove | Check that podman is found"
@@ -241,7 +241,7 @@ def every_task(name):
 
 
 def test_only_the_lab_is_removed_and_no_package():
-    """Neither with a module nor with a command; 'podman system reset' would remove the user's own containers."""
+    """Neither a module nor a command removes more. 'podman system reset' would remove the user's own containers."""
     tasks = every_task("remove.yml")
     removed = {
         module

@@ -26,14 +26,14 @@ def tasks(name):
         (["tensorflow", "x", 1001, 1001, "Jo", "/home/tensorflow", "/bin/bash"], False),
     ],
 )
-def test_only_a_new_account_or_the_roles_own_is_changed(account, called):
+def test_only_a_new_account_or_the_account_of_the_role_is_changed(account, called):
     [(created, when)] = tasks("main")
     assert created["comment"] == "{{ __tensorflow_account_comment }}"
     given = {"ansible_facts": {"tf_machine": {"account": account}}, "__tensorflow_account_comment": COMMENT}
     assert jinja2.Environment(autoescape=True).compile_expression(when)(**given) is called
 
 
-def test_a_comment_fits_into_a_line_of_passwd():
+def test_the_comment_of_the_account_is_valid_in_passwd():
     assert not set(":,\n") & set(COMMENT)
 
 

@@ -29,20 +29,20 @@ def cluster(count):
     return {"machines": machines, "train_port_offset": 1000}
 
 
-def test_a_runs_own_task_is_not_measured():
+def test_the_task_that_runs_the_benchmark_is_not_measured():
     assert [(task.name, task.device, task.machine) for task in tasks("a", "b")] == [
         ("worker:0", "/job:worker/task:0", "a"),
         ("worker:1", "/job:worker/task:1", "b"),
     ]
 
 
-def test_a_task_keeps_the_clusters_name_where_the_run_goes_on_without_another():
+def test_a_task_keeps_its_name_in_the_cluster_if_another_task_is_missing():
     found = benchmark.standing({"worker": ["10.0.0.2:2222"]}, {"10.0.0.2:2222": ["worker:1", "b", 2]}, ("host",))
     assert found == [("worker:1", "/job:worker/task:0", "10.0.0.2:2222", "b", 2)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_the_rounds_have_every_ordered_pair_once_and_every_task_evenly(count):
+def test_the_rounds_have_each_ordered_pair_once_and_each_task_equally_often(count):
     members = tasks(*"abcdefgh"[:count])
     found = benchmark.rounds(members)
     pairs = [pair for pairs in found for pair in pairs]
@@ -59,7 +59,7 @@ def test_links_between_machines_come_first():
     assert inside[0] == 0
 
 
-def test_no_machine_is_measured_twice_at_once():
+def test_a_machine_takes_part_in_one_measurement_at_a_time():
     pairs = benchmark.rounds(tasks(*"aabbccdd"))[0]
     found = benchmark.batches(pairs, lambda pair: [pair[0].machine, pair[1].machine], 2)
     assert sorted(pair for group in found for pair in group) == sorted(pairs)
@@ -70,7 +70,7 @@ def test_no_machine_is_measured_twice_at_once():
 
 
 @pytest.mark.parametrize(("count", "most"), [(5, 1), (8, 1), (300, 9)])
-def test_a_few_are_measured_one_by_one(count, most):
+def test_few_links_are_measured_one_by_one_and_many_at_once(count, most):
     assert benchmark.concurrency(count, 0.6, 22) == most
 
 
@@ -78,11 +78,11 @@ def test_a_few_are_measured_one_by_one(count, most):
     ("small", "empty", "size"),
     [(0.003, 0.002, 64_000_000), (0.002, 0.003, 64_000_000), (0.0820, 0.0020, 3_125_000), (2.0, 0.002, 1_000_000)],
 )
-def test_a_slow_link_is_measured_with_less(small, empty, size):
+def test_a_slow_link_is_measured_with_fewer_bytes(small, empty, size):
     assert benchmark.large_size(small, empty) == pytest.approx(size, rel=0.01)
 
 
-def test_tasks_that_hang_are_not_measured():
+def test_each_attempt_gives_a_result_an_error_or_a_timeout():
     begun = time.monotonic()
     found = benchmark.attempt(lambda seconds: time.sleep(seconds) or 1 / (1 - seconds), [0, 1, 30], 3)
     assert time.monotonic() - begun < 10
@@ -91,7 +91,7 @@ def test_tasks_that_hang_are_not_measured():
     assert isinstance(found[2], TimeoutError)
 
 
-def test_a_measurement_is_repeated_within_its_time():
+def test_a_measurement_is_repeated_as_often_as_its_time_and_limits_allow():
     assert len(benchmark.timed(lambda: None, 0, 3, 9)) == 3
     assert len(benchmark.timed(lambda: None, 100, 3, 9)) == 9
     assert benchmark.timed(lambda: None, -1, 0, 9) == []
@@ -147,7 +147,7 @@ def test_failures_are_reported_and_the_others_are_compared():
     assert benchmark.findings(result(links))[0] == "The link worker:0 -> worker:1 FAILED: timed out after 12 s"
 
 
-def test_nothing_at_all_is_a_result_too():
+def test_a_benchmark_without_measurements_has_findings_and_tables():
     given = {**result([link(0, 1, failure="x"), link(1, 0, failure="x")]), "computed": []}
     assert benchmark.findings(given)[-1] == "Measured 0 of 2 links between 2 tasks."
     assert benchmark.tables(given)
@@ -163,7 +163,7 @@ def test_the_tables_have_each_task_and_each_link():
     assert [row[-1] for row in rows[1:]] == ["-"] * 5
 
 
-def test_of_many_links_the_slowest_are_shown():
+def test_the_table_shows_the_slowest_of_many_links():
     links = [link(sender, receiver, rate=1 + sender) for sender in range(12) for receiver in range(12) if sender != receiver]
     lines = benchmark.tables(result(links))
     assert f"The slowest 60 of {len(links)} links; benchmark.json has all:" in lines
@@ -184,7 +184,7 @@ def test_invalid_variables_are_reported(seconds, iperf, named):
     assert [sentence.split()[0] for sentence in problems] == named
 
 
-def test_the_networks_links_fit_into_the_time():
+def test_iperf3_measures_only_as_many_links_as_fit_into_the_time():
     assert asked.network_links(cluster(1), 10) == []
     whole = asked.network_links(cluster(3), 10)
     assert len(whole) == len({(row["from"], row["to"]) for row in whole}) == 6
@@ -200,7 +200,7 @@ def told(count=2, iperf=True, found=(), problems=None):
     return asked.benchmark_about(given, 30.0, iperf, asked.network_links(given, 10), list(found), problems or {})
 
 
-def test_the_program_is_told_of_tasks_and_network():
+def test_the_program_receives_the_tasks_and_the_network_measurements():
     rate = {"from": "m0", "to": "m1", "gigabytes_per_second": 1.5}
     about = told(found=[rate, {"from": "m1", "to": "m0", "failure": "refused"}])
     assert about["tasks"] == {"[fd00::0]:2222": ["worker:0", "m0", 0], "[fd00::1]:2222": ["worker:1", "m1", 0]}
@@ -212,7 +212,7 @@ def test_the_program_is_told_of_tasks_and_network():
     ]
 
 
-def test_why_there_is_nothing_of_iperf_is_said():
+def test_missing_iperf3_measurements_are_explained():
     assert told(iperf=False)["seconds"] == 30
     assert told(iperf=False)["notes"] == ["iperf3 is switched off (benchmark_iperf)."]
     assert told(count=1)["notes"] == ["iperf3 had nothing to measure: all tasks are on one machine."]
@@ -231,7 +231,7 @@ def test_the_heat_maps_have_a_cell_for_each_link():
 
 
 @pytest.mark.parametrize("other", [None, [], {}, {"benchmark": 3}, {"benchmark": {"format": "mine"}}])
-def test_a_result_of_a_programs_own_is_no_benchmark(other):
+def test_the_result_of_another_program_is_not_a_benchmark(other):
     assert figure.read(other) is None
 
 
@@ -255,18 +255,18 @@ def iperf3(tmp_path, monkeypatch):
         ('{"error": "unable to connect"}', {"failure": "unable to connect"}),
     ],
 )
-def test_what_iperf3_says_is_read(iperf3, text, found):
+def test_the_output_of_iperf3_is_parsed(iperf3, text, found):
     iperf3(text)
     answer = network.measure(json.dumps([{"from": "a", "to": "b", "address": "10.0.0.1", "port": 3222}]))
     assert answer["links"] == [{"from": "a", "to": "b", **found}]
     assert answer["lines"][0].startswith("a -> b: ")
 
 
-def test_words_that_are_no_json_are_a_failure(iperf3):
+def test_iperf3_output_that_is_not_json_is_a_failure(iperf3):
     iperf3("usage")
     assert "printed no JSON" in network.rate("10.0.0.1", 3222)["failure"]
 
 
-def test_a_machine_without_iperf3_says_so(monkeypatch, tmp_path):
+def test_a_machine_without_iperf3_reports_it_as_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert network.serve("3222", "60") == {"state": "missing"}

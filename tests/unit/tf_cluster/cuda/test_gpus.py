@@ -47,7 +47,7 @@ def machine(tmp_path, monkeypatch):
     return Machine(tmp_path, monkeypatch)
 
 
-def test_a_bare_machine_has_nothing(machine):
+def test_a_machine_without_a_gpu_has_no_gpus_and_no_driver(machine):
     found = machine.find()
     assert found.pop("processor") == os.uname().machine
     assert found == {
@@ -68,7 +68,7 @@ def test_cards_are_found_without_a_driver(machine):
     ]
 
 
-def test_the_driver_of_a_card_and_nvswitch_are_seen(machine):
+def test_the_driver_of_a_card_and_nvswitch_are_found(machine):
     machine.card("0000:17:00.0")
     (machine.root / "drivers/vfio-pci").mkdir(parents=True)
     (machine.root / "sys/bus/pci/devices/0000:17:00.0/driver").symlink_to(machine.root / "drivers/vfio-pci")
@@ -80,7 +80,7 @@ def test_the_driver_of_a_card_and_nvswitch_are_seen(machine):
     assert (found["nvswitch"], found["fabric_manager"], len(found["pci"])) == (True, True, 1)
 
 
-def test_a_kernel_whose_modules_are_gone_waits_for_a_reboot(machine):
+def test_a_kernel_without_modules_requires_a_reboot(machine):
     (machine.root / "lib/modules/6.1.0-1").mkdir(parents=True)
     assert machine.find()["reboot_required"] is True
     (machine.root / "lib/modules" / os.uname().release).mkdir()
@@ -108,7 +108,7 @@ def test_a_real_h200_is_found(machine):
     assert machine.find()["error"] == 'Field "no_such_field" is not a valid field to query.'
 
 
-def test_the_driver_says_more(machine):
+def test_the_driver_reports_model_memory_and_compute_capability(machine):
     machine.smi(machines.H100)
     machine.write("proc/driver/nvidia/gpus/0000:17:00.0/information", "Model: \t\t NVIDIA H100\nDevice Minor: \t 3\n")
     machine.write("proc/driver/nvidia/version", machines.PROPRIETARY)
@@ -125,27 +125,27 @@ def test_the_driver_says_more(machine):
 
 
 @pytest.mark.parametrize("rows", [machines.TITAN_X, machines.OLD, machines.BLACKWELL, machines.RTX_5090])
-def test_cards_of_all_ages_are_read(machine, rows):
+def test_old_and_new_cards_are_read(machine, rows):
     machine.smi(rows)
     [gpu] = machine.find()["gpus"]
     assert all(gpu[name] for name in ("model", "uuid", "bus", "memory_mb", "compute_capability", "driver"))
     assert gpu["mig"] is False
 
 
-def test_eight_cards_are_eight(machine):
+def test_eight_cards_have_different_indices_and_uuids(machine):
     machine.smi(machines.EIGHT)
     found = machine.find()["gpus"]
     assert [gpu["index"] for gpu in found] == [gpu["minor"] for gpu in found] == list(range(8))
     assert len({gpu["uuid"] for gpu in found}) == 8
 
 
-def test_what_a_card_does_not_tell_is_left_open(machine):
+def test_values_that_a_card_does_not_report_are_none(machine):
     machine.smi("0, Tesla M60, GPU-1, 00000000:02:00.0, [Unknown Error], [N/A], [Not Supported], 5.2, 535.161.08, [N/A]\n")
     [gpu] = machine.find()["gpus"]
     assert gpu["memory_mb"] is gpu["memory_used_mb"] is gpu["temperature"] is None
 
 
-def test_the_parts_of_a_split_card_are_found(machine):
+def test_the_mig_parts_of_a_card_are_found(machine):
     machine.smi(machines.SPLIT, listed=machines.SPLIT_LIST)
     [gpu] = machine.find()["gpus"]
     assert gpu["mig"] is True
@@ -165,14 +165,14 @@ def test_the_parts_of_a_split_card_are_found(machine):
         ("No devices were found\n", 6, 0, "No devices were found"),
     ],
 )
-def test_complaints_are_kept_word_by_word(machine, said, status, count, word):
+def test_errors_of_nvidia_smi_are_reported(machine, said, status, count, word):
     machine.smi(said, status)
     found = machine.find()
     assert word in found["error"]
     assert len(found["gpus"]) == count
 
 
-def test_who_uses_a_card_is_found(machine):
+def test_processes_that_use_a_card_are_found_with_their_unit_and_user(machine):
     uuid = "GPU-5f2d8c1a-0000-4b1e-9d57-3a61c0e7f9b0"
     machine.smi(machines.H100, processes=f"{uuid}, 4711, /usr/bin/python3\n{uuid}, 4712, python\n")
     machine.write("proc/4711/cgroup", "0::/system.slice/system-tf\\x2dserver.slice/tf-server@worker-0.service\n")
@@ -188,7 +188,7 @@ def test_who_uses_a_card_is_found(machine):
     ("text", "version"),
     [(machines.PROPRIETARY, "535.161.08"), (machines.OPEN, "550.54.15"), ("", None), ("something else\n", None)],
 )
-def test_the_kernels_version_is_read(text, version):
+def test_the_version_of_the_kernel_module_is_read(text, version):
     assert find_gpus.parse_version(text) == version
 
 
@@ -200,14 +200,14 @@ def test_secure_boot_is_read_from_the_firmware(machine, data, on):
     assert machine.find()["secure_boot"] is on
 
 
-def test_nouveau_and_a_pending_reboot_are_seen(machine):
+def test_nouveau_and_a_pending_reboot_are_found(machine):
     machine.write("proc/modules", "nvidia_nouveau 1 0 - Live 0\nnouveau 2334720 1 - Live 0x0\n")
     machine.write("run/reboot-required", "")
     found = machine.find()
     assert found["nouveau"] is found["reboot_required"] is True
 
 
-def test_it_runs_as_it_is_sent(tmp_path):
+def test_the_program_runs_and_prints_json(tmp_path):
     fake = tmp_path / "nvidia-smi"
     fake.write_text(f"#!/bin/sh\ncase $1 in --query-gpu*) cat <<'X'\n{machines.EIGHT}X\nesac\n", encoding="utf-8")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
@@ -218,7 +218,7 @@ def test_it_runs_as_it_is_sent(tmp_path):
 
 
 def test_the_custom_fact_can_be_executed():
-    """Ansible runs it as a program of its own; without the first line it is taken for JSON, or for shell."""
+    """Ansible runs it as a separate program; without the first line, it would be read as JSON or run by a shell."""
     files = yaml.safe_load((ROOT / "roles/cuda/vars/main.yml").read_text(encoding="utf-8"))["__cuda_own_files"]
     (fact,) = (file for file in files if file["path"].endswith(".fact"))
     assert fact["content"].startswith("#!/usr/bin/env python3\n{{ lookup(")

@@ -49,7 +49,7 @@ def systemctl(monkeypatch):
     return asked
 
 
-def test_tasks_stand_with_what_they_were_started_with(systemctl):
+def test_enabled_and_active_tasks_have_the_digest_of_their_inputs(systemctl):
     found = machine_state.tasks(machine_state.show_units())
     assert found == {
         "tasks": {"worker-0": "0a1b2c", "worker-1": None, "worker-2": None}, "target": True, "timer": False, "reload": False,
@@ -57,7 +57,7 @@ def test_tasks_stand_with_what_they_were_started_with(systemctl):
     assert "tf-server@worker-3.service" in systemctl[1]
 
 
-def test_a_timer_that_is_enabled_and_active_stands(systemctl, monkeypatch):
+def test_the_timer_counts_only_if_it_is_enabled_and_active(systemctl, monkeypatch):
     shown = "\nId=tf-prune.timer\nActiveState=active\nUnitFileState=enabled\n"
     monkeypatch.setattr(sys.modules[__name__], "SHOWN", SHOWN + shown)
     assert machine_state.tasks(machine_state.show_units())["timer"]
@@ -67,20 +67,20 @@ def test_a_timer_that_is_enabled_and_active_stands(systemctl, monkeypatch):
     assert not machine_state.tasks(machine_state.show_units())["timer"]
 
 
-def test_units_that_systemd_has_not_read_are_noticed(systemctl, monkeypatch):
+def test_units_that_require_a_daemon_reload_are_reported(systemctl, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "SHOWN", SHOWN.replace("NeedDaemonReload=no", "NeedDaemonReload=yes"))
     assert machine_state.tasks(machine_state.show_units())["reload"]
 
 
-def test_a_listener_of_a_task_has_its_unit(systemctl, monkeypatch):
+def test_a_listener_that_belongs_to_a_task_has_the_unit_of_the_task(systemctl, monkeypatch):
     found = [{"port": 2222, "pid": 77, "name": "python", "user": "root"}, {"port": 2223, "pid": 78, "name": "x", "user": "root"}]
     monkeypatch.setattr(machine_state, "port_listeners", lambda _ports: found)
     units = [listener["unit"] for listener in machine_state.listeners([2222, 2223], machine_state.show_units())]
     assert units == ["tf-server@worker-0.service", ""]
 
 
-def test_the_module_collects_facts_of_a_machine_with_nothing_on_it(tmp_path):
-    """As Ansible calls it, in check mode too."""
+def test_the_module_collects_the_facts_of_an_empty_machine(tmp_path):
+    """Ansible calls the module, also in check mode."""
     arguments = json.dumps({"ports": [1], "venv": f"{tmp_path}/none"})
     command = ["ansible", "localhost", "--check", "--connection=local", "--module-name=distributed.tensorflow.machine_facts"]
     environment = {**os.environ, "ANSIBLE_STDOUT_CALLBACK": "json", "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1"}
@@ -94,7 +94,7 @@ def test_the_module_collects_facts_of_a_machine_with_nothing_on_it(tmp_path):
     assert found["disk_mb"] > 0
 
 
-def test_a_file_that_is_as_it_should_be_is_not_written(tmp_path):
+def test_only_missing_changed_and_additional_files_differ(tmp_path):
     path = str(tmp_path / "a.env")
     wanted = [{"path": path, "content": "ä=1\n"}]
     assert differ(wanted, {})

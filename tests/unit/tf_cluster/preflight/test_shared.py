@@ -24,7 +24,7 @@ def checked(path, *machines):
     return found, {machine: shared.limited(shared.seen, str(path), "t1")["machines"] for machine in machines}
 
 
-def test_machines_with_one_folder_see_each_other_and_leave_nothing(tmp_path):
+def test_machines_that_share_a_folder_see_each_other_and_leave_no_files(tmp_path):
     found, seen = checked(tmp_path, "a", "b")
     assert seen == {"a": ["a", "b"], "b": ["a", "b"]}
     assert found["a"]["mount"]
@@ -34,7 +34,7 @@ def test_machines_with_one_folder_see_each_other_and_leave_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_writing_nothing_is_left(tmp_path):
+def test_a_check_without_writing_leaves_no_files(tmp_path):
     assert shared.limited(shared.check, str(tmp_path), "a", "t1", False)["problem"] == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -48,7 +48,7 @@ def test_files_of_an_interrupted_check_are_removed_later(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {new.name, f"{shared.PROBE}t1.a"}
 
 
-def test_a_missing_folder_and_a_file_have_a_phrase(tmp_path):
+def test_a_missing_folder_and_a_file_are_reported(tmp_path):
     (tmp_path / "file").touch()
     assert shared.limited(shared.check, str(tmp_path / "none"), "a", "t1", True)["problem"] == "is missing"
     assert shared.limited(shared.check, str(tmp_path / "file"), "a", "t1", True)["problem"] == "is not a folder"
@@ -58,7 +58,7 @@ def test_a_missing_folder_and_a_file_have_a_phrase(tmp_path):
     ("number", "phrase"),
     [(errno.ENOSPC, "is full"), (errno.EDQUOT, "is full: the quota is exceeded"), (errno.EROFS, "is read-only")],
 )
-def test_what_cannot_be_written_has_a_phrase_and_leaves_nothing(tmp_path, monkeypatch, number, phrase):
+def test_a_full_or_read_only_folder_is_reported_and_no_files_are_left(tmp_path, monkeypatch, number, phrase):
     def fail(_descriptor):
         raise OSError(number, "")
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_written_has_a_phrase_and_leaves_nothing(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_system_that_does_not_answer_is_not_waited_for(monkeypatch):
+def test_a_file_system_that_does_not_answer_is_reported_after_the_timeout(monkeypatch):
     monkeypatch.setattr(shared, "TIMEOUT_SECONDS", 0.3)
     begun = time.monotonic()
     assert shared.limited(lambda: time.sleep(30) or {})["problem"] == "does not answer within 0.3 s"
@@ -87,7 +87,7 @@ def test_the_projects_folder_is_created_once(tmp_path, monkeypatch):
 GOOD, ELSEWHERE = {"problem": "", "mount": "nas:/x (nfs4)"}, {"problem": "", "mount": "/dev/sda1 (ext4)"}
 
 
-def test_the_machine_that_differs_is_named():
+def test_a_machine_with_another_file_system_is_named():
     seen = {"a": ["a", "c"], "b": ["b"], "c": ["a", "c"]}
     [sentence] = filters.shared_problems({"a": GOOD, "b": ELSEWHERE, "c": GOOD}, PATH, seen)
     assert sentence == (
@@ -96,18 +96,18 @@ def test_the_machine_that_differs_is_named():
     )
 
 
-def test_a_machine_whose_file_nobody_sees_is_named():
+def test_a_machine_whose_file_the_others_do_not_see_is_named():
     [sentence] = filters.shared_problems({"a": GOOD, "b": GOOD}, PATH, {"a": ["a"], "b": ["a"]})
     assert sentence == "b: the other machines do not see what it writes to /mnt/cluster (tf_shared)."
 
 
-def test_a_problem_of_one_machine_is_told_once():
+def test_a_problem_of_one_machine_is_reported_once():
     found = {"a": GOOD, "b": {"problem": "is read-only", "mount": "nas:/x (nfs4)"}}
     [sentence] = filters.shared_problems(found, PATH, {"a": ["a"], "b": ["a"]})
     assert sentence.startswith("b: /mnt/cluster (tf_shared) is read-only. It is on nas:/x (nfs4). Mount the shared file system")
 
 
-def test_in_check_mode_only_the_machines_themselves_are_judged():
+def test_check_mode_does_not_compare_the_machines():
     assert filters.shared_problems({"a": GOOD, "b": ELSEWHERE}, PATH, {}) == []
 
 
@@ -116,7 +116,7 @@ def account(user):
     return ["tensorflow", "x", user, user, "", "/var/lib/tf-cluster", "/usr/sbin/nologin"]
 
 
-def test_a_user_with_different_ids_is_named():
+def test_different_user_ids_are_reported_with_their_machines():
     accounts = {"a": account(997), "b": account(998), "c": [], "d": account(997)}
     [sentence] = filters.shared_problems({}, PATH, {}, accounts)
     assert "997 on a and d and 998 on b" in sentence
@@ -126,6 +126,6 @@ def test_a_user_with_different_ids_is_named():
     ("accounts", "users", "expected"),
     [(([], []), ([0, 999], [0, 998]), 997), ((account(990), []), ([0, 990], [0]), 990), (([], []), (range(1000), [0]), "")],
 )
-def test_the_user_gets_an_id_that_is_free_everywhere(accounts, users, expected):
+def test_the_user_gets_an_id_that_is_free_on_all_machines(accounts, users, expected):
     facts = {str(place): {"account": account, "users": list(its)} for place, (account, its) in enumerate(zip(accounts, users))}
     assert filters.shared_user(facts) == expected

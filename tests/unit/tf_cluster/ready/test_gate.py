@@ -67,7 +67,7 @@ def listener():
         server.close()
 
 
-def test_a_port_without_a_listener_is_absent(ask):
+def test_a_port_without_a_listener_has_the_state_refused(ask):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     report = ask(f"127.0.0.1:{port}")
@@ -76,7 +76,7 @@ def test_a_port_without_a_listener_is_absent(ask):
     assert report["seconds"] < 1
 
 
-def test_a_task_that_is_being_restarted_is_waited_for(ask):
+def test_the_gate_waits_for_a_task_that_is_being_restarted(ask):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
 
@@ -107,14 +107,14 @@ def test_an_unknown_name_is_unreachable(ask):
         (b"", 4, "hangs", "accepts connections but does not answer"),
     ],
 )
-def test_the_first_bytes_tell_who_is_there(ask, listener, words, code, state, reason):
+def test_the_first_bytes_and_the_error_code_determine_the_state(ask, listener, words, code, state, reason):
     report = ask(listener(words), library=Deaf(code))
     assert report["state"] == state
     assert reason in report["reason"]
     assert "\n" not in report["reason"]
 
 
-def test_an_error_of_any_kind_is_the_tasks_answer(ask, listener):
+def test_an_unexpected_error_is_the_reason_in_the_report_of_the_task(ask, listener):
     report = ask(listener(b""), library=object())
     assert report["state"] == "hangs"
     assert "AttributeError" in report["reason"]
@@ -131,7 +131,7 @@ def test_the_table_has_a_line_for_each_task():
     assert heading.index("reason") == second.index("nothing listens")
 
 
-def test_a_wrong_config_gives_a_sentence_and_status_2(tmp_path):
+def test_a_missing_config_is_reported_with_status_2(tmp_path):
     done = call("tf_cluster.ready", "--config", tmp_path / "config.json")
     assert done.returncode == 2
     assert done.stderr == f"tf_cluster.ready: {tmp_path}/config.json does not exist; give the cluster spec with --config PATH\n"

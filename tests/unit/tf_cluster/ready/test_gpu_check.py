@@ -54,12 +54,12 @@ def problem(monkeypatch):
 
 
 @pytest.mark.parametrize("product", [[1.0] * 4, [1.005, 0.995, 1.0, 1.0]])
-def test_what_the_processor_computes_is_right(problem, product):
+def test_results_close_to_those_of_the_processor_are_correct(problem, product):
     assert problem(product) == ""
 
 
 @pytest.mark.parametrize("product", [[1.0, 1.0, 1.0, 1.2], [0.0] * 4, [1.0, float("nan"), 1.0, 1.0], [float("inf")] * 4])
-def test_what_differs_is_wrong(problem, product):
+def test_results_that_differ_from_those_of_the_processor_are_reported(problem, product):
     assert f"{GPU} computes incorrectly" in problem(product)
 
 

@@ -15,7 +15,7 @@ A = """\
 B = "2026-11-24T21:00:02.500000+0100 b python[2]: second\n2026-11-24T20:00:04.000000+00:00 b python[2]: fourth\n"
 
 
-def test_lines_come_in_the_order_of_time_whatever_the_zone():
+def test_lines_are_ordered_by_time_across_time_zones():
     words = [line.split()[-1] for line in merge({"worker-0": A, "worker-1": B})]
     assert words == ["first", "second", "third", "on", "fourth"]
 
@@ -25,7 +25,7 @@ def test_each_line_names_its_task():
 
 
 @pytest.mark.parametrize("journals", [{}, {"worker-0": ""}, {"worker-0": "-- No entries --\n"}])
-def test_journals_without_entries_have_none(journals):
+def test_journals_without_entries_give_no_lines(journals):
     assert merge(journals) == []
 
 
@@ -40,7 +40,7 @@ def test_the_last_lines_are_shown_and_all_are_kept(tmp_path):
     assert len((tmp_path / "logs/all.txt").read_text(encoding="utf-8").splitlines()) == 1000
 
 
-def test_lines_of_a_training_name_their_task(tmp_path):
+def test_the_last_line_names_the_output_files_of_the_tasks_of_a_training(tmp_path):
     for name in ("logs/worker-0.log", "tasks/worker-1/stdout.log"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("", encoding="utf-8")
@@ -48,7 +48,7 @@ def test_lines_of_a_training_name_their_task(tmp_path):
     assert lines[-1] == f"The output of its tasks is in {tmp_path}/stdout.log and {tmp_path}/tasks/*/stdout.log"
 
 
-def test_a_folder_without_journals_gives_a_sentence(tmp_path):
+def test_a_folder_without_journals_is_an_error(tmp_path):
     done = call("tf_cluster.report.logs", tmp_path)
     assert done.returncode == 1
     assert "no journals in" in done.stderr

@@ -30,7 +30,7 @@ def eager(tmp_path):
     return profiles.read(placed(tmp_path, "profile_eager"), "host:0")
 
 
-def test_each_tasks_kernels_are_its_own_also_on_a_shared_gpu(fit):
+def test_kernels_on_a_shared_gpu_belong_to_the_task_that_started_them(fit):
     kernels = Counter((bar.task, bar.lane) for bar in fit.of("kernel"))
     assert {task for task, _lane in kernels} == {"worker:0", "worker:1"}
     assert {lane for _task, lane in kernels} == {f"GPU:0/stream:{number}" for number in (13, 14, 15, 16)}
@@ -61,7 +61,7 @@ def test_operations_are_where_the_program_placed_them(eager):
     assert not [op for _task, op in ran if op in ("_Send", "_Recv", "_Arg", "_Retval")]
 
 
-def test_transfers_have_their_route_and_are_in_the_lane_of_who_receives(eager):
+def test_transfers_have_a_route_and_are_shown_at_the_receiving_task(eager):
     routes = {(bar.more["from"], bar.more["to"]) for bar in eager.of("transfer")}
     workers = {("worker:0", "worker:1"), ("worker:1", "worker:0")}
     assert routes == workers | {("host:0", "worker:0"), ("host:0", "worker:1"), ("worker:1", "host:0")}
@@ -69,7 +69,7 @@ def test_transfers_have_their_route_and_are_in_the_lane_of_who_receives(eager):
     assert "bytes" not in trace_figure.totals(eager)  # the profiler does not record them
 
 
-def test_a_function_is_a_step_of_the_program(eager):
+def test_each_call_of_a_function_is_a_step_of_the_program(eager):
     steps = eager.of("step")
     assert [(bar.task, bar.name, bar.more["step"]) for bar in steps] == [("host:0", "step", number) for number in (1, 2, 3)]
     within = [bar for bar in eager.of("operation") if bar.more.get("step") == 2]
@@ -78,7 +78,7 @@ def test_a_function_is_a_step_of_the_program(eager):
 
 
 @pytest.mark.parametrize("name", ["profile_fit", "profile_eager"])
-def test_times_begin_with_the_trace_and_bars_lie_side_by_side(tmp_path, name):
+def test_times_start_at_zero_and_bars_of_a_lane_do_not_overlap(tmp_path, name):
     trace = profiles.read(placed(tmp_path, name), "host:0" if "eager" in name else "worker:0")
     assert min(bar.begun for bar in trace.bars) == 0
     assert max(bar.ended for bar in trace.bars) < 1
@@ -88,7 +88,7 @@ def test_times_begin_with_the_trace_and_bars_lie_side_by_side(tmp_path, name):
         ends[bar.task, bar.lane] = bar.ended
 
 
-def test_busy_time_and_the_longest_operations(eager, fit):
+def test_busy_times_and_the_longest_operations_are_computed(eager, fit):
     busy = trace_figure.by_task(eager)
     assert busy["worker:1"]["seconds"] > busy["worker:0"]["seconds"] > busy["host:0"]["seconds"] > 0
     table = trace_figure.longest(fit)
@@ -97,13 +97,13 @@ def test_busy_time_and_the_longest_operations(eager, fit):
     assert ("Conv2DBackpropFilter", "GPU") in {(row["name"], row["where"]) for row in table}
 
 
-def test_the_figure_is_drawn(eager, fit):
+def test_the_figure_has_transfers_and_a_view_of_each_step(eager, fit):
     for trace in (eager, fit):
         assert "transfer between tasks" in trace_figure.figure(trace, {"worker:0": "m1"})
         assert len(trace_figure.views(trace)) == 4  # three steps, and all
 
 
-def test_a_trainings_profiles_are_gathered_for_tensorboard(tmp_path):
+def test_the_profiles_of_a_training_are_collected_for_tensorboard(tmp_path):
     for number in (0, 1):
         part = tmp_path if number == 0 else tmp_path / "tasks/worker-1"
         (part / WINDOW).mkdir(parents=True)

@@ -50,7 +50,7 @@ def run(tmp_path):
     return Collected(tmp_path / "output/20260101-000000-demo-ab12")
 
 
-def test_a_good_run_has_a_good_verdict(run):
+def test_a_successful_run_has_a_verdict_with_its_tasks_and_its_result(run):
     run.write("result.json", json.dumps({"matrix": MATRIX}))
     run.report()
     task = {"state": "answers", "version": "2.21.0", "gpus": []}
@@ -69,7 +69,7 @@ def test_a_good_run_has_a_good_verdict(run):
     }
 
 
-def test_the_answer_is_what_the_files_hold(run):
+def test_the_answer_equals_verdict_json_and_summary_txt(run):
     answer = run.report()
     assert answer["verdict"] == json.loads(run.text("verdict.json"))
     assert answer["lines"] == run.text("summary.txt").splitlines()
@@ -83,7 +83,7 @@ def test_a_matrix_is_shown_row_by_row(run):
     assert lines[-1] == f"Done after 2.5 s; everything is in {run.folder}"
 
 
-def test_each_tasks_operations_are_shown_with_its_machine(run):
+def test_the_operations_of_each_task_are_shown_with_its_machine(run):
     placed = {"d": "/job:worker/replica:0/task:1/device:CPU:0", "c": "/job:worker/replica:0/task:0/device:CPU:0"}
     run.write("placement.json", json.dumps(placed | {"b": placed["d"], "e": "/job:host/replica:0/task:0/device:CPU:0"}))
     lines = run.report()["lines"]
@@ -141,7 +141,7 @@ def test_a_page_without_a_trace_is_small(run):
         ('{"otherData": {"format": "tf-cluster-1"}, "traceEvents": [', "cannot be shown"),
     ],
 )
-def test_a_trace_that_is_not_there_is_explained(run, text, reason):
+def test_a_missing_or_invalid_trace_is_explained(run, text, reason):
     if text:
         run.write("trace.json", text)
     answer = run.report(trace=True)
@@ -151,12 +151,12 @@ def test_a_trace_that_is_not_there_is_explained(run, text, reason):
     assert any(reason in line for line in answer["lines"])
 
 
-def test_a_trace_of_the_programs_own_is_a_file_as_any_other(run):
+def test_a_trace_json_that_the_program_wrote_is_an_ordinary_file(run):
     run.write("trace.json", '{"traceEvents": [{}]}')
     assert "trace" not in run.report()["verdict"]
 
 
-def test_what_a_trace_says_does_not_become_part_of_the_page(run):
+def test_html_in_a_trace_is_escaped(run):
     evil = "</script><script>alert(1)</script><b>"
     text = (ROOT / "tests/unit/recorded/demo_trace.json").read_text(encoding="utf-8")
     for name in ("worker:1", "CPU:0", "add/x", "AddV2", "2.21.0"):
@@ -168,7 +168,7 @@ def test_what_a_trace_says_does_not_become_part_of_the_page(run):
     assert "<script>alert" not in page
 
 
-def test_errors_are_marked(run):
+def test_error_lines_are_marked_in_the_page(run):
     lines = ["fine", "Traceback (most recent call last):", '  File "x.py", line 1', "ZeroDivisionError: division by zero", "fine"]
     run.write("stdout.log", "\n".join([*lines, "E0000 00:00:1.2 3 x.cc:4] no GPU", "0 errors"]))
     run.report()
@@ -176,7 +176,7 @@ def test_errors_are_marked(run):
     assert len(marked) == 4, marked
 
 
-def test_a_row_of_numbers_is_a_line_of_the_page(run):
+def test_each_row_of_numbers_is_one_line_of_the_page(run):
     run.write("result.json", json.dumps({"matrix": MATRIX, "text": "[  a,\n  b ]"}))
     run.report()
     page = run.text("report.html")
@@ -184,7 +184,7 @@ def test_a_row_of_numbers_is_a_line_of_the_page(run):
     assert "[  a,\\n  b ]" in page
 
 
-def test_a_run_without_a_result_has_none_in_its_verdict(run):
+def test_the_verdict_of_a_run_without_a_result_has_no_result(run):
     assert "result" not in run.report()["verdict"]
 
 
@@ -198,7 +198,7 @@ def test_a_failed_run_shows_its_reason_and_last_output(run):
     assert "The program exited with status 3." in run.text("report.html")
 
 
-def test_a_run_that_need_not_be_good_is_no_failure_of_the_command(run):
+def test_a_failed_run_is_not_a_failure_of_the_command_if_success_is_not_required(run):
     answer = run.report("the run was canceled by jo", must=False, cancelled="the run was canceled by jo")
     assert (answer["failure"], answer["verdict"]["ok"]) == ("", False)
     assert answer["lines"][-1].startswith("Canceled after 2.5 s")
@@ -229,14 +229,14 @@ def test_a_result_that_is_a_folder_is_a_failure(run):
 
 
 @pytest.mark.parametrize("depth", [900, *range(980, 1000)])
-def test_a_result_however_deep_gives_a_page(run, depth):
+def test_a_deeply_nested_result_gives_a_page(run, depth):
     run.write("result.json", "[" * depth + "]" * depth)
     run.report(parsed=False)
     assert (run.folder / "report.html").exists()
 
 
 @pytest.mark.parametrize("text", ['{"loss": NaN}', '{"loss": [Infinity, -Infinity]}', '{"matrix": [[NaN]]}'])
-def test_the_verdict_is_json_for_every_reader(run, text):
+def test_the_verdict_is_valid_json_if_the_result_has_nan_or_infinity(run, text):
     run.write("result.json", text)
     run.report()
 
@@ -260,7 +260,7 @@ def test_a_result_of_any_shape_is_kept(run, result):
 
 
 @pytest.mark.parametrize("placement", ["", "[]", "5", '{"a": null}', '{"a": "x:y:z"}', "[" * 100_000])
-def test_a_placement_of_any_shape_does_no_harm(run, placement):
+def test_an_invalid_placement_is_not_a_failure(run, placement):
     run.write("placement.json", placement)
     assert run.report()["verdict"]["ok"] is True
 
@@ -278,7 +278,7 @@ TRAINING = {
 }
 
 
-def test_the_end_of_each_task_of_a_training_is_reported(run):
+def test_the_outcome_of_each_task_of_a_training_is_reported(run):
     (run.folder / "tasks/worker-1").mkdir(parents=True)
     run.write("tasks/worker-1/run.json", json.dumps({"part": {"outcome": "exited with status 3"}}))
     run.write("tasks/worker-1/stdout.log", "its last words\n")
@@ -311,7 +311,7 @@ def test_a_failed_run_names_the_failed_tasks(run):
     ]
 
 
-def test_of_a_task_that_was_left_out_no_log_is_missed(run):
+def test_the_log_of_a_task_that_was_left_out_is_not_required(run):
     (run.folder / "logs/worker-0.log").unlink()
     run.write("placement.json", '{"c": "/job:worker/replica:0/task:0/device:CPU:0"}')
     answer = run.report(
@@ -322,12 +322,12 @@ def test_of_a_task_that_was_left_out_no_log_is_missed(run):
     assert "worker:0 on m2 computed c" in answer["lines"]
 
 
-def test_a_run_without_output_does_no_harm(run):
+def test_a_run_without_output_has_a_verdict(run):
     (run.folder / "stdout.log").unlink()
     assert run.report("the run was lost")["verdict"]["ok"] is False
 
 
-def test_huge_output_makes_no_huge_page(run):
+def test_huge_output_gives_a_small_page(run):
     with (run.folder / "stdout.log").open("w", encoding="utf-8") as log:
         for number in range(2_000_000):
             log.write(f"this is line number {number}\n")
@@ -340,18 +340,18 @@ def test_huge_output_makes_no_huge_page(run):
     assert "this is line number 1999999" in run.text("report.html")
 
 
-def test_one_endless_line_makes_no_huge_page(run):
+def test_a_very_long_line_gives_a_small_page(run):
     run.write("stdout.log", "x" * 5_000_000)
     run.report()
     assert (run.folder / "report.html").stat().st_size < 1_000_000
 
 
-def test_output_that_is_no_text_does_no_harm(run):
+def test_binary_output_is_shown_as_text(run):
     (run.folder / "stdout.log").write_bytes(b"\xff\xfe\0 end\n")
     assert run.report("it failed")["lines"][-2].endswith(" end")
 
 
-def test_nothing_that_a_program_says_becomes_part_of_the_page(run):
+def test_html_from_a_program_is_escaped(run):
     evil = "<script>alert(1)</script>"
     run.write("stdout.log", evil)
     run.write("result.json", json.dumps({"matrix": [evil], "x": evil}))
@@ -384,14 +384,14 @@ def test_the_page_needs_no_network(run):
     assert "https://" not in page
 
 
-def test_a_file_whose_name_is_no_text_does_no_harm(run):
+def test_a_file_whose_name_is_not_text_is_listed(run):
     with open(os.fsencode(run.folder) + b"/\xff.bin", "wb"):
         pass
     assert run.report()["verdict"]["ok"] is True
     assert ".bin" in run.text("report.html")
 
 
-def test_latest_points_to_the_newest(run, tmp_path):
+def test_latest_points_to_the_newest_run(run, tmp_path):
     run.report()
     later = Collected(run.folder.parent / "20260102-000000-demo-cd34")
     later.report()
@@ -412,7 +412,7 @@ def test_latest_moves_if_its_target_is_missing(run):
     assert os.readlink(run.folder.parent / "latest") == run.folder.name
 
 
-def test_what_a_limit_leaves_out_is_named_and_no_failure(run):
+def test_logs_that_a_limit_leaves_out_are_reported_and_not_a_failure(run):
     (run.folder / "logs/worker-1.log").unlink()
     answer = run.report(skipped=["m2"])
     assert answer["verdict"]["ok"] is True
@@ -420,11 +420,11 @@ def test_what_a_limit_leaves_out_is_named_and_no_failure(run):
     assert "is machine m2 reachable?" in run.report()["failure"]
 
 
-def test_a_report_may_be_made_again(run):
+def test_a_second_report_of_a_run_is_the_same(run):
     assert run.report() == run.report()
 
 
-def test_files_that_were_not_collected_are_reported_and_no_failure(run):
+def test_files_that_were_not_collected_are_reported_and_not_a_failure(run):
     run.write("run.json", json.dumps({"left_behind": [f"link-{number} (a link)" for number in range(7)]}))
     answer = run.report()
     assert answer["verdict"]["ok"] is True
@@ -434,7 +434,7 @@ def test_files_that_were_not_collected_are_reported_and_no_failure(run):
     assert "link-6 (a link)" in run.text("report.html")
 
 
-def test_of_a_training_it_is_told_whose_it_was(run):
+def test_files_of_a_training_that_were_not_collected_are_reported_with_their_task(run):
     (run.folder / "tasks/worker-1").mkdir(parents=True)
     part = {"part": {"outcome": "done"}, "left_behind": ["link (a link)"]}
     run.write("tasks/worker-1/run.json", json.dumps(part))
@@ -443,7 +443,7 @@ def test_of_a_training_it_is_told_whose_it_was(run):
 
 
 @pytest.mark.parametrize("text", ['{"a": "\\ud83d"}', '{"\\ud83d": 1}', '{"matrix": [["\\ud83d"]]}'])
-def test_half_a_surrogate_pair_in_a_result_does_no_harm(run, text):
+def test_a_result_with_half_a_surrogate_pair_can_be_encoded(run, text):
     run.write("result.json", text)
     run.write("placement.json", text)
     verdict = run.report(program="\ud83d.py")["verdict"]
@@ -452,7 +452,7 @@ def test_half_a_surrogate_pair_in_a_result_does_no_harm(run, text):
 
 
 @pytest.mark.parametrize("name", ["result.json", "placement.json"])
-def test_json_that_is_too_large_is_a_file_alone(run, name):
+def test_json_that_is_too_large_is_reported_and_not_shown(run, name):
     run.write(name, json.dumps({"a": ["x" * 100] * 50_000}))
     answer = run.report()
     assert answer["verdict"]["ok"] is True
@@ -464,13 +464,13 @@ def test_json_that_is_too_large_is_a_file_alone(run, name):
     assert (run.folder / "report.html").stat().st_size < 30_000
 
 
-def test_a_trace_that_is_too_large_is_a_file_alone(run):
+def test_a_trace_that_is_too_large_is_reported_and_not_shown(run):
     run.write("trace.json", "")
     os.truncate(run.folder / "trace.json", 10**9)
     assert "too large" in run.report(trace=True)["verdict"]["trace"]["missing"]
 
 
-def test_no_code_of_a_terminal_reaches_the_screen_or_the_page(run):
+def test_terminal_control_codes_are_removed_from_the_lines_and_the_page(run):
     run.write("stdout.log", "\x1b]0;title\x07\x1b[31mred\x1b[0m\n10%\r20%\n")
     run.write("logs/worker-0.log", "\x1b[31mred\x1b[0m\n")
     run.write("result.json", json.dumps({"matrix": ["\x1b[2Jrow"]}))
@@ -488,7 +488,7 @@ def test_no_code_of_a_terminal_reaches_the_screen_or_the_page(run):
         (None, "Notifying https://a.example: pending"),
     ],
 )
-def test_a_notification_is_reported_and_no_failure(run, notified, line):
+def test_the_outcome_of_a_notification_is_reported_and_not_a_failure(run, notified, line):
     """Its outcome comes after the run's end, so it is in the collected notes."""
     run.write("run.json", json.dumps({"notify": "https://a.example", **({"notified": notified} if notified else {})}))
     answer = run.report(notify="https://a.example")
@@ -500,12 +500,12 @@ def test_a_notification_is_reported_and_no_failure(run, notified, line):
 
 
 @pytest.mark.parametrize("text", [5, "x", [1], {"ok": True}])
-def test_a_strange_outcome_of_a_notification_does_no_harm(run, text):
+def test_an_invalid_outcome_of_a_notification_is_not_a_failure(run, text):
     run.write("run.json", json.dumps({"notify": "https://a.example", "notified": text}))
     assert run.report()["verdict"]["ok"] is True
 
 
-def test_a_run_without_a_notification_says_nothing_of_it(run):
+def test_the_verdict_of_a_run_without_a_notification_has_no_notification(run):
     assert "notified" not in run.report()["verdict"]
 
 

@@ -41,7 +41,7 @@ def drawn(trace):
     return [bar for entry in data if entry["type"] == "bar" for bar in zip(*(entry[part] for part in parts))]
 
 
-def test_the_demo_is_read_as_it_ran(demo):
+def test_the_trace_of_the_demo_is_read(demo):
     assert {bar.name: bar.task for bar in demo.of("operation") if bar.name in ("c", "ab", "d", "log")} == {
         "c": "worker:0", "ab": "worker:1", "d": "worker:1", "log": "worker:1",
     }  # fmt: skip
@@ -59,7 +59,7 @@ def test_kernels_are_bars_of_the_task_that_started_them(gpu):
         assert found["operations"] == sum(bar.task == task for bar in gpu.of("operation"))
 
 
-def test_each_thing_of_the_trace_is_a_bar_of_the_figure(trace):
+def test_each_event_of_the_trace_is_a_bar_of_the_figure(trace):
     bars = drawn(trace)
     assert (
         len(bars)
@@ -69,7 +69,7 @@ def test_each_thing_of_the_trace_is_a_bar_of_the_figure(trace):
     assert sorted(bar[0] for bar in bars) == sorted(bar.name.rsplit("/", 1)[-1] for bar in trace.bars)
 
 
-def test_no_two_bars_lie_on_each_other(trace):
+def test_bars_of_a_row_do_not_overlap(trace):
     rows = {}
     for _name, row, begun, took, _more in drawn(trace):
         rows.setdefault(row, []).append((begun, begun + took))
@@ -98,13 +98,13 @@ def test_bytes_and_rates_are_those_of_the_transfers(demo):
         assert route["rate"] == pytest.approx(bar.more["bytes_per_second"], rel=0.01)
 
 
-def test_a_tasks_share_is_what_it_computed(trace):
+def test_each_worker_has_operations_and_a_share_of_the_time(trace):
     found = trace_figure.by_task(trace)
     assert set(found) == {"worker:0", "worker:1"}
     assert all(0 < task["share"] < 1 and task["operations"] > 2 for task in found.values())
 
 
-def test_there_is_a_view_of_each_step_and_of_all(trace):
+def test_the_figure_has_a_view_of_each_step_and_of_all_steps(trace):
     steps = len(trace.of("step"))
     views = trace_figure.views(trace)
     assert len(views) == (steps if steps == 1 else steps + 1)
@@ -120,7 +120,7 @@ def test_simultaneous_operations_count_as_busy_once():
     assert trace_figure.busy([]) == 0
 
 
-def test_of_too_much_the_longest_is_drawn(trace, monkeypatch):
+def test_only_the_longest_bars_are_drawn_above_the_limit(trace, monkeypatch):
     monkeypatch.setattr(trace_figure, "MAX_BARS", 5)
     bars = drawn(trace)
     assert len(bars) == 5
@@ -130,14 +130,14 @@ def test_of_too_much_the_longest_is_drawn(trace, monkeypatch):
 @pytest.mark.parametrize(
     ("value", "text"), [(2.5, "2.5 s"), (0.0104, "10.4 ms"), (0.9999, "1000 ms"), (4e-6, "4 µs"), (0, "0 µs"), (1234.5, "1234 s")]
 )
-def test_times_are_readable(value, text):
+def test_times_are_formatted_with_units(value, text):
     assert trace_figure.seconds(value) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0 B"), (999, "999 B"), (16_000_000, "16 MB"), (1.2e9, "1.2 GB"), (43478, "43.5 kB")]
 )
-def test_sizes_are_readable(value, text):
+def test_sizes_are_formatted_with_units(value, text):
     assert trace_figure.size(value) == text
 
 
@@ -151,7 +151,7 @@ def test_a_broken_trace_is_an_error_with_a_message(tmp_path, wrong):
 
 
 @pytest.mark.parametrize("wrong", [{"args": None}, {"args": {}}, {"name": 5}, {"args": {"step": "x", "from": 1, "bytes": "2"}}])
-def test_whatever_a_program_wrote_into_its_trace_can_be_caught(wrong):
+def test_invalid_transfers_in_a_trace_raise_expected_exceptions(wrong):
     found = json.loads((RECORDED / "demo_trace.json").read_text(encoding="utf-8"))
     next(event for event in found["traceEvents"] if event["ph"] == "X" and event["cat"] == "transfer").update(wrong)
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):

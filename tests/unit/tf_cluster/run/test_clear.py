@@ -49,7 +49,7 @@ def clearing(**given):
         ({"r1": user(kept=True)}, {"ended": True, "keep": True}, {"r1": user(kept=True), "r2": user(kept=True)}),
     ],
 )
-def test_what_a_server_is_told(users, given, note):
+def test_the_note_for_a_server_depends_on_its_users_and_the_run(users, given, note):
     assert clear.note_to_write(users, clearing(**given)) == note
 
 
@@ -63,7 +63,7 @@ def test_a_run_is_noted_with_its_task(monkeypatch):
         assert abs(users["r1"]["since"] - time.time()) < 5
 
 
-def test_a_server_is_new_once_its_port_was_closed():
+def test_a_server_counts_as_restarted_only_after_its_port_was_closed():
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = server.getsockname()
         assert not clear.listens_again(f"{host}:{port}", 0.3)
@@ -109,7 +109,7 @@ def test_a_server_that_is_used_by_another_task_keeps_its_state(monkeypatch):
     assert (server.ran, server.closed, written) == ([], True, [{"c1": user("chief:0")}])
 
 
-def test_a_server_that_does_not_answer_is_a_sentence(monkeypatch):
+def test_a_server_that_does_not_answer_is_reported(monkeypatch):
     def fail(*_given, **_more):
         tries.append(time.monotonic())
         raise clear.capi.TensorFlowError(4, "Deadline Exceeded\nmore")
@@ -123,7 +123,7 @@ def test_a_server_that_does_not_answer_is_a_sentence(monkeypatch):
     assert len(tries) > 2  # before a program, a server may be starting
 
 
-def test_a_server_that_is_cleared_is_named_with_the_run_it_held(monkeypatch, capsys):
+def test_a_cleared_server_is_reported_with_the_run_whose_state_it_held(monkeypatch, capsys):
     server = Server(b'{"r1": {"task": "host:0", "since": 1, "kept": false}}')
     monkeypatch.setattr(control, "session", lambda *_given, **_more: server)
     monkeypatch.setattr(clear, "listens_again", lambda *_given: True)

@@ -71,7 +71,7 @@ def test_the_url_that_the_program_printed_is_shown(run, listener):
         ("", ""),
     ],
 )
-def test_the_last_url_of_the_port_is_taken(run, line, url):
+def test_the_last_url_with_the_port_is_used(run, line, url):
     (run.folder / "stdout.log").write_text(line, encoding="utf-8")
     assert forward.url_in(run, 6006) == url
 
@@ -92,11 +92,11 @@ def test_the_start_and_the_end_of_long_output_are_searched(run, before, after):
         ("https://m:6006/lab?token=a", ("https", "/lab?token=a")),
     ],
 )
-def test_a_url_keeps_what_does_not_depend_on_the_machine(url, parts):
+def test_a_url_keeps_its_scheme_path_and_query(url, parts):
     assert tuple(forward.parts_of(url).values()) == parts
 
 
-def test_what_is_waited_for_is_said_and_the_waiting_is_limited(run, listener):
+def test_the_wait_for_a_port_is_reported_and_times_out(run, listener):
     free = socket.create_server(("127.0.0.1", 0))
     port = port_of(free)
     free.close()
@@ -113,24 +113,24 @@ def test_what_is_waited_for_is_said_and_the_waiting_is_limited(run, listener):
     }
 
 
-def test_the_port_of_another_process_is_not_the_runs(run, listener, monkeypatch):
+def test_the_port_of_another_process_is_not_forwarded(run, listener, monkeypatch):
     monkeypatch.setattr(forward, "groups_of", lambda _pid: {"sshd.service"})
     failed = call(run, port_of(listener), since=runs.clock() - forward.LISTEN_SECONDS - 1)["failure"]
     assert f". The port belongs to {forward.ports.port_holder(port_of(listener))}. It listens on no port." in failed
 
 
-def test_the_installation_of_packages_does_not_count(run, monkeypatch):
+def test_the_installation_of_packages_does_not_count_towards_the_timeout(run, monkeypatch):
     monkeypatch.setattr(runs, "property_of", lambda _unit, _name: "activating")
     [line] = call(run, 1, since=runs.clock() - forward.LISTEN_SECONDS - 1)["lines"]
     assert line == "waits until the run listens on port 1 (0 s). Its packages are being installed."
 
 
-def test_the_time_in_the_queue_does_not_count(run):
+def test_the_time_in_the_queue_does_not_count_towards_the_timeout(run):
     [line] = call(run, 1, told=300)["lines"]
     assert line == "waits until the run listens on port 1 (0 s). It listens on no port."
 
 
-def test_a_queued_run_is_waited_for(run, monkeypatch):
+def test_forwarding_waits_for_a_queued_run(run, monkeypatch):
     run.note(waiting=True, number=1)
     words = "queued at position 1: worker:0 is used by run r0 (3 s)"
     monkeypatch.setattr(program, "wait", lambda _run, told, follows: {"lines": [words], "waited": told + 4})
@@ -138,7 +138,7 @@ def test_a_queued_run_is_waited_for(run, monkeypatch):
 
 
 @pytest.mark.parametrize(("failure", "outcome"), [("", "it succeeded"), ("the program exited with status 1", None)])
-def test_the_end_of_the_run_ends_the_calls(run, listener, failure, outcome):
+def test_forwarding_stops_when_the_run_has_ended(run, listener, failure, outcome):
     run.note(ended=time.time(), failure=failure)
     assert call(run, port_of(listener), state="open") == {"lines": [f"the run {run.id} has ended: {outcome or failure}"]}
     sentence = f"The run {run.id} has ended ({outcome or failure}), so its port 1 cannot be forwarded."
@@ -160,12 +160,12 @@ def test_a_program_that_stops_and_resumes_listening_is_reported(run):
 
 
 @pytest.mark.parametrize(("address", "reached"), [("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("::1", "::1")])
-def test_each_listener_has_an_address_that_reaches_it(run, monkeypatch, address, reached):
+def test_each_listener_has_a_reachable_address(run, monkeypatch, address, reached):
     monkeypatch.setattr(forward.ports, "listeners", lambda: [{"pid": os.getpid(), "port": 80, "address": address}])
     assert forward.listening("tf-run-host-0.service") == {80: reached}
 
 
-def test_the_control_groups_of_a_process_are_names(monkeypatch):
+def test_only_an_existing_process_has_control_groups(monkeypatch):
     monkeypatch.undo()
     assert "" in forward.groups_of(os.getpid())
     assert forward.groups_of(2**22 + 1) == set()

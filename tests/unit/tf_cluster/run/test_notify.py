@@ -130,7 +130,7 @@ def test_a_server_receives_why_a_run_failed(run, server, told):
         ("garbage", "invalid answer (BadStatusLine)", 3),
     ],
 )  # fmt: skip
-def test_a_server_that_does_not_accept_it_is_reported(run, server, told, path, expected, attempts):
+def test_a_server_that_does_not_accept_the_notification_is_reported(run, server, told, path, expected, attempts):
     begun = time.monotonic()
     post.post(run, f"{server.base}/{path}")
     assert time.monotonic() - begun < 3
@@ -144,7 +144,7 @@ def test_a_server_that_does_not_accept_it_is_reported(run, server, told, path, e
 
 
 @pytest.mark.parametrize("path", ["500,204", "hang,hang,200"])
-def test_a_server_that_works_again_receives_it(run, server, told, path):
+def test_a_server_that_recovers_receives_the_notification(run, server, told, path):
     post.post(run, f"{server.base}/{path}")
     found = told()
     assert (found["ok"], found["attempts"]) == (True, path.count(",") + 1)
@@ -159,7 +159,7 @@ def test_a_server_that_works_again_receives_it(run, server, told, path):
         ("https://127.0.0.1:1/hidden", "Connection refused"),
     ],
 )
-def test_a_server_that_is_not_there_is_reported_without_the_url(run, told, url, expected):
+def test_an_unreachable_server_is_reported_without_the_url(run, told, url, expected):
     post.post(run, url)
     found = told()
     assert found["ok"] is False
@@ -182,7 +182,7 @@ def test_no_proxy_is_used(run, server, told, monkeypatch):
     assert told()["ok"] is True
 
 
-def test_a_file_is_no_url_to_post_to(run, told, tmp_path):
+def test_a_notification_to_a_file_url_fails(run, told, tmp_path):
     (tmp_path / "secret").write_text("x")
     post.post(run, f"file://{tmp_path}/secret")
     assert told()["ok"] is False
@@ -196,7 +196,7 @@ def test_a_result_that_cannot_be_sent_is_left_out(run, server, told, text):
     assert told()["ok"] is True
 
 
-def test_a_result_that_is_no_file_is_left_out(run, tmp_path):
+def test_a_result_that_is_not_a_regular_file_is_left_out(run, tmp_path):
     path = run.folder / "results/result.json"
     (tmp_path / "other.json").write_text("1")
     path.symlink_to(tmp_path / "other.json")
@@ -212,7 +212,7 @@ def test_a_result_that_is_no_file_is_left_out(run, tmp_path):
 @pytest.mark.parametrize(
     "url", ["http://a", "https://hooks.example.org/path?token=x", "http://10.0.0.1:8080/", "http://[fd00::1]:80/x"]
 )
-def test_a_url_is_accepted(url):
+def test_http_and_https_urls_are_accepted(url):
     assert notify.problem(url) == ""
 
 
@@ -223,29 +223,29 @@ def test_a_url_is_accepted(url):
         "http://a:b/hidden", "http://a b/hidden", "http://a/hidden\n", "http://[::1/hidden", "http://é/hidden", 5, ["http://a"],
     ],
 )  # fmt: skip
-def test_another_text_is_refused_without_the_url(url):
+def test_an_invalid_url_is_refused_and_not_shown(url):
     assert notify.problem(url).startswith("run_notify is not an http or https URL")
     assert "hidden" not in notify.problem(url)
 
 
-def test_a_user_name_is_refused_without_the_url():
+def test_a_url_with_a_user_name_is_refused_and_not_shown():
     assert notify.problem("https://me:hidden@a/") == "run_notify contains a user name, which is not supported. Remove it."
 
 
-def test_only_root_reads_the_url_and_the_notes_have_no_secret(run):
+def test_only_root_can_read_the_url_and_the_notes_have_no_secret(run):
     assert notify.prepare(run, "https://a.example:8443/hidden?x=1", "host:0", {}) == {"notify": "https://a.example:8443"}
     path = run.folder / notify.URL_FILE
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text() == "https://a.example:8443/hidden?x=1"
 
 
-def test_without_a_url_nothing_is_kept(run):
+def test_nothing_is_stored_without_a_url(run):
     assert notify.prepare(run, "", "host:0", {}) == {}
     assert not (run.folder / notify.URL_FILE).exists()
 
 
 @pytest.mark.parametrize(("task", "told"), [("worker:0", True), ("worker:1", False)])
-def test_of_a_training_the_chief_notifies(run, task, told):
+def test_only_the_chief_of_a_training_notifies(run, task, told):
     assert bool(notify.prepare(run, "http://a", task, {"chief": "worker:0"})) is told
 
 
@@ -265,7 +265,7 @@ def systemctl(monkeypatch):
     return answer
 
 
-def test_the_end_of_a_run_does_not_wait(run, systemctl):
+def test_the_end_of_a_run_does_not_wait_for_its_notification(run, systemctl):
     calls = systemctl(0)
     notify.start(run)
     assert calls == []
@@ -293,13 +293,13 @@ def test_a_unit_that_cannot_be_started_is_noted(run, systemctl):
           for text in ("", "{", "[1]", "5", '{"ok": true}', '{"ok": true, "outcome": "", "attempts": 1e999}', "[" * 100_000)),
     ],
 )  # fmt: skip
-def test_what_the_unit_reported_is_noted(run, systemctl, text, expected):
+def test_the_report_of_the_unit_is_noted(run, systemctl, text, expected):
     systemctl(0, text)
     notify.note(run)
     assert run.read()["notified"] == expected
 
 
-def test_a_run_that_was_removed_is_no_error(run, systemctl, tmp_path, monkeypatch):
+def test_a_run_that_was_removed_is_not_an_error(run, systemctl, tmp_path, monkeypatch):
     systemctl(0)
     monkeypatch.setattr(runs, "RUNS", tmp_path / "empty")
     notify.note(runs.Run(run.id))
@@ -315,7 +315,7 @@ def test_a_run_that_was_removed_is_no_error(run, systemctl, tmp_path, monkeypatc
         ({"notify": "http://a"}, True),
     ],
 )
-def test_a_collection_waits_only_for_an_outcome_that_may_come(run, monkeypatch, noted, waits):
+def test_a_collection_waits_only_for_a_pending_notification(run, monkeypatch, noted, waits):
     monkeypatch.setattr(notify, "WAIT_SECONDS", 0.2)
     run.note(**{"ended": time.time(), **{name: value for name, value in noted.items() if value is not None}})
     begun = time.monotonic()
@@ -323,7 +323,7 @@ def test_a_collection_waits_only_for_an_outcome_that_may_come(run, monkeypatch, 
     assert (time.monotonic() - begun >= 0.2) is waits
 
 
-def test_a_collection_goes_on_when_the_outcome_comes(run):
+def test_a_collection_continues_when_the_notification_has_an_outcome(run):
     run.note(notify="http://a", ended=time.time())
     timer = threading.Timer(0.1, lambda: run.note(notified={}))
     timer.start()

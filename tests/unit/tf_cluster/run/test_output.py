@@ -22,16 +22,16 @@ def keep(text, most=LIMIT):
 
 
 @pytest.mark.parametrize("length", [0, 1, LIMIT - 1, LIMIT])
-def test_output_within_the_limit_is_passed_on_as_it_is(length):
+def test_output_within_the_limit_is_passed_on_unchanged(length):
     assert keep(f"print('x' * {length}, end='')").stdout == "x" * length
 
 
-def test_errors_come_in_their_place():
+def test_standard_error_and_standard_output_are_merged_in_order():
     assert keep("import os; os.write(1, b'a'); os.write(2, b'b'); os.write(1, b'c')").stdout == "abc"
 
 
 @pytest.mark.parametrize("lines", [101, 200, 1000, 50_000])
-def test_of_longer_output_the_end_is_kept_and_the_rest_is_counted(lines):
+def test_longer_output_keeps_its_start_and_its_end_and_the_rest_is_counted(lines):
     out = keep(f"for n in range({lines}): print(f'{{n:<98}}x')").stdout
     begin, said, end = out[:LIMIT], out[LIMIT:].partition(" left out here (run_output_mb) ...\n")[0], out[-100:]
     assert begin.splitlines()[-1].split()[0] == "99"
@@ -42,7 +42,7 @@ def test_of_longer_output_the_end_is_kept_and_the_rest_is_counted(lines):
     assert len(out) < LIMIT + keep_output.TAIL_BYTES + 300
 
 
-def test_huge_output_passes_quickly_and_in_little_memory():
+def test_huge_output_needs_little_time_and_memory():
     limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (200_000_000,) * 2); "
     begun = time.monotonic()
     done = keep(limited + "import os\nfor _ in range(300): os.write(1, b'x' * 1_000_000)")
@@ -51,31 +51,31 @@ def test_huge_output_passes_quickly_and_in_little_memory():
 
 
 @pytest.mark.parametrize("status", [0, 1, 7, 255])
-def test_it_ends_with_the_programs_exit_status(status):
+def test_the_exit_status_is_that_of_the_program(status):
     assert keep(f"raise SystemExit({status})").returncode == status
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT, signal.SIGUSR1])
-def test_it_ends_by_the_programs_signal(number):
+def test_the_process_is_killed_by_the_same_signal_as_the_program(number):
     assert keep(f"import os; os.kill(os.getpid(), {number:d})").returncode == -number
 
 
-def test_it_does_not_wait_for_what_the_program_leaves_behind():
+def test_child_processes_that_outlive_the_program_are_not_waited_for():
     begun = time.monotonic()
     done = keep("import os, time\nif os.fork() == 0:\n  while True: os.write(1, b'x' * 99)\ntime.sleep(0.2)\nos._exit(0)")
     assert done.returncode == 0
     assert time.monotonic() - begun < 10
 
 
-def test_a_program_may_close_its_output_and_go_on():
+def test_a_program_can_close_its_output_and_continue():
     assert keep("import os, time; print('a', flush=True); os.close(1); os.close(2); time.sleep(0.3); os._exit(5)").returncode == 5
 
 
-def test_a_program_that_is_not_there_is_an_error():
+def test_a_missing_program_is_an_error():
     assert call("tf_cluster.run.output", "--most=10", "/no/such/program").returncode != 0
 
 
-def test_what_was_kept_back_is_passed_on_before_it_is_killed():
+def test_withheld_output_is_passed_on_after_sigterm():
     text = "import signal, time; signal.signal(15, signal.SIG_IGN); print('x' * 99_999, 'last words', flush=True); time.sleep(60)"
     command = [sys.executable, SOURCE, f"--most={LIMIT}", sys.executable, "-c", text]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
@@ -89,7 +89,7 @@ def test_what_was_kept_back_is_passed_on_before_it_is_killed():
         subprocess.run(["kill", "-KILL", "--", f"-{process.pid}"], check=True)
 
 
-def test_output_that_is_lost_to_the_end_does_not_pass_for_complete():
+def test_a_successful_program_with_lost_output_has_the_status_output_lost():
     with open("/dev/full", "wb") as full:
         for status, ended in ((0, keep_output.OUTPUT_LOST), (3, 3)):
             text = f"print('a' * 99); raise SystemExit({status})"
@@ -131,7 +131,7 @@ def test_output_waits_for_room_on_a_full_disk(disk, number):
     assert (disk.written, output.waiting, output.finish()) == (b"first\nsecond\n", b"", True)
 
 
-def test_output_that_was_given_up_is_counted_in_its_place(disk, monkeypatch):
+def test_output_that_is_lost_on_a_full_disk_is_counted_in_its_place(disk, monkeypatch):
     monkeypatch.setattr(keep_output, "GIVE_UP_SECONDS", 0.0)
     disk.room, output = 6, keep_output.Output(LIMIT)
     output.take(b"first\n")
@@ -144,7 +144,7 @@ def test_output_that_was_given_up_is_counted_in_its_place(disk, monkeypatch):
     assert output.finish()
 
 
-def test_another_error_of_the_disk_is_said_as_it_is(disk):
+def test_another_disk_error_is_reported_with_its_message(disk):
     disk.error, output = errno.EIO, keep_output.Output(LIMIT)
     output.take(b"first\n")
     disk.room = 1000
@@ -173,13 +173,13 @@ def os_write(descriptor, data):
     return process.returncode, out
 
 
-def test_a_program_waits_with_its_output_and_nothing_is_missing():
+def test_output_is_complete_after_the_disk_was_full_for_a_short_time():
     status, out = full_for(2, "for n in range(3000): print(f'{n:<98}x')")
     assert status == 0
     assert out == "".join(f"{n:<98}x\n" for n in range(3000))
 
 
-def test_a_program_that_is_ended_on_a_full_disk_is_not_waited_for():
+def test_output_is_given_up_if_the_program_is_stopped_on_a_full_disk():
     begun = time.monotonic()
     text = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('x' * 9, flush=True)\ntime.sleep(6); print('end')"
     status, out = full_for(5, text, signal.SIGTERM)
@@ -187,7 +187,7 @@ def test_a_program_that_is_ended_on_a_full_disk_is_not_waited_for():
     assert time.monotonic() - begun < 30
 
 
-def test_what_is_new_is_brought_to_the_disk_every_few_seconds(monkeypatch):
+def test_new_output_is_synced_to_the_disk_regularly(monkeypatch):
     sizes, synced = [5, 5, 9], []
 
     def fstat(_descriptor):
@@ -228,7 +228,7 @@ def watched(tmp_path):
     return watched
 
 
-def test_what_the_watch_says_is_a_line_of_its_own(watched):
+def test_messages_of_the_watch_are_separate_lines(watched):
     begun = time.monotonic()
     done = watched("import time; print('half', end='', flush=True); time.sleep(1); print(' and half', end='')")
     assert done.stdout == "half\n[cluster] worker:1 does not answer\n and half"
@@ -240,14 +240,14 @@ def test_a_short_run_is_not_watched(watched):
     assert watched("print('a')").stdout == "a\n"
 
 
-def test_what_the_watch_says_does_not_count_for_the_limit(watched):
+def test_messages_of_the_watch_do_not_count_towards_the_output_limit(watched):
     done = watched("import time; print('x' * 20, flush=True); time.sleep(1); print('end')", most=10)
     assert "\n[cluster] worker:1 does not answer\n" in done.stdout
     assert done.stdout.startswith("x" * 10)
     assert done.stdout.endswith("end\n")
 
 
-def test_a_lost_task_ends_the_program(watched):
+def test_a_lost_task_stops_the_program(watched):
     done = watched("import time; time.sleep(60)", then="sys.exit(99)")
     assert done.stdout.endswith("[cluster] stopping the program (run_abort_after_silence)\n")
     assert done.returncode == -signal.SIGTERM
@@ -256,11 +256,11 @@ def test_a_lost_task_ends_the_program(watched):
 @pytest.mark.parametrize(
     ("then", "how"), [("sys.exit(3)", "exit status 3"), ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL")]
 )
-def test_a_watch_that_fails_does_no_harm_and_is_told(watched, then, how):
+def test_a_failed_watch_is_reported_and_the_program_continues(watched, then, how):
     done = watched("import time; time.sleep(1)", then=then)
     assert f"the tasks are no longer checked ({how}); run_abort_after_silence is off" in done.stdout
     assert done.returncode == 0
 
 
-def test_a_watch_that_is_ended_with_the_run_is_nothing_to_tell(watched):
+def test_a_watch_that_is_stopped_by_sigterm_is_not_reported(watched):
     assert "no longer" not in watched("import time; time.sleep(1)", then="import os; os.kill(os.getpid(), 15)").stdout

@@ -49,7 +49,7 @@ def test_the_address_is_that_of_the_programs_task(given):
     assert tf_partial.address_of(given) == "d:1"
 
 
-def test_the_server_knows_no_other_task(given):
+def test_the_changed_server_has_only_its_own_task(given):
     changed = tf_partial.alone(given, "d:1")
     [job] = changed.cluster.job
     assert (job.name, job.tasks) == ("alone", {0: "d:1"})

@@ -98,19 +98,19 @@ def program(tmp_path):
 ONE = ["20260101-120000-1/worker-1.xplane.pb"]
 
 
-def test_a_program_that_ends_within_the_window_has_its_profile(program):
+def test_a_program_that_exits_within_the_window_has_a_profile(program):
     assert program(WORK) == ("", ONE)
 
 
-def test_without_the_wish_nothing_is_recorded(program):
+def test_nothing_is_recorded_without_the_option(program):
     assert program(WORK, TF_CLUSTER_TRACE="") == ("", [])
 
 
-def test_a_program_without_eager_operations_has_none(program):
+def test_a_program_without_eager_operations_has_no_profile(program):
     assert program("print('done')") == ("done\n", [])
 
 
-def test_a_program_gets_what_it_would_have_got(program):
+def test_recording_does_not_change_results_and_exceptions(program):
     text = "print(here.call_function(7), Context.call_function.__name__)\n"
     text += "try: here.call_function('bad')\nexcept ValueError: print('bad')"
     assert program(text) == ("7 call_function\nbad\n", ONE)
@@ -126,26 +126,26 @@ def test_a_window_without_functions_is_followed_by_one_with_the_first_function(p
     assert program(text) == ("1\n", [*ONE, "20260101-120000-2/worker-1.xplane.pb"])
 
 
-def test_a_trainings_window_begins_after_its_first_functions(program):
+def test_the_window_of_a_training_starts_after_its_first_functions(program):
     show = "print(len(_pywrap_profiler.running))\n"
     text = f"Context._collective_ops_server_def = 'cluster'\n{WORK}{show}{WORK}{show}{WORK}"
     assert program(text) == ("0\n1\n", ONE)
 
 
-def test_a_long_program_has_more_windows(program):
+def test_a_long_program_has_several_windows(program):
     text = f"profile.WINDOW_STARTS = (0, 0.5, 1.0)\n{WORK}\nfor _try in range(30): time.sleep(0.1); here.call_function(1)"
     said, found = program(text)
     assert said == ""
     assert found == [f"20260101-120000-{number}/worker-1.xplane.pb" for number in (1, 2, 3)]
 
 
-def test_sessions_have_the_trace_for_themselves(program):
+def test_a_program_with_session_steps_has_no_profile(program):
     said, found = program(f"{WORK}BaseSession().run('x')\n{WORK}")
     assert said.startswith("x\n")
     assert found == []
 
 
-def test_a_program_that_profiles_itself_can_do_so(program):
+def test_a_program_can_use_the_profiler_itself(program):
     text = f"{WORK}mine = _pywrap_profiler.ProfilerSession(); mine.start('mine', {{}}); print('mine')"
     said, found = program(text)
     assert sorted(said.splitlines()) == [
@@ -154,7 +154,7 @@ def test_a_program_that_profiles_itself_can_do_so(program):
     assert found == ONE
 
 
-def test_processes_of_the_program_do_not_disturb_its_profile(program):
+def test_child_processes_do_not_change_the_profile_of_the_program(program):
     text = (
         f"import os, subprocess, sys\n{WORK}if 'again' not in sys.argv: subprocess.run([sys.executable, 'program.py', 'again'])\n"
     )
@@ -162,13 +162,13 @@ def test_processes_of_the_program_do_not_disturb_its_profile(program):
     assert program(text) == ("", ONE)
 
 
-def test_a_profile_that_cannot_be_written_is_said_and_the_program_works(program):
+def test_a_profile_that_cannot_be_written_is_reported_and_the_program_continues(program):
     said, _found = program(f"{WORK}print('works')", TF_RUN_DIR="/proc/nowhere")
     assert "works" in said
     assert "[trace] cannot record a profile: FileNotFoundError" in said
 
 
-def test_a_request_holds_what_the_service_needs():
+def test_a_request_has_the_fields_that_the_service_needs():
     fields = dict(xplane.fields(profile_servers.request("20260101-120000-1")))
     assert fields[profile_servers.DURATION_MS] == 120_000
     assert fields[profile_servers.SESSION_ID] == b"20260101-120000-1"
@@ -178,5 +178,5 @@ def test_a_request_holds_what_the_service_needs():
 
 
 @pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 2**63])
-def test_numbers_are_encoded_as_they_are_read(value):
+def test_encoded_numbers_are_decoded_to_the_same_value(value):
     assert xplane.varint(profile_servers.varint(value), 0)[0] == value

@@ -57,7 +57,7 @@ def follow(run, offset=0):
     return run_program.follow(SimpleNamespace(run=run.id, offset=offset, told=-1))
 
 
-def test_a_run_that_nothing_confines_is_not_started(run, monkeypatch, capsys):
+def test_a_run_that_would_not_be_confined_is_not_started(run, monkeypatch, capsys):
     monkeypatch.setattr(run_program, "CONFINED", run.folder / "missing.conf")
     with pytest.raises(SystemExit):
         run_program.stage(SimpleNamespace(run=run.id))
@@ -73,12 +73,12 @@ def finish(run):
 
 
 @pytest.mark.parametrize("name", ["20260101-000000-demo-ab12", "a", "A.b_c-d", "x" * 121])
-def test_a_plain_name_can_name_a_run(name):
+def test_a_plain_name_is_a_valid_run_id(name):
     assert run_program.Run(name).folder == runs.RUNS / name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", "-x", ".hidden", "a b", "a\n", "a\0", "é", "x" * 122])
-def test_what_could_leave_the_folder_cannot_name_a_run(name, capsys):
+def test_an_unsafe_name_is_not_a_valid_run_id(name, capsys):
     with pytest.raises(SystemExit) as caught:
         run_program.Run(name)
     assert caught.value.code == 2
@@ -86,20 +86,20 @@ def test_what_could_leave_the_folder_cannot_name_a_run(name, capsys):
 
 
 @pytest.mark.parametrize("words", [("follow", "../x"), ("cancel", "a/b"), ("stage", "..", "--program", "x.py"), ("finish", ".")])
-def test_each_call_refuses_such_a_name_in_a_sentence(words):
+def test_each_call_refuses_an_invalid_run_id_with_one_line(words):
     done = call("tf_cluster.run", *words, input="")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "is not a valid run ID" in done.stderr
 
 
-def test_a_run_that_is_not_there_gives_a_sentence():
+def test_an_unknown_run_is_reported():
     done = call("tf_cluster.run", "follow", "no-such-run")
     assert done.returncode == 2
     assert done.stderr.startswith("tf_cluster.run: there is no run no-such-run on this machine")
 
 
-def test_notes_add_up(run):
+def test_notes_are_added_to_earlier_notes(run):
     run.note(a=1)
     assert run.note(b=2).items() >= {"a": 1, "b": 2, "run_id": run.id}.items()
     assert run.read() == json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
@@ -122,12 +122,12 @@ def test_notes_add_up(run):
         (b"\xff\n", 0, False, "\N{REPLACEMENT CHARACTER}\n", 2),
     ],
 )
-def test_output_comes_in_whole_lines_until_the_end(log, data, offset, whole, text, end):
+def test_output_is_read_in_whole_lines_until_the_run_has_ended(log, data, offset, whole, text, end):
     assert run_program.read_from(log(data), offset, whole) == (text, end)
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_of_huge_output_the_end_is_passed_on_and_the_rest_is_counted(log, whole):
+def test_the_end_of_huge_output_is_passed_on_and_the_rest_is_counted(log, whole):
     line = b"x" * 99 + b"\n"
     text, end = run_program.read_from(log(line * 100_000), 0, whole)
     assert end == 10_000_000
@@ -137,7 +137,7 @@ def test_of_huge_output_the_end_is_passed_on_and_the_rest_is_counted(log, whole)
     assert len(text) < run_program.MAX_OUTPUT_BYTES + 100
 
 
-def test_a_line_without_end_does_not_hold_the_output_up(log):
+def test_a_very_long_line_does_not_delay_the_output(log):
     path, offset = log(b"x" * 1_000_000), 0
     while offset < 1_000_000:
         _text, end = run_program.read_from(path, offset, whole=False)
@@ -145,7 +145,7 @@ def test_a_line_without_end_does_not_hold_the_output_up(log):
         offset = end
 
 
-def test_a_log_that_does_not_matter_is_not_read(log):
+def test_the_omitted_part_of_a_huge_log_is_not_read(log):
     path = log(b"")
     os.truncate(path, 20 * 1024**3)  # a hole: it takes no space
     begun = time.perf_counter()
@@ -153,7 +153,7 @@ def test_a_log_that_does_not_matter_is_not_read(log):
     assert time.perf_counter() - begun < 1
 
 
-def test_all_that_is_written_is_passed_on_once(log):
+def test_all_output_is_passed_on_exactly_once(log):
     lines = [f"line {number} é\n".encode() for number in range(200)]
     path, offset, shown = log(b""), 0, ""
     for count in range(0, 7000, 37):
@@ -164,7 +164,7 @@ def test_all_that_is_written_is_passed_on_once(log):
     assert shown + text == path.read_bytes().decode(errors="replace")
 
 
-def test_a_run_that_goes_on_says_what_to_call_next(run):
+def test_following_a_running_run_returns_the_next_call(run):
     (run.folder / "stdout.log").write_bytes(b"step 1\nstep")
     answer = follow(run)
     assert answer["lines"] == ["step 1"]
@@ -172,18 +172,18 @@ def test_a_run_that_goes_on_says_what_to_call_next(run):
     assert "outcome" not in answer
 
 
-def test_a_silent_run_is_asked_again_from_the_same_place(run):
+def test_a_run_without_new_output_is_followed_from_the_same_offset(run):
     assert follow(run)["next"] == ["follow", run.id, "--offset", "0"]
 
 
-def test_output_without_a_line_end_is_waited_for(run):
+def test_following_a_run_waits_for_the_end_of_an_incomplete_line(run):
     (run.folder / "stdout.log").write_bytes(b"half a line")
     begun = time.monotonic()
     assert follow(run)["lines"] == []
     assert time.monotonic() - begun >= 0.1
 
 
-def test_a_run_that_ended_gives_its_last_words_and_its_outcome(run):
+def test_following_a_run_that_has_ended_returns_its_last_output_and_its_outcome(run):
     (run.folder / "stdout.log").write_bytes(b"step 1\nlast words")
     run.note(started=100.0, started_clock=10.0, ended=102.4, ended_clock=12.5, failure="")
     answer = follow(run, 7)
@@ -193,7 +193,7 @@ def test_a_run_that_ended_gives_its_last_words_and_its_outcome(run):
     assert answer["outcome"]["run_id"] == run.id
 
 
-def test_a_run_that_ended_with_huge_output_comes_to_its_outcome(run):
+def test_following_a_run_that_has_ended_with_huge_output_returns_its_outcome(run):
     (run.folder / "stdout.log").write_bytes(b"x" * 99 + b"\n" + b"y" * 300_000)
     run.note(ended=time.time(), failure="")
     answer, calls = follow(run), 1
@@ -203,7 +203,7 @@ def test_a_run_that_ended_with_huge_output_comes_to_its_outcome(run):
     assert answer["outcome"]["failure"] == ""
 
 
-def test_a_run_whose_unit_is_gone_is_called_lost(run, monkeypatch):
+def test_a_run_whose_unit_is_missing_is_lost(run, monkeypatch):
     monkeypatch.setattr(runs, "is_alive", lambda _unit, _run: False)
     pretend_systemd(monkeypatch, active=())
     assert "was lost" in follow(run)["outcome"]["failure"]
@@ -239,7 +239,7 @@ def systemctl(run, monkeypatch):
     return systemctl
 
 
-def test_a_systemd_that_does_not_answer_for_a_moment_has_not_lost_the_run(run, systemctl):
+def test_a_run_is_alive_if_systemd_answers_after_some_failures(run, systemctl):
     systemctl(2)
     assert runs.is_alive("tf-run-host-0.service", run)
 
@@ -248,14 +248,14 @@ def test_a_systemd_that_does_not_answer_for_a_moment_has_not_lost_the_run(run, s
     ("call", "more"),
     [(run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0, "here": False})],
 )
-def test_of_a_systemd_that_does_not_answer_nothing_is_concluded(run, systemctl, call, more):
+def test_following_or_canceling_a_run_is_an_error_if_systemd_does_not_answer(run, systemctl, call, more):
     systemctl(99)
     with pytest.raises(OSError, match=r"systemd did not report the state of tf-run-host-0.service: Failed to connect to bus"):
         call(SimpleNamespace(run=[run.id] if call is run_program.cancel else run.id, **more))
     assert "ended" not in run.read()
 
 
-def test_a_run_is_noted_as_ended_also_where_systemd_does_not_answer(run, systemctl, monkeypatch):
+def test_a_run_is_noted_as_ended_even_if_systemd_does_not_answer(run, systemctl, monkeypatch):
     (run.folder / "layer").mkdir()
     systemctl(99)
     for name, value in {"SERVICE_RESULT": "timeout", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
@@ -284,7 +284,7 @@ def test_a_run_is_noted_as_ended_also_where_systemd_does_not_answer(run, systemc
         ("protocol", "exited", "0", "the program failed with systemd's result 'protocol'"),
     ],
 )
-def test_how_systemd_says_that_it_ended_becomes_a_sentence(run, monkeypatch, result, code, status, failure):
+def test_the_result_of_systemd_becomes_the_failure_message(run, monkeypatch, result, code, status, failure):
     for name, value in {"SERVICE_RESULT": result, "EXIT_CODE": code, "EXIT_STATUS": status}.items():
         monkeypatch.setenv(name, value)
     noted = finish(run)
@@ -295,7 +295,7 @@ def test_how_systemd_says_that_it_ended_becomes_a_sentence(run, monkeypatch, res
 
 
 @pytest.mark.parametrize(("seconds", "late"), [(1, False), (599, False), (600.1, True)])
-def test_what_a_program_left_behind_does_not_make_it_late(run, monkeypatch, seconds, late):
+def test_processes_that_a_program_left_do_not_count_towards_its_timeout(run, monkeypatch, seconds, late):
     times = {"ExecMainStartTimestampMonotonic": "1000000", "ExecMainExitTimestampMonotonic": f"{1000000 + seconds * 1e6:.0f}"}
     monkeypatch.setattr(runs, "property_of", lambda _unit, name, _patience: times[name])
     for name, value in {"SERVICE_RESULT": "timeout", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
@@ -304,7 +304,7 @@ def test_what_a_program_left_behind_does_not_make_it_late(run, monkeypatch, seco
 
 
 @pytest.mark.parametrize("left", [True, False])
-def test_a_result_that_was_promised_is_missed(run, monkeypatch, left):
+def test_a_missing_result_is_a_failure_if_the_run_needs_a_result(run, monkeypatch, left):
     run.note(needs_result=True)
     if left:
         (run.folder / "results/result.json").write_text("{}", encoding="utf-8")
@@ -313,7 +313,7 @@ def test_a_result_that_was_promised_is_missed(run, monkeypatch, left):
     assert ("left no result.json" in finish(run)["failure"]) is not left
 
 
-def test_a_link_is_not_the_result_that_was_promised(run, monkeypatch):
+def test_a_link_is_not_accepted_as_the_result(run, monkeypatch):
     run.note(needs_result=True)
     (run.folder / "results/result.json").symlink_to(run.folder / "run.json")
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
@@ -334,11 +334,11 @@ def test_a_link_is_not_the_result_that_was_promised(run, monkeypatch):
         ("half \ud83d\n", ["half \\ud83d"]),
     ],
 )
-def test_a_log_gets_plain_lines(text, lines):
+def test_lines_of_a_log_have_no_control_codes(text, lines):
     assert run_program.plain_lines(text) == lines
 
 
-def test_an_end_without_a_word_of_systemd_is_a_failure(run, monkeypatch):
+def test_an_end_without_a_result_of_systemd_is_a_failure(run, monkeypatch):
     for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"):
         monkeypatch.delenv(name, raising=False)
     assert finish(run)["failure"] == "the program failed with systemd's result 'unknown'"
@@ -349,7 +349,7 @@ def collect(run):
     return collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=0.0, until=0.0, tasks=[], note="false"))
 
 
-def test_a_run_that_has_ended_is_noted_as_collected(run):
+def test_only_a_run_that_has_ended_is_noted_as_collected(run):
     other = run_program.Run("20260101-000000-demo-ab12.worker-1")
     other.folder.mkdir()
     other.note(run_id=other.id, ended=1.0)
@@ -382,7 +382,7 @@ def pack(run):
     return found | answer["files"]
 
 
-def test_more_than_a_few_megabytes_are_listed_for_rsync(run, monkeypatch):
+def test_large_results_are_listed_for_rsync(run, monkeypatch):
     monkeypatch.setattr(collect_run, "SMALL_BYTES", 5000)
     (run.folder / "results/deep").mkdir()
     for name in ("results/deep/a.txt", "results/verdict.json", "program/model"):
@@ -400,7 +400,7 @@ def test_more_than_a_few_megabytes_are_listed_for_rsync(run, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_what_is_no_longer_a_file_is_not_listed_for_rsync(run, changing, monkeypatch, kind):
+def test_a_file_that_becomes_a_link_or_a_pipe_is_not_listed_for_rsync(run, changing, monkeypatch, kind):
     monkeypatch.setattr(collect_run, "SMALL_BYTES", 5)
     (run.folder / "results/a").write_text("left " * 10, encoding="utf-8")
     changing(swap(kind))
@@ -409,14 +409,14 @@ def test_what_is_no_longer_a_file_is_not_listed_for_rsync(run, changing, monkeyp
     assert json.loads(answer["files"]["run.json"])["left_behind"] == [f"a (a {kind})"]
 
 
-def test_what_grows_meanwhile_is_left_to_rsync(run, changing, monkeypatch):
+def test_a_file_that_grows_during_the_collection_is_listed_for_rsync(run, changing, monkeypatch):
     monkeypatch.setattr(collect_run, "SMALL_BYTES", 5000)
     (run.folder / "results/a").write_bytes(b"")
     changing(lambda folder: os.truncate(folder / "a", 4 * 10**12))
     assert collect(run)["fetch"]["parts"][0]["names"] == ["a"]
 
 
-def test_what_was_given_is_not_collected_unless_the_run_changed_it(run):
+def test_program_files_are_collected_only_if_the_run_changed_them(run):
     for name in ("main.py", "log.txt", "data/a.csv", "data/b.csv"):
         (run.folder / "program" / name).parent.mkdir(exist_ok=True)
         (run.folder / "program" / name).write_text(name, encoding="utf-8")
@@ -439,7 +439,7 @@ def test_checkpoints_of_a_task_are_collected(run):
 
 
 @pytest.mark.parametrize("text", ["", "\0" * 300, '{"run_id": "20', "\udcff"])
-def test_of_a_run_whose_notes_are_damaged_all_else_is_collected(run, text):
+def test_a_run_with_damaged_notes_is_collected_but_not_followed_or_canceled(run, text):
     (run.folder / "run.json").write_bytes(text.encode(errors="surrogateescape"))
     (run.folder / "stdout.log").write_bytes(b"step 1")
     (run.folder / "results/a.txt").write_text("left", encoding="utf-8")
@@ -459,7 +459,7 @@ def test_of_a_run_whose_notes_are_damaged_all_else_is_collected(run, text):
             call_of(SimpleNamespace(**more))
 
 
-def test_notes_are_on_the_disk_before_they_get_their_name(run, monkeypatch):
+def test_notes_are_synced_to_the_disk_before_they_are_renamed(run, monkeypatch):
     done, fsync, replace = [], os.fsync, runs.Path.replace
     monkeypatch.setattr(os, "fsync", lambda number: done.append(os.readlink(f"/proc/self/fd/{number}")) or fsync(number))
     monkeypatch.setattr(runs.Path, "replace", lambda path, other: done.append(str(other)) or replace(path, other))
@@ -479,7 +479,7 @@ def set_clock(monkeypatch):
 
 
 @pytest.mark.parametrize("step", [-3600, 3600])
-def test_how_long_a_run_took_does_not_depend_on_the_time_of_day(run, set_clock, step):
+def test_the_duration_of_a_run_does_not_depend_on_the_time_of_day(run, set_clock, step):
     run.note(started=time.time())
     time.sleep(0.1)
     set_clock(step)
@@ -487,20 +487,20 @@ def test_how_long_a_run_took_does_not_depend_on_the_time_of_day(run, set_clock, 
     assert 0.1 <= runs.timed(run.note(ended=time.time()))["seconds"] < 10
 
 
-def test_a_run_never_takes_less_than_no_time():
+def test_the_duration_of_a_run_is_never_negative():
     assert runs.timed({"asked": 100.0, "ended": 90.0})["seconds"] == 0
     assert runs.timed({"started": 100.0, "started_clock": 1e9, "ended": 130.0, "ended_clock": 5.0})["seconds"] == 30
 
 
 @pytest.mark.parametrize(("noted", "failure"), [({}, "the run is still running"), ({"ended": 1e10, "failure": ""}, "")])
-def test_a_run_tells_how_it_is(run, noted, failure):
+def test_the_state_and_the_age_of_a_run_are_reported(run, noted, failure):
     run.note(asked=time.time() - 60, **noted)
     answer = collect_run.outcome(SimpleNamespace(run=run.id))
     assert answer["outcome"]["failure"] == failure
     assert 60 <= answer["age"] < 70
 
 
-def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
+def test_a_canceled_run_is_stopped_and_names_the_user(run, monkeypatch):
     run.note(reserved=[])
     commands = pretend_systemd(monkeypatch, active=[run.id])
     answer = run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=0, here=False))
@@ -511,7 +511,7 @@ def test_a_run_is_cancelled_by_somebody(run, monkeypatch):
     assert finish(run)["failure"] == "the run was canceled by jo"
 
 
-def test_a_run_that_has_ended_is_not_cancelled(run, monkeypatch):
+def test_a_run_that_has_ended_is_not_canceled(run, monkeypatch):
     run.note(ended=time.time())
     commands = pretend_systemd(monkeypatch, active=())
     assert "has already ended" in run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=0, here=False))["lines"][0]
@@ -531,7 +531,7 @@ def test_several_runs_are_canceled_at_once(run, monkeypatch):
     assert sorted(stopped) == sorted(["tf-run-host-0.service", f"tf-run-{part.id}.service", "tf-run-r2.service"])
 
 
-def test_all_that_a_run_left_is_packed(run):
+def test_all_files_of_a_run_are_packed(run):
     (run.folder / "program/demo.py").write_text("code", encoding="utf-8")
     (run.folder / "results/deep").mkdir()
     (run.folder / "results/deep/a.txt").write_text("left", encoding="utf-8")
@@ -542,14 +542,14 @@ def test_all_that_a_run_left_is_packed(run):
 
 
 @pytest.mark.parametrize("name", ["run.json", "stdout.log", "verdict.json", "report.html", "summary.txt"])
-def test_what_bears_a_name_of_the_projects_own_is_kept_beside_it(run, name):
+def test_a_result_with_a_reserved_file_name_is_renamed(run, name):
     (run.folder / "results" / name).write_text("the program's", encoding="utf-8")
     packed = pack(run)
     assert packed[f"program-{name}"] == "the program's"
     assert packed.get(name) != "the program's"
 
 
-def test_what_already_has_the_name_that_another_would_get_is_kept_too(run):
+def test_renamed_results_do_not_replace_other_results(run):
     results = run.folder / "results"
     (results / "logs").mkdir()
     left = ("verdict.json", "program-verdict.json", "program-program-verdict.json", "logs/a", "program-logs")
@@ -561,7 +561,7 @@ def test_what_already_has_the_name_that_another_would_get_is_kept_too(run):
     assert sorted(text for text in packed.values() if text in left) == sorted(left)
 
 
-def test_links_and_special_files_stay_behind_and_are_named(run):
+def test_links_and_special_files_are_listed_and_not_collected(run):
     (run.folder / "results/link").symlink_to("/etc/passwd")
     (run.folder / "results/folder").symlink_to("/etc")
     os.mkfifo(run.folder / "results/pipe")
@@ -570,14 +570,14 @@ def test_links_and_special_files_stay_behind_and_are_named(run):
     assert json.loads(packed["run.json"])["left_behind"] == ["folder (a link)", "link (a link)", "pipe (a pipe)"]
 
 
-def test_of_much_that_stays_behind_not_all_is_named(run):
+def test_the_list_of_files_that_were_not_collected_is_limited(run):
     for number in range(100):
         (run.folder / f"results/{number:03}\n").symlink_to("x")
     told = json.loads(pack(run)["run.json"])["left_behind"]
     assert (len(told), told[0], told[-1]) == (51, "'000\\n' (a link)", "50 more")
 
 
-def test_each_name_of_a_file_is_packed_as_a_file(run):
+def test_each_hard_link_to_a_file_is_packed_as_a_file(run):
     (run.folder / "results/a").write_text("left", encoding="utf-8")
     os.link(run.folder / "results/a", run.folder / "results/b")
     assert (pack(run)["a"], pack(run)["b"]) == ("left", "left")
@@ -611,7 +611,7 @@ def swap(kind):
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_a_file_that_becomes_a_link_or_a_pipe_meanwhile_is_not_followed(run, changing, kind):
+def test_a_file_that_becomes_a_link_or_a_pipe_during_the_collection_is_not_packed(run, changing, kind):
     (run.folder / "results/a").write_text("left", encoding="utf-8")
     changing(swap(kind))
     packed = pack(run)
@@ -619,7 +619,7 @@ def test_a_file_that_becomes_a_link_or_a_pipe_meanwhile_is_not_followed(run, cha
     assert json.loads(packed["run.json"])["left_behind"] == [f"a (a {kind})"]
 
 
-def test_what_vanishes_meanwhile_is_not_missed(run, changing):
+def test_a_file_that_is_deleted_during_the_collection_is_ignored(run, changing):
     (run.folder / "results/deep").mkdir()
     for name in ("a", "b", "deep/c"):
         (run.folder / "results" / name).write_text("left", encoding="utf-8")
@@ -644,7 +644,7 @@ class Reading:
 
 
 @pytest.mark.parametrize(("after", "packed"), [(b"x" * 3, b"xxx\0\0"), (b"x" * 9, b"xxxxx")])
-def test_a_file_is_packed_with_the_size_that_was_found(tmp_path, after, packed):
+def test_a_file_that_changes_during_packing_keeps_the_size_that_was_found(tmp_path, after, packed):
     path, other, buffer = tmp_path / "a", tmp_path / "b", io.BytesIO()
     path.write_bytes(b"x" * 5)
     other.write_bytes(b"next")
@@ -659,7 +659,7 @@ def test_a_file_is_packed_with_the_size_that_was_found(tmp_path, after, packed):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's rights")
-def test_what_the_programs_user_cannot_read_is_not_read_for_him(run, monkeypatch):
+def test_files_that_the_user_of_the_program_cannot_read_are_not_collected(run, monkeypatch):
     monkeypatch.setattr(collect_run.archives, "USER", "nobody")
     monkeypatch.setattr(runs, "USER", "nobody")
     for folder in (run.folder, *run.folder.parents[:-1]):
@@ -675,8 +675,8 @@ def test_what_the_programs_user_cannot_read_is_not_read_for_him(run, monkeypatch
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to a group")
-def test_only_the_programs_user_and_root_get_at_a_run(run, monkeypatch):
-    """Whatever number the user has by now."""
+def test_only_the_user_of_the_program_and_root_can_read_a_run(run, monkeypatch):
+    """The user can have another ID by now."""
     monkeypatch.setattr(runs, "USER", "nobody")
     run.folder.chmod(0o755)
     collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=100.0, until=0, tasks=[], note="false"))
@@ -686,13 +686,13 @@ def test_only_the_programs_user_and_root_get_at_a_run(run, monkeypatch):
     assert {(status.st_uid, status.st_gid) for status in found} == {(0, pwd.getpwnam("nobody").pw_gid)}
 
 
-def test_a_call_that_holds_a_run_is_not_waited_for_without_end(run, monkeypatch):
+def test_the_wait_for_a_locked_run_times_out(run, monkeypatch):
     monkeypatch.setattr(runs.Run.locked.__wrapped__, "__defaults__", (0.1, False))
     with run.locked("note"), pytest.raises(BlockingIOError, match=r".*note.lock is locked by another process"):
         run.note(a=1)
 
 
-def test_folders_however_deep_are_packed(run):
+def test_very_deep_folders_are_packed(run):
     place = run.folder / "results"
     descriptor = os.open(place, os.O_RDONLY)
     for _level in range(1500):  # deeper than Python's functions may call themselves
@@ -706,7 +706,7 @@ def test_folders_however_deep_are_packed(run):
     assert packed > 1500
 
 
-def test_an_error_without_a_file_is_said_in_words(monkeypatch, capsys):
+def test_an_error_without_a_file_name_is_reported_with_its_message(monkeypatch, capsys):
     def fails(_options):
         raise OSError("unexpected end of data")
 
@@ -715,13 +715,13 @@ def test_an_error_without_a_file_is_said_in_words(monkeypatch, capsys):
     assert capsys.readouterr().err.endswith(": unexpected end of data\n")
 
 
-def test_notes_of_several_at_once_all_stay(run):
+def test_simultaneous_notes_are_all_kept(run):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: run.note(**{f"fact{number}": number}), range(200)))
     assert len([name for name in run.read() if name.startswith("fact")]) == 200
 
 
-def test_a_run_can_be_noted_on_a_full_disk(run, monkeypatch):
+def test_the_end_of_a_run_can_be_noted_on_a_full_disk(run, monkeypatch):
     run.reserve()
     write = runs.Path.write_text
 
@@ -737,7 +737,7 @@ def test_a_run_can_be_noted_on_a_full_disk(run, monkeypatch):
     assert finish(run)["failure"] == f"the program exited with status 1; the disk that holds {runs.RUNS} is full"
 
 
-def test_a_good_program_whose_output_is_lost_has_not_run_well(run, monkeypatch):
+def test_a_successful_program_whose_output_is_lost_is_a_failed_run(run, monkeypatch):
     monkeypatch.setattr(ending, "FULL_DISK_BYTES", 10**18)
     for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": ending.OUTPUT_LOST}.items():
         monkeypatch.setenv(name, value)
@@ -745,7 +745,7 @@ def test_a_good_program_whose_output_is_lost_has_not_run_well(run, monkeypatch):
     assert int(ending.OUTPUT_LOST) == load("tf_cluster.run.output").OUTPUT_LOST
 
 
-def test_what_was_sent_for_a_run_that_was_never_staged_goes(tmp_path, monkeypatch):
+def test_old_files_of_runs_that_were_never_staged_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RUNS", tmp_path)
     for name, age in ((".old.sent", 10**6), (".new.sent", 60), ("run", 10**6)):
         (tmp_path / name / "data").mkdir(parents=True)
@@ -763,7 +763,7 @@ def test_the_lock_of_the_queue_is_never_removed(tmp_path, monkeypatch):
             assert not queue.lock.acquire(other, 0)
 
 
-def test_of_a_program_that_cannot_be_unpacked_nothing_stays(tmp_path, monkeypatch):
+def test_a_program_that_cannot_be_unpacked_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RUNS", tmp_path)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"no tar file")))
     run = run_program.Run("r1")
@@ -773,7 +773,7 @@ def test_of_a_program_that_cannot_be_unpacked_nothing_stays(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_journals_end_where_the_run_did(run, monkeypatch):
+def test_journals_are_collected_until_the_end_of_the_run(run, monkeypatch):
     commands = []
     monkeypatch.setattr(
         collect_run.subprocess, "run", lambda command, **_more: commands.append(command) or SimpleNamespace(stdout=b"")
@@ -891,8 +891,8 @@ def test_a_run_with_a_url_starts_its_notification_at_its_end(started, run, monke
     assert notified == [(run.id, True)]
 
 
-def test_the_plan_of_a_run_comes_before_its_tar_file(started, run, monkeypatch):
-    """By standard input: on the command line, one argument may have 128 KiB."""
+def test_the_plan_of_a_run_is_read_before_its_tar_file(started, run, monkeypatch):
+    """Both come by standard input, because an argument of a command can have at most 128 KiB."""
     rest = []
     monkeypatch.setattr(run_program, "unpack", lambda _run: rest.append(sys.stdin.buffer.read()))
     missing = [f"10.{number // 250}.0.{number % 250}:2222" for number in range(10_000)]
@@ -911,7 +911,7 @@ def test_packages_of_a_run_are_installed_before_it_starts(started, run):
     assert f"--target {run.folder}/layer/packages --find-links {run.folder}/layer/wheels" in install
 
 
-def test_packages_of_a_run_may_take_their_time(started, run):
+def test_the_installation_of_packages_has_a_separate_timeout(started, run):
     (run.folder / "layer/packages").mkdir(parents=True)
     answer, command = started()
     assert answer["lines"] == ["installing the packages of the run"]
@@ -919,11 +919,11 @@ def test_packages_of_a_run_may_take_their_time(started, run):
     assert "--no-block" in command
 
 
-def test_a_run_may_only_be_started(started):
+def test_a_detached_run_has_no_next_call(started):
     assert started(detach=True)[0] == {}
 
 
-def test_a_run_is_started_with_what_a_program_is_given(started, run, request):
+def test_a_run_is_started_with_its_environment_its_arguments_and_its_limits(started, run, request):
     request.addfinalizer(functools.partial(os.umask, os.umask(0o077)))  # as in a unit that starts the next run at its end
     answer, command = started()
     assert (run.folder / "config.json").stat().st_mode & 0o777 == 0o640
@@ -944,20 +944,20 @@ def test_a_run_is_started_with_what_a_program_is_given(started, run, request):
     assert "TF_CLUSTER_TRACE" not in given
 
 
-def test_a_program_whose_name_looks_like_an_option_is_a_program(started):
+def test_a_program_whose_name_looks_like_an_option_is_started_as_a_program(started):
     _answer, command = started(program="-c.py")
     assert command[-3:] == ["./-c.py", "--", "5 $$HOME"]
 
 
 @pytest.mark.parametrize("name", ["timeout", "wait", "lost", "output-mb"])
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "much"])
-def test_a_limit_that_is_no_number_is_refused_before_anything_is_put_in_place(name, value):
+def test_a_limit_that_is_not_a_finite_number_is_refused(name, value):
     done = call("tf_cluster.run", "stage", "r1", "--program=a.py", f"--{name}={value}", input="")
     assert done.returncode == 2
     assert f"--{name}" in done.stderr.splitlines()[-1]
 
 
-def test_a_run_may_go_on_without_some_tasks(started, run):
+def test_a_run_can_start_without_missing_tasks(started, run):
     _answer, command = started(missing=["10.0.0.1:2222"])
     given = dict(word.removeprefix("--setenv=").split("=", 1) for word in command if word.startswith("--setenv="))
     spec = {"worker": ["[fd00::1]:2222"], "host": ["10.0.0.3:2223"]}
@@ -969,7 +969,7 @@ def test_a_run_may_go_on_without_some_tasks(started, run):
     assert run.read()["names"] == {"worker:0": "worker:1", "host:0": "host:0"}
 
 
-def test_a_job_of_which_no_task_is_left_is_not_in_the_spec():
+def test_a_job_without_remaining_tasks_is_not_in_the_spec():
     spec, names = unit.spec_without({"worker": ["a:1", "b:1"], "ps": ["c:1"]}, ["c:1"])
     assert spec == {"worker": ["a:1", "b:1"]}
     assert names == {"worker:0": "worker:0", "worker:1": "worker:1"}
@@ -988,7 +988,7 @@ def gate(monkeypatch):
     return gate
 
 
-def test_after_a_failure_the_tasks_that_are_amiss_are_noted(run, monkeypatch, gate):
+def test_failed_tasks_are_noted_after_a_failed_run(run, monkeypatch, gate):
     servers = {"a:1": "01", "b:1": "02", "c:1": "03", "d:1": "04"}
     run.note(servers=servers, lost=20, reserved=list(servers))
     gate(("a:1", "answers", "", "01"), ("b:1", "refused", "nothing listens", ""), ("c:1", "answers", "", "99"),
@@ -1008,12 +1008,12 @@ def test_after_a_failure_the_tasks_that_are_amiss_are_noted(run, monkeypatch, ga
 @pytest.mark.parametrize(
     "text", ["", "x", "[]", "{}", '{"silent": 1, "lost": true}', '{"silent": {"a": "x"}, "lost": 1}', "[" * 100_000]
 )
-def test_what_the_watch_did_not_leave_is_no_silence(run, text):
+def test_an_invalid_report_of_the_watch_counts_as_no_silence(run, text):
     (run.folder / "part.json").write_text(text, encoding="utf-8")
     assert ending.watch_report(run) == {"silent": {}, "lost": False}
 
 
-def test_after_a_good_run_nobody_is_asked(run, monkeypatch):
+def test_the_tasks_are_not_checked_after_a_successful_run(run, monkeypatch):
     run.note(servers={"a:1": "01"}, reserved=["a:1"])
     monkeypatch.setattr(run_program.subprocess, "run", None)
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
@@ -1021,19 +1021,19 @@ def test_after_a_good_run_nobody_is_asked(run, monkeypatch):
     assert "failed_tasks" not in finish(run)
 
 
-def test_a_run_that_is_traced_is_told_so(started, run):
+def test_the_environment_and_the_notes_of_a_traced_run_have_the_trace_option(started, run):
     _answer, command = started(trace=True)
     assert "--setenv=TF_CLUSTER_TRACE=1" in command
     assert run.read()["trace"] is True
 
 
-def test_a_run_waits_for_another_and_says_for_which(started, run, busy):
+def test_a_queued_run_reports_the_run_that_it_waits_for(started, run, busy):
     answer, _command = started()
     assert answer["lines"] == ["queued at position 1: worker:0 and worker:1 are used by run other (0 s)"]
     assert answer["next"][:2] == ["start", run.id]
 
 
-def test_a_waiting_run_knows_what_was_asked(started, run, busy, monkeypatch):
+def test_a_queued_run_starts_with_its_original_options(started, run, busy, monkeypatch):
     answer, _command = started()
     busy.note(ended=time.time())
     commands = pretend_systemd(monkeypatch, active=())
@@ -1050,7 +1050,7 @@ def again(call, run, **more):
     return call(SimpleNamespace(run=run.id, offset=0, told=-1, **more))
 
 
-def test_whom_a_run_waits_for_is_said_every_ten_seconds(started, run, busy):
+def test_the_reason_of_the_wait_is_reported_every_ten_seconds(started, run, busy):
     answer, _command = started()
     told = float(answer["next"][-1])
     assert answer["next"] == ["start", run.id, "--told", str(told)]
@@ -1061,7 +1061,7 @@ def test_whom_a_run_waits_for_is_said_every_ten_seconds(started, run, busy):
 
 
 @pytest.mark.parametrize("step", [-3600, 3600])
-def test_how_long_a_run_waits_does_not_depend_on_the_time_of_day(started, run, busy, set_clock, step):
+def test_the_waiting_time_does_not_depend_on_the_time_of_day(started, run, busy, set_clock, step):
     started()
     set_clock(step)
     answer = again(run_program.start, run)
@@ -1075,7 +1075,7 @@ def test_the_waiting_time_starts_at_zero_after_a_reboot(started, run, busy):
     assert "(0 s)" in again(run_program.start, run)["lines"][0]
 
 
-def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, busy, monkeypatch):
+def test_following_a_queued_run_reports_the_wait_and_starts_the_run_once(started, run, busy, monkeypatch):
     started()
     answer = again(run_program.follow, run)
     assert answer["lines"][0].startswith("queued at position 1: worker:0 and worker:1 are used by run other")
@@ -1089,7 +1089,7 @@ def test_who_follows_a_run_that_waits_is_told_and_waits_with_it(started, run, bu
     assert again(run_program.start, run) == {"next": ["follow", run.id]}
 
 
-def test_who_follows_a_detached_run_waits_with_it_without_a_limit(started, run, busy):
+def test_following_a_detached_queued_run_does_not_time_out(started, run, busy):
     assert "next" not in started(detach=True, wait=1.0)[0]
     run.note(queued=runs.clock() - 5)
     told = again(run_program.follow, run)["next"][-1]
@@ -1112,14 +1112,14 @@ def test_a_queued_run_that_was_canceled_never_starts(started, run, busy, monkeyp
     assert outcome["seconds"] < 10
 
 
-def test_a_run_that_waits_says_so(run):
+def test_the_outcome_of_a_queued_run_says_that_it_is_queued(run):
     run.note(waiting=True, asked=time.time(), task="host:0")
     found = collect_run.outcome(SimpleNamespace(run=run.id))
     assert found["outcome"]["failure"] == "the run is queued for host:0"
     assert found["ended"] == 0
 
 
-def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
+def test_a_run_can_be_staged_without_being_started(started, run, monkeypatch):
     started()
     (run.folder / "run.json").unlink()
     options = SimpleNamespace(
@@ -1136,7 +1136,7 @@ def test_a_run_may_be_put_in_place_alone(started, run, monkeypatch):
 @pytest.mark.parametrize(
     ("result", "words"), [("exit-code", "installing its packages failed"), ("timeout", "took longer than 1800 s")]
 )
-def test_packages_that_cannot_be_installed_are_why_a_run_failed(run, monkeypatch, result, words):
+def test_a_failed_installation_of_packages_is_the_failure_of_the_run(run, monkeypatch, result, words):
     (run.folder / "layer").mkdir()
     monkeypatch.setattr(runs, "property_of", lambda _unit, _name, _patience: "0")
     monkeypatch.setenv("SERVICE_RESULT", result)
@@ -1155,7 +1155,7 @@ def test_the_end_of_a_run_of_an_older_version_is_noted(run, monkeypatch):
     assert checked == [{"10.0.0.1:2222": "00a1"}]
 
 
-def test_servers_that_cannot_be_cleared_are_why_a_run_failed(run, monkeypatch):
+def test_servers_that_cannot_be_cleared_are_the_failure_of_the_run(run, monkeypatch):
     run.note(clear_before="held")
     monkeypatch.setattr(runs, "property_of", lambda _unit, _name, _patience: "0")
     monkeypatch.setenv("SERVICE_RESULT", "exit-code")
@@ -1169,7 +1169,7 @@ def before_the_program(command):
     return [word.partition("-m ")[2] for word in command if word.startswith("--property=ExecStartPre=")]
 
 
-def test_servers_are_asked_before_a_run_only_if_they_may_hold_state(started, run):
+def test_servers_are_cleared_before_a_run_only_if_they_can_hold_state(started, run):
     assert before_the_program(started()[1]) == []
     (run.folder / "run.json").unlink()
     command = started(held=["10.0.0.1:2222"])[1]
@@ -1177,7 +1177,7 @@ def test_servers_are_asked_before_a_run_only_if_they_may_hold_state(started, run
     assert "--no-block" in command
 
 
-def test_state_that_is_kept_is_said_to_the_unit(started, run):
+def test_the_option_to_keep_state_is_passed_to_the_unit(started, run):
     assert "--setenv=TF_CLUSTER_KEEP_STATE=1" not in started()[1]
     (run.folder / "run.json").unlink()
     assert "--setenv=TF_CLUSTER_KEEP_STATE=1" in started(keep=True)[1]
@@ -1189,7 +1189,7 @@ def test_keras_2_is_chosen_in_the_environment_of_the_program(started, run):
     assert "--setenv=TF_USE_LEGACY_KERAS=1" in started(keras=2)[1]
 
 
-def test_a_run_does_not_wait_for_ever(started, capsys, run, busy):
+def test_the_wait_in_the_queue_times_out(started, capsys, run, busy):
     with pytest.raises(SystemExit) as caught:
         started(wait=-1.0)
     assert caught.value.code == 1
@@ -1197,7 +1197,7 @@ def test_a_run_does_not_wait_for_ever(started, capsys, run, busy):
     assert not run.folder.exists()
 
 
-def test_a_systemd_that_refuses_is_quoted(started, capsys):
+def test_an_error_of_systemd_is_reported(started, capsys):
     with pytest.raises(SystemExit) as caught:
         started("Access denied")
     assert caught.value.code == 1
@@ -1205,7 +1205,7 @@ def test_a_systemd_that_refuses_is_quoted(started, capsys):
 
 
 @pytest.mark.parametrize("task", ["ps:0", "host:1", "host", "host:x", ":", ""])
-def test_a_task_that_the_cluster_does_not_have_gives_a_sentence(started, task):
+def test_a_task_that_the_cluster_does_not_have_is_an_error(started, task):
     with pytest.raises(run_program.cluster_config.ConfigError):
         started(task=task)
 
@@ -1235,7 +1235,7 @@ def plan(chief="worker:0"):
     }  # fmt: skip
 
 
-def test_a_part_of_a_training_is_started_with_a_cluster_of_its_own(started, run):
+def test_a_part_of_a_training_is_started_with_a_separate_cluster(started, run):
     answer, command = started(task="worker:1", training=plan(), detach=True)
     assert answer == {}
     given = dict(word.removeprefix("--setenv=").split("=", 1) for word in command if word.startswith("--setenv="))
@@ -1246,7 +1246,7 @@ def test_a_part_of_a_training_is_started_with_a_cluster_of_its_own(started, run)
     assert "--property=KillMode=mixed" in command
 
 
-def test_a_run_uses_the_folder_that_all_machines_share(started, run, monkeypatch, tmp_path):
+def test_a_part_of_a_training_uses_the_shared_folder(started, run, monkeypatch, tmp_path):
     (tmp_path / "shared").write_text("/mnt/cluster\n", encoding="utf-8")
     monkeypatch.setattr(unit, "SHARED", tmp_path / "shared")
     _answer, command = started(task="worker:1", training=plan(), detach=True)
@@ -1273,7 +1273,7 @@ def test_the_folders_of_a_run_are_created_only_if_the_file_system_is_mounted(tmp
     assert "could not be created: Not a directory" in shared.create({**noted, "run_id": "r3"})
 
 
-def test_a_part_that_cannot_start_is_told_to_the_others(started, run, busy, monkeypatch):
+def test_a_part_of_a_training_that_cannot_start_is_reported_to_the_others(started, run, busy, monkeypatch):
     told = []
     monkeypatch.setattr(run_program.trainings, "refuse", lambda *words: told.append(words))
     answer, _command = started(task="worker:1", wait=-1.0, training=plan())
@@ -1305,7 +1305,7 @@ def test_a_chief_that_cannot_start_fails(started, run, busy, capsys):
         ('{"failure": 1}', "exit-code", "the program exited with status 1"),
     ],
 )
-def test_how_a_training_ended_becomes_how_its_part_ended(run, monkeypatch, text, result, failure):
+def test_the_failure_of_a_training_is_the_failure_of_its_part(run, monkeypatch, text, result, failure):
     (run.folder / "part.json").write_text(text, encoding="utf-8")
     for name, value in {"SERVICE_RESULT": result, "EXIT_CODE": "exited", "EXIT_STATUS": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -1313,14 +1313,14 @@ def test_how_a_training_ended_becomes_how_its_part_ended(run, monkeypatch, text,
 
 
 @pytest.mark.parametrize("task", ["worker:0", "worker:1"])
-def test_of_a_part_of_a_training_the_files_of_the_project_are_renamed_too(run, task):
+def test_a_result_named_tasks_is_renamed_in_a_part_of_a_training(run, task):
     (run.folder / "program/model").write_text("left", encoding="utf-8")
     (run.folder / "results/tasks").mkdir()
     run.note(training=plan(), task=task)
     assert set(pack(run)) == {"run.json", "stdout.log", "program-tasks", "program", "program/model"}
 
 
-def test_a_run_may_have_some_time_to_end_by_itself(run, monkeypatch):
+def test_a_canceled_run_can_end_by_itself_before_it_is_stopped(run, monkeypatch):
     commands = pretend_systemd(monkeypatch, active=[run.id])
     threading.Timer(0.3, lambda: run.note(ended=time.time())).start()
     assert run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=5.0, here=False))["lines"] == []
@@ -1334,7 +1334,7 @@ def test_a_run_may_have_some_time_to_end_by_itself(run, monkeypatch):
         ("", "timeout", "/mnt/a (tf_shared) did not answer; see the run's output"),
     ],
 )
-def test_a_run_without_its_shared_folder_has_a_sentence(run, monkeypatch, part, result, words):
+def test_a_run_whose_shared_folder_is_missing_fails_with_the_reason(run, monkeypatch, part, result, words):
     monkeypatch.setattr(ending, "main_started", lambda _unit: False)
     run.note(shared="/mnt/a")
     (run.folder / "part.json").write_text(part, encoding="utf-8")
@@ -1344,7 +1344,7 @@ def test_a_run_without_its_shared_folder_has_a_sentence(run, monkeypatch, part, 
     assert finish(run)["failure"] == f"the program was not started: {words}"
 
 
-def test_a_part_whose_machine_shuts_down_is_started_after_the_boot(run, monkeypatch):
+def test_a_part_of_a_training_is_queued_again_if_its_machine_shuts_down(run, monkeypatch):
     run.note(task="worker:1", shared="/mnt/a", training={**plan(), "survives": True})
     monkeypatch.setattr(queue, "is_shutting_down", lambda: True)
     noted = finish(run)
@@ -1352,7 +1352,7 @@ def test_a_part_whose_machine_shuts_down_is_started_after_the_boot(run, monkeypa
     assert (noted["waiting"], noted["resumed"]) == (True, True)
 
 
-def test_each_part_of_a_training_knows_the_outcome(run):
+def test_each_part_of_a_training_returns_the_outcome_of_the_training(run):
     run.note(task="worker:1", ended=time.time(), failure="", training=plan())
     outcome = runs.outcome(run.read())
     assert outcome["run_id"] == "r1"

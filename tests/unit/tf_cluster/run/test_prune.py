@@ -70,14 +70,14 @@ def test_old_collected_runs_are_deleted(place):
     ],
     ids=str,
 )  # fmt: skip
-def test_other_runs_are_never_deleted(place, changes):
+def test_uncollected_running_and_invalid_runs_are_never_deleted(place, changes):
     make(place, "kept", **changes)
     assert prune.prune(0, 1e-9, check=False)["deleted"] == []
     assert left(place) == ["kept"]
 
 
 @pytest.mark.parametrize(("days", "more", "kept"), [(100, {}, False), (1, {}, True), (100, {"number": 3}, True)])
-def test_what_was_prepared_and_never_queued_is_deleted(place, days, more, kept):
+def test_an_old_run_that_was_prepared_and_never_queued_is_deleted(place, days, more, kept):
     make(place, "part", ended=None, collected=None, waiting=True, asked=time.time() - days * DAY, **more)
     prune.prune(30, 0, check=False)
     assert left(place) == ["part"] * kept
@@ -128,7 +128,7 @@ def test_a_run_that_is_being_collected_is_kept(place, monkeypatch):
     assert prune.prune(0, 0, check=False)["deleted"] == [str(folder)]
 
 
-def test_check_mode_deletes_nothing_and_says_the_same(place):
+def test_check_mode_deletes_nothing_and_reports_the_same(place):
     make(place, "old", size=1_000_000)
     make_data(place, "unused")
     make(place, ".leftover.deleted")
@@ -147,7 +147,7 @@ def test_above_the_limit_the_oldest_runs_are_deleted_first(place):
     assert left(place) == ["run2", "run3", "run4"]
 
 
-def test_uncollected_runs_count_towards_the_limit_and_stay(place):
+def test_uncollected_runs_count_towards_the_limit_and_are_kept(place):
     make(place, "kept", days=300, size=3_000_000, collected=None)
     make(place, "new", days=1)
     answer = prune.prune(30, 0.002, check=False)
@@ -182,7 +182,7 @@ def test_data_that_only_deleted_runs_used_is_deleted_with_them(place):
 
 
 @pytest.mark.parametrize(("days", "gone"), [(0.5, False), (2, True)])
-def test_what_may_be_in_preparation_is_kept_for_a_day(place, days, gone):
+def test_data_and_runs_in_preparation_are_kept_for_a_day(place, days, gone):
     make_data(place, "data", days)
     folder = place / "runs/sent"
     (folder / "program").mkdir(parents=True)
@@ -245,7 +245,7 @@ def test_a_folder_that_cannot_be_removed_is_reported(place, monkeypatch):
     assert answer["lines"] == [f"{place}/runs/.old.deleted could not be removed completely"]
 
 
-def test_places_that_do_not_exist_are_empty(place):
+def test_missing_folders_count_as_empty(place):
     for name in ("runs", "data"):
         (place / name).rmdir()
     assert prune.prune(30, 1, check=False) == {"lines": [], "deleted": [], "freed_bytes": 0}
@@ -273,7 +273,7 @@ def test_a_damaged_run_is_listed_without_a_time(place):
     assert prune.uncollected(set()) == [{"run": "bad", "ended": None}]
 
 
-def test_the_command_reports_what_it_did():
+def test_the_command_reports_its_result_and_refuses_invalid_numbers():
     if Path("/var/lib/tf-cluster").exists():
         pytest.skip("this machine has runs")
     assert call("tf_cluster.run.prune", "--days", 30, "--gb", 0).stdout == "0 deleted, 0.0 MB freed\n"

@@ -81,7 +81,7 @@ def test_a_run_reserves_all_tasks(machine):
     assert machine.started == ["r1", "r2"]
 
 
-def test_a_run_without_tasks_waits_for_no_run_and_no_run_waits_for_it(machine):
+def test_a_run_without_tasks_and_other_runs_do_not_wait_for_each_other(machine):
     wants = {"own": OWN, "tasks": [], "count": 0, "none": True}
     assert machine.request("r1") is None
     assert machine.request("r2").position == 1
@@ -100,7 +100,7 @@ def test_runs_start_in_the_order_of_their_requests(machine):
     assert machine.started == [f"r{number}" for number in range(5)]
 
 
-def test_runs_on_different_tasks_run_at_the_same_time_with_servers_of_their_own(machine):
+def test_runs_on_different_tasks_run_at_the_same_time_with_separate_servers(machine):
     machine.request("r1", count=2)
     machine.request("r2", tasks=["d:2222", "c:2222"])
     assert machine.started == ["r1", "r2"]
@@ -113,13 +113,13 @@ def test_runs_on_different_tasks_run_at_the_same_time_with_servers_of_their_own(
     assert runs.Run("r3").read()["own"] == OWN[0]
 
 
-def test_a_number_of_workers_takes_those_that_are_free(machine):
+def test_a_requested_number_of_workers_is_taken_from_the_free_workers(machine):
     machine.request("r1", tasks=["b:2222"])
     machine.request("r2", count=2)
     assert reserved("r2") == ["a:2222", "c:2222"]
 
 
-def test_a_run_overtakes_only_those_that_cannot_use_its_tasks(machine):
+def test_a_run_overtakes_only_queued_runs_that_need_other_tasks(machine):
     machine.request("r1", tasks=["a:2222"])
     machine.request("r2", tasks=["a:2222", "b:2222"])
     assert machine.request("r3", tasks=["b:2222"]).reason == "run r2 is before it"
@@ -128,7 +128,7 @@ def test_a_run_overtakes_only_those_that_cannot_use_its_tasks(machine):
     assert machine.started == ["r1", "r4", "r2"]
 
 
-def test_no_run_overtakes_one_that_needs_all_tasks(machine):
+def test_a_run_that_needs_all_tasks_is_not_overtaken(machine):
     machine.request("r1", count=1)
     machine.request("r2")
     assert machine.request("r3", count=1).position == 2
@@ -150,14 +150,14 @@ def test_tasks_that_do_not_answer_are_not_reserved(machine):
         ({"count": 5}, "the run needs 5 worker tasks (run_tasks), but the cluster has 4"),
     ],
 )
-def test_a_run_that_can_never_start_ends_with_a_sentence(machine, wants, words):
+def test_a_run_that_can_never_start_is_refused_with_the_reason(machine, wants, words):
     machine.request("r1", **wants)
     noted = runs.Run("r1").read()
     assert (noted["failure"], noted["refused"], noted["waiting"]) == (words, True, False)
     assert machine.request("r2") is None
 
 
-def test_a_run_that_systemd_refuses_does_not_hold_up_the_others(machine, monkeypatch):
+def test_a_run_that_systemd_refuses_does_not_block_the_others(machine, monkeypatch):
     monkeypatch.setattr(queue, "start_unit", lambda *_given: SimpleNamespace(returncode=1, stderr="Access denied"))
     machine.request("r1")
     assert runs.Run("r1").read()["failure"] == "systemd could not start the run: Access denied"
@@ -165,7 +165,7 @@ def test_a_run_that_systemd_refuses_does_not_hold_up_the_others(machine, monkeyp
     assert machine.request("r2") is None
 
 
-def test_runs_that_a_shutdown_keeps_from_starting_start_after_it(machine, monkeypatch):
+def test_queued_runs_start_after_a_shutdown_and_not_during_it(machine, monkeypatch):
     """A run that the shutdown stops calls the queue, and systemd refuses to start the next ones."""
     for name in ("r1", "r2", "r3"):
         machine.request(name)
@@ -181,7 +181,7 @@ def test_runs_that_a_shutdown_keeps_from_starting_start_after_it(machine, monkey
     assert machine.started == ["r1", "r2"]
 
 
-def test_a_run_whose_start_fails_does_not_hold_up_the_others(machine, monkeypatch):
+def test_a_run_whose_start_fails_does_not_block_the_others(machine, monkeypatch):
     for name in ("r1", "r2", "r3"):
         machine.request(name)
 
@@ -198,7 +198,7 @@ def test_a_run_whose_start_fails_does_not_hold_up_the_others(machine, monkeypatc
     assert noted["uncleared"] == []
 
 
-def test_after_a_reboot_the_queued_runs_start_in_their_order(machine):
+def test_queued_runs_start_in_order_after_a_reboot(machine):
     for name in ("r1", "r2", "r3"):
         machine.request(name)
     machine.active.clear()
@@ -210,7 +210,7 @@ def test_after_a_reboot_the_queued_runs_start_in_their_order(machine):
     assert runs.Run("r3").read()["clear_before"] == ""
 
 
-def test_a_part_of_a_cluster_that_an_interrupted_run_used_is_cleared_by_the_runs_that_use_it(machine):
+def test_tasks_of_an_interrupted_run_are_cleared_by_the_next_runs_that_use_them(machine):
     machine.request("r1", tasks=["a:2222", "b:2222"])
     machine.active.clear()
     machine.request("r2", tasks=["c:2222"])
@@ -223,7 +223,7 @@ def test_a_part_of_a_cluster_that_an_interrupted_run_used_is_cleared_by_the_runs
     assert runs.Run("r4").read()["clear_before"] == "lost"
 
 
-def test_servers_that_a_run_could_not_clear_are_cleared_before_the_next(machine):
+def test_servers_that_a_run_could_not_clear_are_cleared_before_the_next_run(machine):
     machine.request("r1")
     machine.end("r1", cleared=False)
     assert runs.Run("r1").read()["clearing"] == ["worker:0 did not end"]
@@ -238,7 +238,7 @@ def test_state_that_is_kept_is_not_cleared_before_the_next_run(machine):
     assert runs.Run("r2").read()["clear_before"] == ""
 
 
-def test_servers_that_the_gate_found_in_use_are_asked_unless_a_run_has_cleared_them_since(machine):
+def test_servers_in_use_are_cleared_before_a_run_unless_an_earlier_run_has_cleared_them(machine):
     machine.request("r1")
     machine.request("r2", held=["a:2222"])
     machine.end("r1")
@@ -271,7 +271,7 @@ def test_a_damaged_run_does_not_stop_the_queue(machine):
     assert machine.request("r1") is None
 
 
-def test_a_run_that_is_removed_meanwhile_does_not_stop_the_queue(machine, monkeypatch):
+def test_a_run_that_is_removed_while_it_is_read_does_not_stop_the_queue(machine, monkeypatch):
     machine.request("r1")
     machine.request("r2")
     read = Path.read_bytes
@@ -328,7 +328,7 @@ def test_a_unit_that_systemd_is_about_to_start_is_active(monkeypatch):
     assert queue.active_runs() == {"r1", "r2", "r3"}
 
 
-def test_runs_are_listed_with_what_they_wait_for(machine, monkeypatch, capsys):
+def test_runs_are_listed_with_their_state_and_the_reason_of_their_wait(machine, monkeypatch, capsys):
     listing = load("tf_cluster.run.listing")
     monkeypatch.setattr(listing, "CONFIG", queue.CONFIG)
     for name, wants in (("r1", {"count": 2}), ("r2", {}), ("r3", {"tasks": ["e:2224"]})):

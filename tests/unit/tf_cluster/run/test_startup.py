@@ -31,25 +31,25 @@ def program(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tensorflow", "keras"])
-def test_nothing_is_collected_while_the_package_is_imported(program, name):
+def test_garbage_collection_is_off_while_the_package_is_imported(program, name):
     assert (
         program(f"import gc, {name} as it; print(it.collects, gc.isenabled(), gc.get_freeze_count() > 1000)")
         == "False True True\n"
     )
 
 
-def test_what_the_program_makes_is_collected(program):
+def test_objects_of_the_program_are_garbage_collected(program):
     text = "import gc, weakref, tensorflow\nclass C: pass\nc = C(); c.me = c; w = weakref.ref(c); del c; gc.collect(); print(w())"
     assert program(text) == "None\n"
 
 
-def test_a_program_that_collects_nothing_itself_keeps_it_so(program):
+def test_garbage_collection_stays_off_if_the_program_disabled_it(program):
     # Python 3.12 has frozen objects from the start.
     text = "import gc; gc.disable(); frozen = gc.get_freeze_count(); import tensorflow"
     assert program(f"{text}; print(gc.isenabled(), gc.get_freeze_count() - frozen)") == "False 0\n"
 
 
-def test_a_package_that_fails_is_reported_as_ever(program):
+def test_an_exception_during_the_import_is_passed_on(program):
     said = program(
         "import gc\ntry:\n    import tensorflow\nexcept ZeroDivisionError:\n    print(gc.isenabled())\nimport tensorflow", "1 / 0"
     )
@@ -57,7 +57,7 @@ def test_a_package_that_fails_is_reported_as_ever(program):
     assert said.endswith("ZeroDivisionError: division by zero\n")
 
 
-def test_a_package_that_is_not_there_is_reported_as_ever(program):
+def test_a_missing_package_raises_the_usual_error(program):
     said = program("import sys; sys.path.pop(0); import tensorflow")
     assert "No module named 'tensorflow'" in said
 

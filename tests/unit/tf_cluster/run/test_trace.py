@@ -124,23 +124,23 @@ def program(tmp_path):
     return program
 
 
-def test_without_the_wish_nothing_is_traced(program, tmp_path):
+def test_nothing_is_traced_without_the_option(program, tmp_path):
     assert program("print(run('x'))", trace="") == ("('x', None, None, None)\n", [])
     assert not (tmp_path / "trace.json").exists()
 
 
-def test_the_first_steps_are_traced_and_then_some(program):
+def test_the_first_20_steps_and_every_50th_step_are_traced_up_to_a_limit(program):
     _said, steps = program("for _each in range(5000): run('x')")
     assert steps == [*range(1, 21), *range(50, 4001, 50)]
     assert len(steps) == tf_trace.MAX_STEPS
 
 
-def test_a_program_gets_what_it_would_have_got(program):
+def test_tracing_does_not_change_the_arguments_and_results_of_a_step(program):
     said, _steps = program("print(run('x', {'a': 1}, RunOptions(timeout_in_ms=5)), run('y', options=None))")
     assert said == "('x', {'a': 1}, 5, 3) ('y', None, 0, 3)\n"
 
 
-def test_a_programs_own_record_holds_what_it_asked_for(program):
+def test_the_run_metadata_of_a_program_has_only_what_it_requested(program):
     said, steps = program(
         "m = RunMetadata(); run('x', run_metadata=m); print(m.graphs, m.step_stats)\n"
         "o = RunOptions(trace_level=3); run('x', options=o, run_metadata=m)\n"
@@ -151,13 +151,13 @@ def test_a_programs_own_record_holds_what_it_asked_for(program):
     assert steps == [1, 2, 3]
 
 
-def test_a_step_that_fails_fails_as_ever_and_loses_nothing(program):
+def test_a_failed_step_raises_its_exception_and_keeps_earlier_steps(program):
     said, steps = program("run('x')\nrun('bad')")
     assert "ValueError: bad" in said
     assert steps == [1]
 
 
-def test_a_check_of_a_task_is_no_step(program):
+def test_the_check_of_a_task_is_not_traced_as_a_step(program):
     text = "check = Session(); check.tf_cluster_check = True; check.run('x'); print(run('x')[0])"
     assert program(text) == ("x\n", [1])
 
@@ -167,18 +167,18 @@ def test_a_program_that_is_killed_keeps_its_trace(program):
     assert steps == [1, 2, 3]
 
 
-def test_processes_of_the_program_do_not_disturb_its_trace(program):
+def test_child_processes_do_not_change_the_trace_of_the_program(program):
     more = "import os, subprocess, sys\nrun('x')\npid = os.fork()\nrun('x')\nif not pid: os._exit(0)\nos.wait()\n"
     more += "if 'again' not in sys.argv: subprocess.run([sys.executable, 'program.py', 'again'])"
     assert program(more) == ("", [1, 2])
 
 
-def test_a_trace_that_cannot_be_written_is_said_and_the_program_works(program):
+def test_a_trace_that_cannot_be_written_is_reported_and_the_program_continues(program):
     said, _steps = program("print(run('x')[0])", folder="/nowhere")
     assert said.startswith("x\n[trace] cannot record a trace: FileNotFoundError")
 
 
-def test_operations_lie_on_their_tasks_device(recorder):
+def test_operations_are_shown_on_the_device_of_their_task(recorder):
     recorder.add(
         1, 10**9, 10**9 + 9000, stats(worker_1=[node("_SOURCE"), node("c", 10**9 + 2000, 3000, "[x 1B 2B] c = MatMul(a, b)")])
     )
@@ -194,14 +194,14 @@ def test_operations_lie_on_their_tasks_device(recorder):
     assert event["args"] == more
 
 
-def test_what_runs_at_once_lies_in_lanes_of_its_own(recorder):
+def test_simultaneous_operations_are_in_separate_lanes(recorder):
     nodes = [node("a", 10**9, 5000), node("b", 10**9 + 1000, 5000), node("c", 10**9 + 5000, 500)]
     recorder.add(1, 10**9, 10**9, stats(worker_0=nodes))
     found = bars(recorder.events(), "operation")
     assert found["a"]["tid"] == found["c"]["tid"] != found["b"]["tid"]
 
 
-def test_a_transfer_has_bytes_a_rate_and_an_arrow_from_what_made_it(recorder):
+def test_a_transfer_has_bytes_a_rate_and_an_arrow_from_the_sending_operation(recorder):
     label = f"[15.3MB] [8.9Gb/s] edge_7_in/c from {CPU.format('worker', 0)} to {CPU.format('worker', 1)}"
     made, got = node("in/c", 10**9, 2000), node("RecvTensor", 10**9 + 4000, 8000, label, 16000, micros=True)
     recorder.add(1, 10**9, 10**9, stats(worker_1=[got], worker_0=[made]))
@@ -216,7 +216,7 @@ def test_a_transfer_has_bytes_a_rate_and_an_arrow_from_what_made_it(recorder):
     assert event["ts"] <= end["ts"] < event["ts"] + event["dur"]
 
 
-def test_no_more_is_traced_than_a_person_can_use(recorder, monkeypatch):
+def test_tracing_stops_at_the_maximum_number_of_operations(recorder, monkeypatch):
     monkeypatch.setattr(tf_trace, "MAX_OPERATIONS", 2)
     assert recorder.next_step() == 1
     recorder.add(1, 10**9, 10**9, stats(worker_0=[node("a"), node("b")]))
@@ -232,7 +232,7 @@ def test_no_more_is_traced_than_a_person_can_use(recorder, monkeypatch):
         ("strange", ("", "strange")),
     ],
 )
-def test_a_devices_name_is_split(name, parts):
+def test_a_device_name_is_split_into_task_and_device(name, parts):
     assert tf_trace.split_device(name) == parts
 
 
@@ -265,7 +265,7 @@ def test_kernels_without_any_operation_belong_to_the_program(recorder, gpu_step)
     assert {event["args"]["name"] for event in recorder.events() if event["name"] == "process_name"} == {"host:0"}
 
 
-def test_a_program_without_steps_leaves_one_kind_of_trace(recorder, tmp_path):
+def test_a_trace_without_steps_is_removed_only_if_there_is_a_profile(recorder, tmp_path):
     recorder.remove_if_profiled()
     assert (tmp_path / "trace.json").exists()  # says that TensorFlow was imported
     (tmp_path / "profile").mkdir()

@@ -70,7 +70,7 @@ for name, words in (("first", ["-c", text]), ("second", ["-c", f"{inner}"])):
 
 
 @pytest.mark.parametrize("more", ["", "signal.pause()"])
-def test_what_a_program_leaves_in_sessions_of_its_own_ends_with_it(tmp_path, more):
+def test_child_processes_in_other_sessions_are_killed_with_the_program(tmp_path, more):
     (tmp_path / "program.py").write_text(LEAVES + more, encoding="utf-8")
     command = [sys.executable, "-c", ALONE, str(tmp_path / "program.py"), "2"]
     subprocess.run(command, check=True, timeout=30, env={**os.environ, "PYTHONPATH": str(ROOT / "files")})
@@ -136,7 +136,7 @@ def later(seconds, call):
 
 
 @in_a_loop
-async def test_all_end_well(tmp_path):
+async def test_a_training_succeeds_if_all_programs_succeed(tmp_path):
     found = await Training(tmp_path, "", "time.sleep(0.5)").run()
     history = [{"attempt": 1, "tasks": ["worker:0", "worker:1"], "first_step": 0, "ended": "done"}]
     done = {"failure": "", "outcome": "done", "attempts": 1}
@@ -144,7 +144,7 @@ async def test_all_end_well(tmp_path):
 
 
 @in_a_loop
-async def test_none_starts_before_all_are_there(tmp_path):
+async def test_no_program_starts_before_all_tasks_have_joined(tmp_path):
     training = Training(tmp_path, "(here / 'started').touch()", "")
     await training.coordinate()
     first = asyncio.create_task(training.members[0].run())
@@ -159,7 +159,7 @@ async def test_none_starts_before_all_are_there(tmp_path):
     [("sys.exit(3)", "exited with status 3"), ("os.kill(os.getpid(), 9)", "was killed by SIGKILL")],
 )
 @in_a_loop
-async def test_one_that_fails_ends_all_within_seconds(tmp_path, text, outcome):
+async def test_a_failed_program_stops_all_programs_within_seconds(tmp_path, text, outcome):
     stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)"
     begun = time.monotonic()
     found = await Training(tmp_path, stubborn, f"time.sleep(0.3)\n{text}", "").run()
@@ -172,7 +172,7 @@ async def test_one_that_fails_ends_all_within_seconds(tmp_path, text, outcome):
 
 
 @in_a_loop
-async def test_all_start_again_as_often_as_they_may(tmp_path):
+async def test_all_programs_are_restarted_after_a_failure(tmp_path):
     first = "(here / f'ran-{time.time_ns()}').touch()\ntime.sleep(0.5)"
     second = (
         "while not list(here.glob('ran-*')): time.sleep(0.02)\n(here / 'died').exists() or ((here / 'died').touch(), sys.exit(1))"
@@ -186,14 +186,14 @@ async def test_all_start_again_as_often_as_they_may(tmp_path):
 
 
 @in_a_loop
-async def test_restarts_come_to_an_end(tmp_path):
+async def test_the_number_of_restarts_is_limited(tmp_path):
     found = await Training(tmp_path, "time.sleep(60)", "sys.exit(1)", restarts=2).run()
     assert [each["attempts"] for each in found] == [3, 3]
     assert "exited with status 1" in found[0]["failure"]
 
 
 @in_a_loop
-async def test_one_that_never_comes_is_named(tmp_path):
+async def test_a_task_that_does_not_join_in_time_is_named(tmp_path):
     training = Training(tmp_path, "", "", join=0.5)
     [found] = await training.run("worker:1")
     assert found["failure"].startswith("worker:1 on machine b did not join the training within 0.5 s")
@@ -201,13 +201,13 @@ async def test_one_that_never_comes_is_named(tmp_path):
 
 
 @in_a_loop
-async def test_a_chief_that_is_not_there_is_not_waited_for(tmp_path):
+async def test_a_chief_that_cannot_be_reached_is_reported(tmp_path):
     found = await Training(tmp_path, "", "", join=0.5).members[1].run()
     assert found["failure"].startswith("worker:1 could not reach the chief at 127.0.0.1:")
 
 
 @in_a_loop
-async def test_a_port_in_use_is_said_by_all(tmp_path):
+async def test_a_port_in_use_is_reported_by_all_tasks(tmp_path):
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         found = await Training(tmp_path, "", "", ports=[free_port(), port], restarts=3).run()
@@ -217,7 +217,7 @@ async def test_a_port_in_use_is_said_by_all(tmp_path):
 
 
 @in_a_loop
-async def test_one_that_is_ended_from_outside_ends_all_and_nothing_starts_again(tmp_path):
+async def test_a_task_that_is_stopped_from_outside_stops_the_training_without_a_restart(tmp_path):
     training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)", restarts=3)
     later(0.8, training.members[1].leaving.set)
     found = await training.run()
@@ -226,7 +226,7 @@ async def test_one_that_is_ended_from_outside_ends_all_and_nothing_starts_again(
 
 
 @in_a_loop
-async def test_a_training_that_takes_too_long_says_so(tmp_path):
+async def test_a_training_that_exceeds_its_timeout_reports_the_timeout(tmp_path):
     training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)", limit=0.5)
     later(0.8, training.members[1].leaving.set)
     found = await training.run()
@@ -237,8 +237,8 @@ async def test_a_training_that_takes_too_long_says_so(tmp_path):
 
 
 @in_a_loop
-async def test_a_failure_names_the_tasks_that_had_ended_before(tmp_path, capsys):
-    """Those that go on fail in their next step, because nobody else takes part."""
+async def test_a_failure_names_the_tasks_that_had_already_finished(tmp_path, capsys):
+    """The other tasks fail in their next step, because a task is missing."""
     (tmp_path / "0.log").write_text("Traceback (most recent call last):\n  File\nValueError: no more\n", encoding="utf-8")
     found = await Training(tmp_path, "time.sleep(2); sys.exit(1)", "").run()
     assert re.sub(r"\d+ s before", "N s before", found[0]["failure"]) == (
@@ -249,7 +249,7 @@ async def test_a_failure_names_the_tasks_that_had_ended_before(tmp_path, capsys)
 
 
 @in_a_loop
-async def test_a_training_may_end_with_its_chief(tmp_path):
+async def test_a_training_can_be_set_to_end_with_its_chief(tmp_path):
     training = Training(tmp_path, "", "time.sleep(60)")
     training.plan["ends_with"] = "chief"
     found = await training.run()
@@ -259,7 +259,7 @@ async def test_a_training_may_end_with_its_chief(tmp_path):
 
 @pytest.mark.parametrize("silent", [True, False])
 @in_a_loop
-async def test_one_that_is_lost_ends_all(tmp_path, silent):
+async def test_a_lost_task_stops_the_training(tmp_path, silent):
     training = Training(tmp_path, "time.sleep(60)", "")
     await training.coordinate()
     channel = await training.hello(run="r1", task="worker:1")
@@ -273,7 +273,7 @@ async def test_one_that_is_lost_ends_all(tmp_path, silent):
 
 
 @in_a_loop
-async def test_a_chief_that_is_lost_ends_the_program(tmp_path):
+async def test_a_lost_chief_stops_the_program(tmp_path):
     training = Training(tmp_path, "", "time.sleep(60)")
     connected = asyncio.Queue()
 
@@ -291,7 +291,7 @@ async def test_a_chief_that_is_lost_ends_the_program(tmp_path):
 
 
 @in_a_loop
-async def test_a_stranger_does_no_harm(tmp_path):
+async def test_connections_from_outside_the_training_do_not_disturb_it(tmp_path):
     training = Training(tmp_path, "time.sleep(0.5)", "")
     await training.coordinate()
     for word in (b"GET / HTTP/1.1\r\n\r\n", b"\n", b"[]\n", b"[" * 200_000, b"{}\n", b'{"run": "r1", "task": ["x"]}\n'):
@@ -305,7 +305,7 @@ async def test_a_stranger_does_no_harm(tmp_path):
 
 
 @in_a_loop
-async def test_one_that_sends_nothing_is_not_served_for_long(tmp_path):
+async def test_a_connection_that_sends_nothing_is_closed(tmp_path):
     training = Training(tmp_path, "", "")
     await training.coordinate()
     reader, writer = await asyncio.open_connection(*training.address)
@@ -314,7 +314,7 @@ async def test_one_that_sends_nothing_is_not_served_for_long(tmp_path):
     assert [each["failure"] for each in await asyncio.gather(*(member.run() for member in training.members))] == ["", ""]
 
 
-def test_a_task_that_cannot_take_part_tells_the_chief(tmp_path):
+def test_the_chief_reports_a_task_that_cannot_start(tmp_path):
     training = Training(tmp_path, "", "")
 
     async def refused():
@@ -439,7 +439,7 @@ async def test_a_task_that_returns_late_takes_part_after_the_next_restart(tmp_pa
 
 
 @in_a_loop
-async def test_too_few_tasks_end_the_training(tmp_path):
+async def test_a_training_fails_if_too_few_tasks_are_left(tmp_path):
     training = Surviving(tmp_path, ROUND, ROUND, least=2)
     running = training.begin()
     await until(lambda: ran(tmp_path, 2) == [0, 1])
@@ -451,7 +451,7 @@ async def test_too_few_tasks_end_the_training(tmp_path):
 
 
 @in_a_loop
-async def test_a_coordinator_whose_machine_is_shut_down_leaves_at_once(tmp_path):
+async def test_the_others_continue_if_the_machine_of_the_coordinator_shuts_down(tmp_path):
     training = Surviving(tmp_path, ROUND, ROUND)
     running = training.begin()
     await until(lambda: ran(tmp_path, 2) == [0, 1])
@@ -463,7 +463,7 @@ async def test_a_coordinator_whose_machine_is_shut_down_leaves_at_once(tmp_path)
 
 
 @in_a_loop
-async def test_a_canceled_task_ends_the_training(tmp_path):
+async def test_a_canceled_task_stops_the_training(tmp_path):
     training = Surviving(tmp_path, ROUND, ROUND)
     running = training.begin()
     await until(lambda: ran(tmp_path, 2) == [0, 1])
@@ -475,8 +475,8 @@ async def test_a_canceled_task_ends_the_training(tmp_path):
 
 
 @in_a_loop
-async def test_a_coordinator_that_is_replaced_gives_up(tmp_path):
-    """As one that was cut off from the others, but not from the shared folder."""
+async def test_a_replaced_coordinator_takes_part_under_the_new_coordinator(tmp_path):
+    """It was disconnected from the others, but not from the shared folder."""
     training = Surviving(tmp_path, ROUND, ROUND)
     running = training.begin()
     await until(lambda: ran(tmp_path, 2) == [0, 1])
@@ -487,7 +487,7 @@ async def test_a_coordinator_that_is_replaced_gives_up(tmp_path):
 
 
 @in_a_loop
-async def test_a_coordinator_without_the_others_lets_them_continue(tmp_path):
+async def test_a_coordinator_that_loses_all_connections_leaves_and_takes_part_again(tmp_path):
     """It may be the one whose machine is disconnected. It takes part again when it reaches them."""
     training = Surviving(tmp_path, ROUND, ROUND, ROUND, least=2, join=20)
     running = training.begin()
@@ -517,7 +517,7 @@ async def test_a_new_coordinator_waits_for_the_others(tmp_path, monkeypatch):
 
 
 @in_a_loop
-async def test_only_one_task_can_claim_a_number(tmp_path):
+async def test_only_one_task_can_claim_a_term(tmp_path):
     terms = [coordination.Terms(tmp_path) for _each in range(20)]
     won = await asyncio.gather(*(each.claim(1, {"task": str(number)}) for number, each in enumerate(terms)))
     assert won.count(True) == 1
@@ -526,7 +526,7 @@ async def test_only_one_task_can_claim_a_number(tmp_path):
 
 
 @in_a_loop
-async def test_a_folder_that_does_not_answer_is_an_error_in_time(tmp_path, monkeypatch):
+async def test_a_shared_folder_that_does_not_answer_times_out(tmp_path, monkeypatch):
     monkeypatch.setattr(coordination, "IO_SECONDS", 0.2)
     begun = time.monotonic()
     with pytest.raises(TimeoutError, match="does not answer"):

@@ -28,7 +28,7 @@ def task(clock):
     return task
 
 
-def test_a_task_is_silent_after_two_questions_and_ten_seconds(clock, task):
+def test_a_task_is_silent_after_two_unanswered_checks_and_ten_seconds(clock, task):
     told = []
     for seconds in (5, 4, 4, 4):
         clock.now += seconds
@@ -37,7 +37,7 @@ def test_a_task_is_silent_after_two_questions_and_ten_seconds(clock, task):
     assert task.silence() == 17
 
 
-def test_one_late_question_makes_no_silence(clock, task):
+def test_one_late_check_does_not_make_a_task_silent(clock, task):
     clock.now += 3600  # the machine that asks was asleep
     assert task.note("", "no answer") == ""
     clock.now += 1
@@ -45,7 +45,7 @@ def test_one_late_question_makes_no_silence(clock, task):
     assert task.silence() == 0
 
 
-def test_a_task_that_answers_again_is_told_once(clock, task):
+def test_a_task_that_answers_again_is_reported_once(clock, task):
     for seconds in (6, 6):
         clock.now += seconds
         task.note("", "no answer")
@@ -56,12 +56,12 @@ def test_a_task_that_answers_again_is_told_once(clock, task):
     assert task.silence() == 20
 
 
-def test_a_new_server_is_told(clock, task):
+def test_a_restarted_server_is_reported_once(clock, task):
     assert task.note("b", "") == watch_tasks.RESTARTED
     assert task.note("b", "") == ""
 
 
-def test_what_was_seen_is_left_by_address(clock, task, tmp_path):
+def test_silent_and_lost_tasks_are_written_to_part_json(clock, task, tmp_path):
     for seconds in (6, 6):
         clock.now += seconds
         task.note("", "no answer")
@@ -74,7 +74,7 @@ class EndedError(Exception):
 
 
 @pytest.mark.parametrize(("answers", "pauses"), [([("a", ""), ("", "x"), ("", "x")], [5.0, 1.0])])
-def test_a_task_that_does_not_answer_is_asked_more_often(monkeypatch, task, answers, pauses):
+def test_a_task_that_does_not_answer_is_checked_more_often(monkeypatch, task, answers, pauses):
     slept, news = [], queue.Queue()
     monkeypatch.setattr(task, "ask", lambda: answers.pop(0))
 
@@ -89,7 +89,7 @@ def test_a_task_that_does_not_answer_is_asked_more_often(monkeypatch, task, answ
     assert slept == pauses
 
 
-def test_a_config_that_is_none_is_a_sentence(tmp_path):
+def test_a_missing_config_is_an_error(tmp_path):
     done = call("tf_cluster.run.watch", f"--config={tmp_path}/none.json", f"--part={tmp_path}/part.json")
     assert done.returncode not in (0, watch_tasks.TASK_LOST_STATUS)
 
@@ -105,7 +105,7 @@ def test_a_connection_of_a_process_is_found():
 
 
 @pytest.mark.parametrize(("session", "busy", "told"), [(True, 0.0, True), (False, 0.0, False), (True, 1.0, False)])
-def test_a_program_that_waits_for_its_own_server_is_told(monkeypatch, session, busy, told):
+def test_a_program_that_waits_for_its_missing_server_is_reported(monkeypatch, session, busy, told):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     used = iter([0.0, busy] * watch_tasks.WAIT_CHECKS)

@@ -52,7 +52,7 @@ def refused(tmp_path):
         ({"host": ["10.0.0.1:2222"]}, "has no job 'worker'; it has host"),
     ],
 )
-def test_a_wrong_config_gives_a_sentence_and_status_2(refused, content, words):
+def test_an_invalid_config_is_reported_with_status_2(refused, content, words):
     status, sentence = refused(content, "--task=0")
     assert status == 2
     assert words in sentence
@@ -65,7 +65,7 @@ def test_a_task_that_is_not_in_the_config_is_refused(refused, task):
     assert f"no task {task} of job 'worker'" in sentence
 
 
-def test_another_config_is_named_by_a_word_or_by_the_environment(refused, tmp_path):
+def test_another_config_can_be_set_by_an_option_or_the_environment(refused, tmp_path):
     assert refused(None, "--task=0", f"--config={tmp_path}/x.json")[1].startswith(f"{tmp_path}/x.json does not exist")
     assert refused(None, "--task=0", TF_CLUSTER_CONFIG=f"{tmp_path}/y.json")[1].startswith(f"{tmp_path}/y.json does not exist")
 
@@ -79,14 +79,14 @@ def test_another_config_is_named_by_a_word_or_by_the_environment(refused, tmp_pa
         (("--task=0",), {"TF_TASK_INTRA_OP_THREADS": "many"}, "--intra-op-threads"),
     ],
 )
-def test_a_wrong_option_is_named_with_status_2(words, variables, name):
+def test_an_invalid_option_is_named_with_status_2(words, variables, name):
     done = call("files/create_server.py", *words, python=BARE, env=variables)
     assert done.returncode == 2
     assert name in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
-def test_a_taken_port_names_its_holder_with_status_1(refused):
+def test_a_port_in_use_is_reported_with_its_process_and_status_1(refused):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         status, sentence = refused({"host": [f"127.0.0.1:{port}"]}, "--job=host", "--task=0")
@@ -102,21 +102,21 @@ def test_a_missing_tensorflow_is_reported_with_status_1(refused):
     assert "TensorFlow is not installed for " in sentence
 
 
-def test_a_damaged_tensorflow_is_called_so_with_status_1(refused, tmp_path):
+def test_a_damaged_tensorflow_is_reported_with_status_1(refused, tmp_path):
     (tmp_path / "packages/tensorflow").mkdir(parents=True)
     status, sentence = refused({"worker": [f"127.0.0.1:{free_port()}"]}, "--task=0", PYTHONPATH=str(tmp_path / "packages"))
     assert status == 1
     assert f"TensorFlow in {tmp_path}/packages/tensorflow is damaged" in sentence
 
 
-def test_a_proxy_does_not_matter(refused):
+def test_proxy_variables_are_ignored(refused):
     status, sentence = refused({"worker": [f"127.0.0.1:{free_port()}"]}, "--task=0", http_proxy="http://127.0.0.1:1")
     assert status == 1
     assert "proxy" not in sentence
 
 
-def test_the_identity_cannot_be_changed_and_is_published_under_systemd_alone(monkeypatch):
-    """The gate believes it, and a graph may open whatever the server may."""
+def test_the_identity_cannot_be_changed_and_is_published_only_under_systemd(monkeypatch):
+    """The gate trusts the identity, and a graph can open every file that the server can open."""
     identity = load("tf_cluster.server.identity")
     card = identity.IDENTITY_PATH
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
@@ -148,7 +148,7 @@ def test_the_identity_cannot_be_changed_and_is_published_under_systemd_alone(mon
         (b'{"r1": {"task": "", "since": "x", "kept": 1}}', None),
     ],
 )  # fmt: skip
-def test_what_a_server_holds_may_be_damaged(text, users):
+def test_the_users_of_a_server_are_read_or_reported_as_damaged(text, users):
     control = load("tf_cluster.server.control")
     found = control.read_users(SimpleNamespace(fetch_bytes=lambda _name: text))
     assert found == (control.DAMAGED if users is None else users)

@@ -35,12 +35,12 @@ def sentence_of(path):
     return str(caught.value)
 
 
-def test_a_cluster_spec_is_read_as_it_stands(config):
+def test_a_cluster_spec_is_read_unchanged(config):
     config.write_text(json.dumps(SPEC, indent=4), encoding="utf-8")
     assert cluster_config.load(config) == cluster_config.load(str(config)) == SPEC
 
 
-def test_a_missing_file_says_how_to_name_another(config):
+def test_a_missing_file_is_reported_with_the_option_for_another_file(config):
     assert "does not exist; give the cluster spec with --config" in sentence_of(config)
 
 
@@ -60,7 +60,7 @@ def test_a_file_below_a_file_cannot_be_read(config):
     assert "cannot be read" in sentence_of(config / "config.json")
 
 
-def test_a_name_that_no_file_can_have_cannot_be_read(tmp_path):
+def test_an_invalid_file_name_cannot_be_read(tmp_path):
     with pytest.raises(cluster_config.ConfigError, match="cannot be read"):
         cluster_config.load(f"{tmp_path}/a\0b")
 
@@ -79,7 +79,7 @@ def test_binary_data_cannot_be_read(config, data):
     ],
     ids=["empty", "blank", "YAML", "Python", "truncated", "cut", "zero", "deep list", "deep object", "long number", "BOM"],
 )  # fmt: skip
-def test_what_is_not_json_is_called_so(config, text):
+def test_text_that_is_not_json_is_reported(config, text):
     config.write_text(text, encoding="utf-8")
     assert "is not JSON" in sentence_of(config)
 
@@ -93,13 +93,13 @@ def test_what_is_not_json_is_called_so(config, text):
     ],
     ids=str,
 )  # fmt: skip
-def test_another_shape_is_shown_how_a_spec_looks(config, spec):
+def test_json_that_is_not_a_spec_is_reported_with_an_example(config, spec):
     config.write_text(json.dumps(spec), encoding="utf-8")
     assert 'looks like {"worker": ["10.0.0.5:2222"]' in sentence_of(config)
 
 
 @pytest.mark.parametrize("entry", ["", "a", "a:", ":2222", "a:0", "a:65536", "a:x", "10.0.0.1:2222 ", "grpc://a"])
-def test_a_bad_address_is_named_with_its_task(config, entry):
+def test_an_invalid_address_is_named_with_its_task(config, entry):
     config.write_text(json.dumps({"worker": ["a:1", entry]}), encoding="utf-8")
     sentence = sentence_of(config)
     assert "task 1 of job 'worker'" in sentence
@@ -107,7 +107,7 @@ def test_a_bad_address_is_named_with_its_task(config, entry):
 
 
 @pytest.mark.parametrize("spec", [{"worker": ["a:1", "a:1"]}, {"worker": ["b:1", "a:1"], "host": ["a:1"]}], ids=str)
-def test_an_address_that_stands_twice_is_named_with_both_tasks(config, spec):
+def test_an_address_that_is_used_twice_is_named_with_both_tasks(config, spec):
     config.write_text(json.dumps(spec), encoding="utf-8")
     assert re.search(r"a:1 is used twice, by worker:\d and (worker|host):\d", sentence_of(config))
 
@@ -133,28 +133,28 @@ def test_an_address_and_its_port_are_separated(entry, parts):
         "a:0x10", "a:1_0", "a:٢٢٢٢", "a:\N{FULLWIDTH DIGIT TWO}", "a:²", "[::1]", "[]:1", "[a:1", "a]:1", "a:0000199999",
     ],
 )  # fmt: skip
-def test_what_has_no_address_or_no_port_is_refused(entry):
+def test_an_entry_without_a_valid_address_and_port_is_refused(entry):
     with pytest.raises(cluster_config.ConfigError):
         cluster_config.split_address(entry)
 
 
 @pytest.mark.parametrize("entry", ["::1:2222", "fd00::1:2222", "[::1:2222", "::1]:2222"])
-def test_an_ipv6_address_wants_brackets(entry):
+def test_an_ipv6_address_requires_brackets(entry):
     with pytest.raises(cluster_config.ConfigError, match="brackets"):
         cluster_config.split_address(entry)
 
 
-def test_a_task_has_its_entry():
+def test_the_entry_of_a_task_is_its_address():
     assert cluster_config.task_entry(SPEC, "worker", 1, "config.json") == "10.10.102.74:2222"
 
 
-def test_a_missing_job_is_answered_with_those_there_are():
+def test_an_unknown_job_is_reported_with_the_existing_jobs():
     with pytest.raises(cluster_config.ConfigError, match=r"config\.json has no job 'ps'; it has host, worker"):
         cluster_config.task_entry(SPEC, "ps", 0, "config.json")
 
 
 @pytest.mark.parametrize("index", [2, -1, 10**9])
-def test_a_missing_task_is_answered_with_the_indices_there_are(index):
+def test_an_unknown_task_is_reported_with_the_existing_indices(index):
     with pytest.raises(cluster_config.ConfigError, match=f"no task {index} of job 'worker'; its indices are 0 to 1"):
         cluster_config.task_entry(SPEC, "worker", index, "config.json")
 
@@ -172,7 +172,7 @@ def test_a_port_with_a_listener_is_not_free(taken):
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
-def test_a_listener_on_ipv6_alone_counts():
+def test_a_port_with_a_listener_on_ipv6_only_is_not_free():
     try:
         server = socket.create_server(("::1", 0), family=socket.AF_INET6)
     except OSError:
@@ -217,7 +217,7 @@ def test_a_port_without_a_listener_has_no_holder():
     assert ports.port_holder(0) == "a process that this user cannot see"
 
 
-def test_the_proxies_are_left(monkeypatch):
+def test_proxy_variables_are_removed_and_exceptions_are_kept(monkeypatch):
     for name in ("http_proxy", "HTTPS_PROXY", "grpc_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://proxy:3128")
     monkeypatch.setenv("no_grpc_proxy", "10.0.0.1")

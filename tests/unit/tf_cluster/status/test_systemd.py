@@ -5,7 +5,7 @@ from project import load
 parse_show = load("tf_cluster.status.systemd").parse_show
 
 
-def test_units_are_told_apart_by_their_id():
+def test_units_are_separated_by_their_id():
     text = "Id=a.service\nActiveState=active\nStatusText=x=1\n\nId=b.service\nActiveState=failed\n"
     assert parse_show(text) == {
         "a.service": {"Id": "a.service", "ActiveState": "active", "StatusText": "x=1"},
@@ -13,5 +13,5 @@ def test_units_are_told_apart_by_their_id():
     }
 
 
-def test_what_has_no_id_is_no_unit():
+def test_output_without_an_id_is_not_a_unit():
     assert parse_show("\n\nActiveState=active\nno property\n") == {}

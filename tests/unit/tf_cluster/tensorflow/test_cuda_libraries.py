@@ -99,8 +99,8 @@ def test_a_library_that_tensorflow_does_not_find_is_linked(site, version):
     assert check(site, PYTHONS[version]) == (0, {"libraries": 3, "linked": [], "failures": []})
 
 
-def test_the_environment_may_be_moved(site, tmp_path_factory):
-    """As environment.py does, which makes it in another folder."""
+def test_the_environment_can_be_moved(site, tmp_path_factory):
+    """environment.py creates the environment in another folder and then moves it."""
     check(site)
     moved = site.rename(tmp_path_factory.mktemp("moved") / "site")
     assert check(moved) == (0, {"libraries": 3, "linked": [], "failures": []})
@@ -114,8 +114,8 @@ def test_a_library_that_is_not_installed_is_named(site):
     assert failure.startswith("TensorFlow cannot open a CUDA library: libcublas.so.12: cannot open shared object file")
 
 
-def test_a_library_is_named_that_another_one_needs(site):
-    """The one that is missing is not a library of the wheels."""
+def test_a_missing_library_that_another_library_needs_is_named(site):
+    """The missing library is not part of the wheels."""
     path = site / "nvidia/cusolver/lib/libcusolver.so.11"
     compile_library(path, "", "-Wl,--no-as-needed", compile_library(site / "other/libother.so.5"))
     shutil.rmtree(site / "other")
@@ -131,7 +131,7 @@ def test_a_damaged_library_is_named(site):
     assert "cublas/lib/libcublas.so.12: " in answer["failures"][0]
 
 
-def test_what_only_lacks_the_driver_is_no_failure(site):
+def test_a_library_that_lacks_only_the_driver_is_not_a_failure(site):
     """The machine that installs it may have no driver yet."""
     path = site / "nvidia/cusolver/lib/libcusolver.so.11"
     compile_library(path, "", "-Wl,--no-as-needed", compile_library(site / "other/libcuda.so.1"))

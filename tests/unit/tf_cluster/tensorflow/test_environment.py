@@ -60,7 +60,7 @@ def test_an_environment_is_created_and_found_complete(plan):
 
 
 def test_a_complete_environment_is_not_created_again(plan):
-    """As when two calls wanted it at once: the second finds what it waited for."""
+    """If two calls create it at once, the second finds the environment that the first created."""
     environment.make(plan)
     send(plan)
     assert environment.make(plan)["made"] is False
@@ -81,7 +81,7 @@ def test_a_complete_environment_is_not_created_again(plan):
         lambda venv: (venv.rename(venv.parent / "away"), venv.write_text("a file")),
     ],
 )
-def test_damage_is_noticed_and_repaired(plan, tmp_path, damage):
+def test_damage_is_detected_and_repaired(plan, tmp_path, damage):
     environment.make(plan)
     damage(tmp_path / "opt/venv")
     assert environment.look(plan["venv"])["whole"] is False
@@ -91,20 +91,20 @@ def test_damage_is_noticed_and_repaired(plan, tmp_path, damage):
 
 
 @pytest.mark.parametrize("name", ["lib/tf-cluster.pth", "lib/__pycache__/a.cpython-311.pyc", "byte-compiled", ".lock"])
-def test_what_others_leave_is_no_damage(plan, tmp_path, name):
+def test_files_of_other_programs_are_not_damage(plan, tmp_path, name):
     environment.make(plan)
     (tmp_path / "opt/venv" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "opt/venv" / name).write_text("/opt/tf-cluster/lib\n", encoding="utf-8")
     assert environment.look(plan["venv"])["whole"] is True
 
 
-def test_other_packages_are_noticed(plan):
+def test_an_environment_for_other_packages_is_created_again(plan):
     environment.make(plan)
     send(plan)
     assert environment.make({**plan, "made_of": "another list"})["made"] is True
 
 
-def test_each_making_has_an_id_of_its_own(plan, tmp_path):
+def test_each_created_environment_has_a_different_id(plan, tmp_path):
     first = environment.make(plan)["id"]
     (tmp_path / "opt/venv/lib/a.py").unlink()
     send(plan, "sleep 1.1")
@@ -114,7 +114,7 @@ def test_each_making_has_an_id_of_its_own(plan, tmp_path):
 @pytest.mark.parametrize(
     ("requirements", "words"), [("echo no such package >&2; exit 2", "no such package"), ("sleep 9", "timed out after 1 s")]
 )
-def test_a_failure_is_a_sentence_and_leaves_the_old_environment(plan, requirements, words):
+def test_a_failure_is_reported_and_keeps_the_old_environment(plan, requirements, words):
     environment.make(plan)
     send(plan, requirements)
     assert words in environment.make({**plan, "made_of": "another list", "timeout": 1})["failure"]
@@ -145,7 +145,7 @@ def test_a_call_that_waits_for_another_reports_it(plan, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a tar file"])
-def test_packages_that_did_not_arrive_are_a_sentence(plan, content):
+def test_missing_or_invalid_packages_are_reported(plan, content):
     os.unlink(plan["packages"])
     if content is not None:
         with open(plan["packages"], "wb") as file:

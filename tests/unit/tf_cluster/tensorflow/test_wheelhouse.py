@@ -45,7 +45,7 @@ def test_each_kind_of_machine_gets_each_package_once(python, machine):
     assert found.keys() - {TENSORFLOW[machine]} == versions("3.11").keys() - {TENSORFLOW["x86_64"]}
 
 
-def test_the_python_decides_on_the_version():
+def test_the_python_version_determines_the_package_versions():
     found = [Version(versions(python)["numpy"]) for python in ("3.10", "3.11", "3.12", "3.13")]
     assert found[0] < found[1] < found[2] == found[3]
     assert Version(versions("3.10")["keras"]) < Version(versions("3.11")["keras"]) == Version(versions("3.13")["keras"])
@@ -53,7 +53,7 @@ def test_the_python_decides_on_the_version():
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
-def test_keras_2_and_tensorboard_are_those_of_the_locked_tensorflow(python, machine):
+def test_keras_2_and_tensorboard_have_the_version_of_the_locked_tensorflow(python, machine):
     found = versions(python, machine)
     names = (TENSORFLOW[machine], "tf-keras", "tensorboard")
     assert len({Version(found[name]).release[:2] for name in names}) == 1
@@ -82,7 +82,7 @@ def test_the_gpu_lock_agrees_with_the_cpu_lock(python, machine):
         ("3.11", "aarch64", "one arm three[extra]"),
     ],
 )
-def test_markers_are_held_against_the_machine(python, machine, names):
+def test_markers_are_evaluated_for_the_machine(python, machine, names):
     assert list(versions(python, machine, MADE_UP)) == names.split()
 
 
@@ -98,7 +98,7 @@ def test_every_locked_package_has_hashes():
         assert ";" not in entry
 
 
-def test_machines_without_a_gpu_get_the_packages_of_those_with_one_but_cuda():
+def test_machines_without_a_gpu_get_the_same_packages_without_cuda():
     """Otherwise operations of one machine's TensorFlow could differ from the other's."""
     gpu, kernels = (
         make_wheelhouse.lock_for((LOCK.parent / name).read_text(encoding="utf-8"), "3.11", "x86_64")
@@ -108,7 +108,7 @@ def test_machines_without_a_gpu_get_the_packages_of_those_with_one_but_cuda():
     assert any(entry.startswith("tensorflow==") for entry in kernels)
 
 
-def test_uv_is_taken_out_of_its_wheel(tmp_path):
+def test_uv_is_extracted_from_its_wheel(tmp_path):
     (tmp_path / "wheels").mkdir()
     with zipfile.ZipFile(tmp_path / "wheels/uv-1.0-py3-none-linux_x86_64.whl", "w") as wheel:
         wheel.writestr("uv/__init__.py", "")
@@ -119,7 +119,7 @@ def test_uv_is_taken_out_of_its_wheel(tmp_path):
     assert os.access(program, os.X_OK)
 
 
-def test_an_index_that_does_not_answer_gives_a_sentence_and_no_file(tmp_path):
+def test_an_index_that_does_not_answer_is_reported_and_leaves_no_file(tmp_path):
     words = ["--lock", LOCK, "--python", "3.11", "--machine", "x86_64", "--out", tmp_path / "out/wheelhouse.tar", "--only", "uv"]
     nowhere = {
         "PIP_INDEX_URL": "http://127.0.0.1:1/simple", "PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": "/dev/null",
@@ -131,7 +131,7 @@ def test_an_index_that_does_not_answer_gives_a_sentence_and_no_file(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_packages_of_a_program_that_cannot_be_reached_give_a_sentence_and_no_file(tmp_path):
+def test_packages_of_a_program_that_cannot_be_fetched_are_reported_and_leave_no_file(tmp_path):
     (tmp_path / "wanted.txt").write_text("no-such-package==1.0\n", encoding="utf-8")
     words = ["--lock", LOCK, "--python", "3.11", "--machine", "x86_64", "--out", tmp_path / "out/layer.tar"]
     nowhere = {"UV_DEFAULT_INDEX": "http://127.0.0.1:1/simple", "UV_HTTP_RETRIES": "0", "UV_NO_CACHE": "1"}
@@ -164,7 +164,7 @@ def index(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("locked", ["tensorflow-cpu==2.0", "tensorflow[and-cuda]==2.0"])
 @pytest.mark.parametrize(("wanted", "versions_of"), [("hub", {"hub": "1.0"}), ("tensorflow_cpu\nhub", {"hub": "1.0"})])
-def test_tensorflow_itself_is_never_brought_a_second_time(index, tmp_path, locked, wanted, versions_of):
+def test_tensorflow_is_not_added_a_second_time(index, tmp_path, locked, wanted, versions_of):
     index("hub", "1.0", "tensorflow>=1")
     for version in ("2.0", "3.0"):
         index("tensorflow", version)
@@ -175,7 +175,7 @@ def test_tensorflow_itself_is_never_brought_a_second_time(index, tmp_path, locke
     assert {make_wheelhouse.name_of(entry): entry.split("==")[1].split()[0] for entry in entries} == versions_of
 
 
-def test_another_tensorflow_than_the_locked_one_gives_a_sentence(index, tmp_path):
+def test_another_tensorflow_than_the_locked_one_is_an_error(index, tmp_path):
     for version in ("2.0", "3.0"):
         index("tensorflow", version)
     (tmp_path / "wanted.txt").write_text("tensorflow==3.0", encoding="utf-8")
