@@ -67,7 +67,7 @@ def cluster(tasks, tmp_path_factory):
 
 
 def test_the_gate_finds_the_gpu_of_each_task_and_checks_that_it_computes(cluster):
-    """This is the gate of site.yml without the server's identity, which only servers under systemd publish."""
+    """The gate of site.yml without the server's identity, which only servers under systemd publish."""
     program = (
         "import json, sys, time; sys.path.append(sys.argv[1])\n"
         "from tf_cluster.ready import gpu_check; from tf_cluster.tensorflow import capi; library = capi.Library()\n"

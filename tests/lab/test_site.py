@@ -74,7 +74,7 @@ def test_a_tag_runs_only_its_stage(cluster):
 
 
 def test_a_task_started_with_out_of_date_inputs_is_restarted(cluster):
-    """This happens if site.yml is interrupted between writing the inputs and restarting the task."""
+    """The inputs are out of date if site.yml is interrupted between writing them and restarting the task."""
     cluster.shell("test-worker-0", "sed -i s/PACKAGES=.*/PACKAGES=old/ /etc/tf-cluster/tasks/worker-0.env")
     cluster.shell("test-worker-0", "systemctl restart tf-server@worker-0")
     before = cluster.pids()

@@ -37,7 +37,7 @@ def test_teardown_removes_the_runs_on_request(cluster):
 
 
 def test_teardown_leaves_what_this_project_did_not_create(cluster, tmp_path):
-    """This includes a machine without a task and an account that existed before."""
+    """Such as a machine without a task and an account that existed before."""
     account = "useradd --system --home-dir /var/lib/tf-cluster --no-create-home --shell /usr/sbin/nologin tensorflow"
     cluster.shell("test-worker-1", account)
     (tmp_path / "more.yml").write_text("database: {hosts: {db1: {ansible_host: 192.0.2.1}}}\n", encoding="utf-8")

@@ -165,7 +165,7 @@ def storm(cluster, machine, where):
 
 
 def test_a_machine_outside_the_cluster_is_refused_at_every_port(trust):
-    """This includes IPv4, IPv6 and the ports that only a training uses."""
+    """By IPv4, IPv6, and at the ports that only a training uses."""
     found = refused(trust, "outsider", PLACES)
     assert {"EHOSTUNREACH", "EACCES"} <= set(found.values())
     for open_place in ("10.89.85.10:22", "[fd00:85::10]:22"):
@@ -231,7 +231,7 @@ def test_a_udp_datagram_reaches_the_port_of_a_task(trust):
 
 
 def test_another_user_of_a_cluster_machine_is_refused(trust):
-    """This applies to each address of the same machine and to other machines. The servers' user can connect."""
+    """At each address of the same machine and at other machines. The servers' user can connect."""
     local = [f"{address}:2222" for address in ("127.0.0.1", "[::1]", "10.89.85.10", "[fd00:85::10]", "10.89.85.11")]
     refused(trust, "trust-worker-0", local, "alice")
     refused(trust, "trust-host", PLACES, "alice")
