@@ -128,7 +128,7 @@ def test_several_runs_are_canceled_with_one_command(cluster, request_run):
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (3, "run_tasks is 3. Set a number from 1 to 2, the number of worker tasks."),
+        (3, "run_tasks is 3. Set a number up to 2, the number of worker tasks."),
         (["worker:7"], "run_tasks contains worker:7, which has no standing server."),
         ("many", "run_tasks is 'many'. Set a number of worker tasks, as in 2, or a list of tasks"),
     ],
