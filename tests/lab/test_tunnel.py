@@ -10,15 +10,15 @@ PROGRAM = ROOT / "tests/lab/programs/link_speed.py"
 ENCRYPTED = "--extra-vars=tf_encryption=true"
 # Looks at all that passes the network card for a while: data of tasks' ports, packets of the tunnel, and words in clear.
 SNIFF = """
-import json, socket, time
+import json, os, socket, time
 found = {"tasks": 0, "tunnel": 0, "clear": 0}
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 wire.bind(("eth0", 0))
 wire.settimeout(0.5)
 wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
 open("/tmp/sniffs", "w").close()
-until = time.monotonic() + 25
-while time.monotonic() < until:
+until = time.monotonic() + 60
+while time.monotonic() < until and not os.path.exists("/tmp/run-ended"):
     try:
         packet = wire.recv(65536)
     except TimeoutError:
@@ -46,11 +46,11 @@ def sniffed(cluster, *words):
     worker = "trust-worker-0"
     cluster.shell(
         worker,
-        "rm -f /tmp/sniffs; python3 /tmp/sniff.py >/tmp/sniffed 2>&1 & while [ ! -e /tmp/sniffs ]; do sleep 0.1; done; echo done",
+        "rm -f /tmp/sniffs /tmp/run-ended; python3 /tmp/sniff.py >/tmp/sniffed 2>&1 & while [ ! -e /tmp/sniffs ]; do sleep 0.1; done; echo done",
     )
     done, folder = cluster.run(PROGRAM, *words)
     assert done.returncode == 0, said(done)
-    seen = cluster.shell(worker, "for i in $(seq 300); do test -s /tmp/sniffed && break; sleep 0.1; done; cat /tmp/sniffed")
+    seen = cluster.shell(worker, "touch /tmp/run-ended; for i in $(seq 300); do test -s /tmp/sniffed && break; sleep 0.1; done; cat /tmp/sniffed")
     return verdict(folder)["result"], json.loads(seen[worker])
 
 

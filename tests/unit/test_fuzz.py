@@ -274,6 +274,8 @@ def files_below(folder, *contents):
         for number, paths in enumerate(contents):
             (Path(name) / str(number)).mkdir()
             for place, path in enumerate(paths):
+                if ".." in path:
+                    continue
                 # The name of a file has no slash in it; a path has names between them.
                 with suppress(OSError, ValueError):
                     file = Path(name, str(number), *(part.replace("/", "|") for part in path))
