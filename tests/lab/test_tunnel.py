@@ -44,13 +44,13 @@ def tunnel(cluster):
 def sniffed(cluster, *words):
     """Run the program; return its result and what could be seen on worker-0's network meanwhile."""
     worker = "trust-worker-0"
-    cluster.shell(
-        worker,
-        "rm -f /tmp/sniffs /tmp/run-ended; python3 /tmp/sniff.py >/tmp/sniffed 2>&1 & while [ ! -e /tmp/sniffs ]; do sleep 0.1; done; echo done",
-    )
+    begun = "while [ ! -e /tmp/sniffs ]; do sleep 0.1; done; echo done"
+    cluster.shell(worker, f"rm -f /tmp/sniffs /tmp/run-ended; python3 /tmp/sniff.py >/tmp/sniffed 2>&1 & {begun}")
     done, folder = cluster.run(PROGRAM, *words)
     assert done.returncode == 0, said(done)
-    seen = cluster.shell(worker, "touch /tmp/run-ended; for i in $(seq 300); do test -s /tmp/sniffed && break; sleep 0.1; done; cat /tmp/sniffed")
+    seen = cluster.shell(
+        worker, "touch /tmp/run-ended; for i in $(seq 300); do test -s /tmp/sniffed && break; sleep 0.1; done; cat /tmp/sniffed"
+    )
     return verdict(folder)["result"], json.loads(seen[worker])
 
 
