@@ -11,14 +11,14 @@ import contextlib
 import errno
 import io
 import os
-import pwd
 import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-USER = "tensorflow"
+from ..preflight.shared import account, acting_as
+
 OVERHEAD_BYTES = 1536  # of a member, without very long names
 KINDS = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
@@ -36,35 +36,13 @@ class Found(NamedTuple):
     changed: int = 0
 
 
-@contextlib.contextmanager
-def as_user() -> Iterator[None]:
-    """Use the rights of the program's user; no change if this process is not root or the user does not exist."""
-    try:
-        owner = pwd.getpwnam(USER)
-    except KeyError:
-        owner = None
-    if os.geteuid() or not owner:
-        yield
-        return
-    groups = os.getgroups()
-    os.setgroups([])
-    os.setegid(owner.pw_gid)
-    os.seteuid(owner.pw_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
-
-
 def find(folder: Path, name: str, left: list[str], unwanted: frozenset[str] = frozenset()) -> list[Found]:
     """Return the content of a folder, each folder before its content; add unpackable files with the reason to ``left``."""
     found, waiting = [], [(folder.resolve(), name)]  # the packer compares the resolved path with the opened file
     while waiting:
         folder, name = waiting.pop()
         try:
-            with as_user(), os.scandir(folder) as entries:
+            with acting_as(account()), os.scandir(folder) as entries:
                 inner = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries if entry.name not in unwanted]
         except FileNotFoundError:
             continue
@@ -92,7 +70,7 @@ def shown(name: str) -> str:
 def opened(found: Found, left: list[str]) -> Iterator[io.BufferedReader | None]:
     """Yield a file of the program, opened; None if it has become something else or cannot be read."""
     try:
-        with as_user():
+        with acting_as(account()):
             descriptor = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         yield None

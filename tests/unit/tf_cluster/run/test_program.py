@@ -660,7 +660,7 @@ def test_a_file_that_changes_during_packing_keeps_the_size_that_was_found(tmp_pa
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's rights")
 def test_files_that_the_user_of_the_program_cannot_read_are_not_collected(run, monkeypatch):
-    monkeypatch.setattr(collect_run.archives, "USER", "nobody")
+    monkeypatch.setattr(load("tf_cluster.preflight.shared"), "USER", "nobody")
     monkeypatch.setattr(runs, "USER", "nobody")
     for folder in (run.folder, *run.folder.parents[:-1]):
         if not folder.stat().st_mode & 0o001:
