@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.run.text import listed
+
 SYSTEM_IDS = range(999, 99, -1)  # of system users, in the order in which distributions assign them
 
 
@@ -34,7 +36,7 @@ def shared_problems(
             if others == reference:
                 continue
             problems += [
-                f"{machine}: {path} (tf_shared) is not the folder that {_listed(members)} {have}: "
+                f"{machine}: {path} (tf_shared) is not the folder that {listed(members)} {have}: "
                 f"here {_mount(whole[machine])}, there {_mount(whole[members[0]])}. Mount the same file system on all machines."
                 for machine in machines
             ]
@@ -44,7 +46,7 @@ def shared_problems(
         if account:
             users.setdefault(int(account[2]), []).append(machine)
     if len(users) > 1:
-        ids = " and ".join(f"{user} on {_listed(machines)}" for user, machines in users.items())
+        ids = " and ".join(f"{user} on {listed(machines)}" for user, machines in users.items())
         problems.append(
             f"The user tensorflow has different IDs, so it could not use its own files in {path} (tf_shared): {ids}. Give it the "
             "same ID on all machines with 'usermod --uid', or remove it with playbooks/teardown.yml on the machines that differ."
@@ -66,11 +68,6 @@ def _remedy(found: Mapping[str, Any]) -> str:
 
 def _mount(found: Mapping[str, Any]) -> str:
     return found.get("mount") or "an unknown file system"
-
-
-def _listed(machines: list[str]) -> str:
-    more = len(machines) - 3
-    return f"{', '.join(machines[:3])} and {more} more" if more > 0 else " and ".join(machines)
 
 
 class FilterModule:

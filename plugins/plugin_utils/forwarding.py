@@ -24,7 +24,7 @@ TRIES = 3  # another process may take a free port before ssh does
 POLL_SECONDS = 0.05
 PROMPT_SECONDS = 2  # that one prompt lasts; the terminal has no lines of this project meanwhile
 ONE_LINE_UP = "\x1b[1A"  # Ansible ends a prompt's text with a line break
-# A connection of its own: a forward through the shared connection would outlast this command.
+# Not the shared connection: the forward would outlast this command.
 OPTIONS = ("-N", "-T", "-S", "none", "-o", "ExitOnForwardFailure=yes")
 REFUSED, IN_USE = "administratively prohibited", "Address already in use"  # messages of ssh
 

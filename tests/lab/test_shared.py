@@ -154,15 +154,8 @@ def begin(cluster, data, **values):  # noqa: F811
     return cluster.begin("ansible-playbook", "playbooks/train.yml", f"--extra-vars={json.dumps(words)}")
 
 
-def losses(text):
-    """Return the loss of each step that a text reports."""
-    return {int(step): float(loss) for step, loss in re.findall(r"step (\d+) of \d+, loss ([0-9.]+)", text)}
-
-
-@pytest.mark.parametrize("machine", ["shared-0", "shared-1"])
-@pytest.mark.parametrize("how", ["stopped", "disconnected"])
-def test_a_training_continues_without_a_lost_machine(cluster, data, figures, how, machine):  # noqa: F811
-    process = begin(cluster, data, train_min_tasks=2)
+def survived(cluster, process, figures, how, machine):
+    """Lose a machine during a training, and return the verdict after its end."""
     before = "".join(followed(process, "step 40 of 120"))
     lost = time.monotonic()
     with losing(cluster, how, machine):
@@ -171,7 +164,14 @@ def test_a_training_continues_without_a_lost_machine(cluster, data, figures, how
         out, err = process.communicate(timeout=300)
     text = before + after + out + err
     assert process.returncode == 0, text
-    found = verdict(folder_of(type("Done", (), {"stdout": text})))
+    figures.append({"machine": f"{machine}, {how}", "seconds until the next step": round(seconds, 1)})
+    return verdict(folder_of(type("Done", (), {"stdout": text})))
+
+
+@pytest.mark.parametrize("machine", ["shared-0", "shared-1"])
+@pytest.mark.parametrize("how", ["stopped", "disconnected"])
+def test_a_training_continues_without_a_lost_machine(cluster, data, figures, how, machine):  # noqa: F811
+    found = survived(cluster, begin(cluster, data, train_min_tasks=2), figures, how, machine)
     task = f"worker:{machine[-1]}"
     left = [name for name in ("worker:0", "worker:1", "worker:2") if name != task]
     first, second = found["training"]["history"]
@@ -182,27 +182,16 @@ def test_a_training_continues_without_a_lost_machine(cluster, data, figures, how
     assert found["result"]["accuracy"] > 0.8
     assert found["result"]["replicas"] == 2
     assert any(f"machine {machine} was lost" in note for note in found["notes"])
-    figures.append({"machine": f"{machine}, {how}", "seconds until the next step": round(seconds, 1)})
     assert running(cluster) == []
 
 
 @pytest.mark.parametrize("machine", ["shared-0", "shared-1"])
 def test_a_training_waits_for_a_machine_that_is_rebooted(cluster, data, figures, machine):  # noqa: F811
-    process = begin(cluster, data, train_join=90)
-    before = "".join(followed(process, "step 40 of 120"))
-    lost = time.monotonic()
-    with losing(cluster, "rebooted", machine):
-        after = "".join(followed(process, "continues from step", 200))
-        seconds = time.monotonic() - lost
-        out, err = process.communicate(timeout=300)
-    text = before + after + out + err
-    assert process.returncode == 0, text
-    found = verdict(folder_of(type("Done", (), {"stdout": text})))
+    found = survived(cluster, begin(cluster, data, train_join=90), figures, "rebooted", machine)
     first, second = found["training"]["history"]
     assert first["tasks"] == second["tasks"] == ["worker:0", "worker:1", "worker:2"]
     assert 40 <= second["first_step"] == found["result"]["began_at"] < 120
     assert [task["outcome"] for task in found["training"]["tasks"].values()] == ["done"] * 3
-    figures.append({"machine": f"{machine}, rebooted", "seconds until the next step": round(seconds, 1)})
 
 
 def test_a_training_with_too_few_tasks_fails(cluster, data):  # noqa: F811

@@ -34,8 +34,7 @@ from . import archive as archives
 
 SMALL_BYTES = 4_000_000  # of files in an answer
 MAX_NAMES = 50  # of files that were not collected
-RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs"}
-RESERVED |= {"checkpoints"}
+RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs", "checkpoints"}
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any]:

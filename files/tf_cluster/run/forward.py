@@ -103,7 +103,7 @@ def listening(unit: str) -> dict[int, str]:
 
 
 def groups_of(pid: int) -> set[str]:
-    """Return the names in the paths of a process's control groups; a unit has one of its own."""
+    """Return the names in the paths of a process's control groups, of which each unit has one."""
     try:
         return set(Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").replace("\n", "/").split("/"))
     except OSError:

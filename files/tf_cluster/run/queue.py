@@ -26,10 +26,11 @@ from ..spec import cluster_config
 from ..status.systemd import parse_show
 from . import ending, notify, runs
 from .runs import Run
+from .text import listed
 from .unit import CONFIG, start_unit
 
 PROPERTIES = "Id,ActiveState,Description,Job"
-MAX_NAMES = 3  # of tasks in a sentence
+MAX_PHRASES = 3  # of what a run waits for
 SHUTDOWN = "its machine is shutting down"
 LOCK = ".queue.lock"  # in the folder of the runs
 Notes = dict[str, Any]  # the content of a run.json
@@ -177,13 +178,7 @@ def explained(task: str, wanted: Wanted, taken: Mapping[str, str], claimed: Mapp
         phrases = phrases or [f"{task} runs {len(wanted.own)} programs (run_slots)"]
     first = next((claimed[entry] for entry in wanted.tasks if entry in claimed and entry not in taken), None)
     phrases += [f"run {first} is before it"] if first and not phrases else []
-    return Waiting(position, "; ".join(phrases[:MAX_NAMES]), bool(users) and all(is_over(run) for run in users))
-
-
-def listed(names: list[str]) -> str:
-    """Return some names for a sentence."""
-    more = len(names) - MAX_NAMES
-    return f"{', '.join(names[:MAX_NAMES])} and {more} more" if more > 0 else " and ".join(names)
+    return Waiting(position, "; ".join(phrases[:MAX_PHRASES]), bool(users) and all(is_over(run) for run in users))
 
 
 def start(run: Run, noted: Notes, choice: Choice) -> None:
@@ -192,7 +187,7 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
     dirty = [] if noted["training"] or noted["keep_state"] else choice.tasks
     before = noted.get("started") or 0
     begun: dict[str, Any] = {"started": time.time()}
-    if before:  # its machine was rebooted, and the clock began anew
+    if before:  # its machine was rebooted, and the clock started again
         begun = {"resumed": True, "started_clock": runs.clock() - (time.time() - before)}
     noted = run.note(
         **begun, waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty,
