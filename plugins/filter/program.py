@@ -1,13 +1,10 @@
-"""Check a user's program on the controller, find its main file and name its run."""
+"""Check a user's program on the controller and find its main file."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
-import secrets
 import shlex
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,21 +142,6 @@ def _syntax_problem(path: Path) -> str:
     return ""
 
 
-def _stem(program: Any) -> str:
-    """Return the name of a program without its extension, or "" if no file can have that name."""
-    try:
-        return Path(os.path.abspath(program)).stem if program else ""
-    except (OSError, ValueError, TypeError, RuntimeError):
-        return ""
-
-
-def run_name(program: object, output: str | Path, name: object = "") -> dict[str, Any]:
-    """Return a run's id, folder and start time. The id is unique, sorts by time and is safe in a path."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", str(name) or _stem(program)).strip("-")[:40] or "program"
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{stem}-{secrets.token_hex(2)}"
-    return {"id": run_id, "folder": str(Path(output).resolve() / run_id), "since": time.time() - 1}
-
-
 class FilterModule:
     """The filters of this file."""
 
@@ -169,6 +151,4 @@ class FilterModule:
             "program_arguments": program_arguments,
             "program_entry": program_entry,
             "program_problems": program_problems,
-            "task_problems": task_problems,
-            "run_name": run_name,
         }

@@ -82,4 +82,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"reservation": reservation, "run_collection": run_collection}
+        return {"run_collection": run_collection}

@@ -33,8 +33,8 @@ def training(
 ) -> dict[str, Any]:
     """Return the training of the tasks of these jobs, or all problems of the options.
 
-    ``reserved`` is the result of the filter reservation. Of a number of workers, those that are ``busy`` come last. ``min_tasks``
-    is the number of tasks with which the training continues after machines were lost; empty: all.
+    ``reserved`` is the result of the function reservation. Of a number of workers, those that are ``busy`` come last.
+    ``min_tasks`` is the number of tasks with which the training continues after machines were lost; empty: all.
     """
     jobs = [job.strip() for job in jobs.split(",")] if isinstance(jobs, str) else list(jobs)
     problems = [problem for job in jobs if (problem := _job_problem(job, cluster))]
@@ -159,7 +159,6 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
-            "training": training,
             "training_parts": training_parts,
             "training_home": training_home,
             "cluster_ports": cluster_ports,

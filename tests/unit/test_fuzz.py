@@ -29,6 +29,7 @@ cluster_config = load("tf_cluster.spec.cluster_config")
 cluster_spec = load("plugins/filter/cluster_spec.py")
 cluster_peers, training = load("plugins/filter/cluster_peers.py"), load("plugins/filter/training.py")
 program = load("plugins/filter/program.py")
+new_run = load("plugins/filter/new_run.py")
 report = load("tf_cluster.report.report")
 runs, run_program, collect_run = load("tf_cluster.run.runs"), load("tf_cluster.run.program"), load("tf_cluster.collect.results")
 unit = load("tf_cluster.run.unit")
@@ -238,7 +239,7 @@ def test_random_addresses_and_ports_give_firewall_peers_or_a_message(given_addre
 
 @given(path=st.one_of(texts, values), name=st.one_of(values, texts))
 def test_a_random_run_name_gives_a_folder_below_the_output_folder(folder, path, name):
-    found = program.run_name(path, folder, name)
+    found = new_run.run_name(path, folder, name)
     assert Path(found["folder"]).parent == folder.resolve()
     assert runs.Run(found["id"]).folder.parent == runs.RUNS
 
@@ -340,7 +341,7 @@ def test_random_results_of_a_run_are_collected_completely(folder, left):
         (place / "runs/r1/stdout.log").write_text("", encoding="utf-8")
         with mock.patch.object(run_program.runs, "RUNS", place / "runs"):
             run_program.Run("r1").note(run_id="r1", task="host:0")
-            packed = collect_run.collect(mock.Mock(run="r1", results="true", seconds=0, until=0, tasks=[], note="false"))
+            packed = collect_run.collect(mock.Mock(run="r1", results="true", seconds=0, until=0, tasks=[], note="false", end=""))
         fetched(place, base64.b64decode(packed["fetch"]["data"]))
         home, there = content_of(place / "output/r1"), content_of(place / "runs/r1/results")
         assert "stdout.log" in home

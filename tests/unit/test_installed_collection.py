@@ -26,7 +26,7 @@ NAME_A_RUN = """
 - ansible.builtin.import_playbook: distributed.tensorflow.name_run
   vars:
     program: "{{ playbook_dir }}/../files/demo.py"
-- hosts: tf_run
+- hosts: "{{ hostvars[groups.tf_machines[0]].tf_run.machine | default('all:!all') }}"
   gather_facts: false
   tasks:
     - ansible.builtin.copy:

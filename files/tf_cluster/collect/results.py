@@ -34,14 +34,16 @@ from . import archive as archives
 
 SMALL_BYTES = 4_000_000  # of files in an answer
 MAX_NAMES = 50  # of files that were not collected
+END_SECONDS = 10.0  # that a part of a training has to end after the training
 RESERVED = {"run.json", "stdout.log", "verdict.json", "report.html", "summary.txt", "program", "logs", "checkpoints"}
 
 
 def collect(options: argparse.Namespace) -> dict[str, Any]:
     """Return this machine's files of a run: the journals of its tasks, and the run's folder if it is here."""
+    lines = canceled(options)
     now = time.time()
     since, until = now - options.seconds, now - options.until if options.until else 0
-    answer = {"files": {f"logs/{name}.log": journal(name, since, until) for name in options.tasks}}
+    answer: dict[str, Any] = {"files": {f"logs/{name}.log": journal(name, since, until) for name in options.tasks}}
     if options.results != "true":
         return answer
     run = Run(options.run)
@@ -54,8 +56,19 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
         fetch = {"data": base64.b64encode(small).decode()} if small is not None else listed(run, found, left)
     names = left[:MAX_NAMES] + ([f"{len(left) - MAX_NAMES} more"] if len(left) > MAX_NAMES else [])
     notes = json.dumps({**noted, "left_behind": names}, indent=1)
-    answer = {"fetch": fetch, "files": {**answer["files"], "run.json": notes}}
+    answer = {"fetch": fetch, "files": {**answer["files"], "run.json": notes}, "lines": lines}
     return {**answer, "next": ["collected", run.id]} if options.note == "true" else answer
+
+
+def canceled(options: argparse.Namespace) -> list[str]:
+    """Cancel a part of a training that does not end with it. Return lines for the user."""
+    if not options.end:
+        return []
+    from ..run import program  # loads asyncio, which most calls do not need
+
+    given = argparse.Namespace(run=[options.run], by=options.end, after=END_SECONDS, here=False)
+    lines: list[str] = program.cancel(given)["lines"]
+    return lines
 
 
 def outcome(options: argparse.Namespace) -> dict[str, Any]:
@@ -231,6 +244,7 @@ def main() -> None:
             sub.add_argument(
                 "--results", choices=["true", "false"], required=True, help="whether the run's folder is on this machine"
             )
+            sub.add_argument("--end", metavar="WHO", default="", help="cancels the run before, unless it ends by itself")
             sub.add_argument("--note", choices=["true", "false"], default="false", help="whether the call collected follows")
             sub.add_argument("--tasks", nargs="*", default=[], help="tasks of this machine, such as worker-0")
     sub = calls.add_parser("why")

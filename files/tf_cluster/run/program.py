@@ -10,7 +10,7 @@ Standard input of stage: a line of JSON, which can be too long for a command lin
 What is too large for it was sent with rsync before (see ../transfer/transfer.py). The JSON object has
 ``arguments`` (of the program), ``training`` (see plugins/filter/training.py), ``servers`` (address -> incarnation, from the
 gate), ``missing`` (addresses of tasks that do not answer), ``held`` (addresses of tasks that hold state of earlier runs),
-``wants`` (what the run reserves, see the filter reservation), ``user`` (who requested the run) and ``notify`` (see notify.py).
+``wants`` (what the run reserves, see the filter new_run), ``user`` (who requested the run) and ``notify`` (see notify.py).
 
 A run can be one task of a training; then training.py runs the program together with the others.
 

@@ -1,64 +1,12 @@
-"""The filters on programs: a run's name is safe, meaningful and unique; an invalid program is reported before it is sent."""
+"""The filters on programs: an invalid program is reported before it is sent."""
 
 import os
-import re
-import time
-from pathlib import Path
 
 import pytest
 from project import load
 
 program = load("plugins/filter/program.py")
-run_name, problems = program.run_name, program.program_problems
-Run = load("tf_cluster.run.runs").Run
-
-
-@pytest.mark.parametrize(
-    ("program", "stem"),
-    [
-        ("demo.py", "demo"),
-        ("/somewhere/else/my_model-2.py", "my_model-2"),
-        ("a b; rm -rf.py", "a-b-rm--rf"),
-        ("모델.py", "program"),
-        ("/", "program"),
-        ("", "program"),
-        (5, "program"),
-        (["x"], "program"),
-        ("train.v2.py", "train-v2"),
-        ("a\nb.py", "a-b"),
-        (f"{'x' * 300}.py", "x" * 40),
-    ],
-)
-def test_a_run_name_has_the_time_the_program_and_a_random_suffix(program, stem, tmp_path):
-    run_id = run_name(program, tmp_path)["id"]
-    assert re.fullmatch(rf"\d{{8}}-\d{{6}}-{re.escape(stem)}-[0-9a-f]{{4}}", run_id)
-    assert Run(run_id).id == run_id
-
-
-def test_run_names_sort_by_time(tmp_path, monkeypatch):
-    moments = iter([time.gmtime(second) for second in (1_000_000_000, 1_000_000_001, 1_999_999_999)])
-    monkeypatch.setattr(time, "gmtime", lambda: next(moments))
-    names = [run_name("demo.py", tmp_path)["id"] for _each in range(3)]
-    assert names == sorted(names)
-    assert names[0].startswith("20010909-014640-demo-")
-
-
-def test_runs_of_the_same_second_have_different_names(tmp_path):
-    assert len({run_name("demo.py", tmp_path)["id"] for _each in range(5)}) > 1
-
-
-def test_the_run_folder_is_an_absolute_path_below_the_output_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    name = run_name("demo.py", "output")
-    assert Path(name["folder"]) == tmp_path / "output" / name["id"]
-
-
-def test_since_is_at_most_three_seconds_before_the_current_time(tmp_path):
-    assert time.time() - 3 < run_name("demo.py", tmp_path)["since"] < time.time()
-
-
-def test_the_run_name_contains_the_given_name(tmp_path):
-    assert "-my-first-try-" in run_name("demo.py", tmp_path, "my first try")["id"]
+problems = program.program_problems
 
 
 def test_a_file_is_accepted_as_a_program(tmp_path):
@@ -119,12 +67,6 @@ def test_code_nested_too_deeply_is_reported(tmp_path, text):
     (tmp_path / "a.py").write_text(f"x = {text}\n", encoding="utf-8")
     [sentence] = problems(str(tmp_path / "a.py"))
     assert "a.py" in sentence
-
-
-def test_a_run_is_named_after_the_given_link(tmp_path):
-    (tmp_path / "v3.py").write_text("", encoding="utf-8")
-    (tmp_path / "latest.py").symlink_to("v3.py")
-    assert "-latest-" in run_name(str(tmp_path / "latest.py"), tmp_path)["id"]
 
 
 @pytest.mark.parametrize(

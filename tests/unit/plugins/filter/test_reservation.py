@@ -1,4 +1,4 @@
-"""The filter reservation: what a run of some tasks reserves, and what it says of tasks that it cannot have."""
+"""Reservations: what a run of some tasks reserves, and what it says of tasks that it cannot have."""
 
 import pytest
 from project import load

@@ -1,4 +1,4 @@
-"""The filter training: which tasks take part, and ports that collide with nothing."""
+"""Trainings: which tasks take part, and ports that collide with nothing."""
 
 import pytest
 from project import load

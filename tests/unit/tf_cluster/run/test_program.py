@@ -346,7 +346,8 @@ def test_an_end_without_a_result_of_systemd_is_a_failure(run, monkeypatch):
 
 def collect(run):
     """Return the answer to one call of ``collect``."""
-    return collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=0.0, until=0.0, tasks=[], note="false"))
+    given = {"results": "true", "seconds": 0.0, "until": 0.0, "tasks": [], "note": "false", "end": ""}
+    return collect_run.collect(SimpleNamespace(run=run.id, **given))
 
 
 def test_only_a_run_that_has_ended_is_noted_as_collected(run):
@@ -354,7 +355,7 @@ def test_only_a_run_that_has_ended_is_noted_as_collected(run):
     other.folder.mkdir()
     other.note(run_id=other.id, ended=1.0)
     other.folder.joinpath("stdout.log").touch()
-    given = {"results": "true", "seconds": 0.0, "until": 0.0, "tasks": [], "note": "true"}
+    given = {"results": "true", "seconds": 0.0, "until": 0.0, "tasks": [], "note": "true", "end": ""}
     assert collect_run.collect(SimpleNamespace(run=other.id, **given))["next"] == ["collected", other.id]
     assert [collect_run.collected(SimpleNamespace(run=each.id)) for each in (run, other)] == [{}, {}]
     assert "collected" not in run.read()  # it has not ended
@@ -679,7 +680,7 @@ def test_only_the_user_of_the_program_and_root_can_read_a_run(run, monkeypatch):
     """The user can have another ID by now."""
     monkeypatch.setattr(runs, "USER", "nobody")
     run.folder.chmod(0o755)
-    collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=100.0, until=0, tasks=[], note="false"))
+    collect_run.collect(SimpleNamespace(run=run.id, results="true", seconds=100.0, until=0, tasks=[], note="false", end=""))
     run.note(arguments=["secret"])
     found = [path.stat() for path in (run.folder, run.folder / "run.json")]
     assert [status.st_mode & 0o777 for status in found] == [0o750, 0o640]
@@ -778,7 +779,7 @@ def test_journals_are_collected_until_the_end_of_the_run(run, monkeypatch):
     monkeypatch.setattr(
         collect_run.subprocess, "run", lambda command, **_more: commands.append(command) or SimpleNamespace(stdout=b"")
     )
-    collect_run.collect(SimpleNamespace(run=run.id, results="false", seconds=100.0, until=40.0, tasks=["worker-0"]))
+    collect_run.collect(SimpleNamespace(run=run.id, results="false", seconds=100.0, until=40.0, tasks=["worker-0"], end=""))
     [until] = [float(word.removeprefix("--until=@")) for word in commands[0] if word.startswith("--until")]
     assert until == pytest.approx(time.time() - 40, abs=2)
 
@@ -1318,6 +1319,17 @@ def test_a_result_named_tasks_is_renamed_in_a_part_of_a_training(run, task):
     (run.folder / "results/tasks").mkdir()
     run.note(training=plan(), task=task)
     assert set(pack(run)) == {"run.json", "stdout.log", "program-tasks", "program", "program/model"}
+
+
+def test_a_part_that_does_not_end_with_its_training_is_canceled_before_it_is_collected(run, monkeypatch):
+    run.note(reserved=[])
+    commands = pretend_systemd(monkeypatch, active=[run.id])
+    monkeypatch.setattr(collect_run, "END_SECONDS", 0.1)
+    given = {"results": "true", "seconds": 0.0, "until": 0.0, "tasks": [], "note": "false"}
+    answer = collect_run.collect(SimpleNamespace(run=run.id, end="its end on machine a", **given))
+    assert answer["lines"] == [f"run {run.id} was canceled"]
+    assert json.loads(answer["files"]["run.json"])["cancelled"] == "the run was canceled by its end on machine a"
+    assert [command[:2] for command in commands if "stop" in command] == [["systemctl", "stop"]]
 
 
 def test_a_canceled_run_can_end_by_itself_before_it_is_stopped(run, monkeypatch):

@@ -120,7 +120,7 @@ def test_a_run_that_is_being_collected_is_kept(place, monkeypatch):
     monkeypatch.setattr(
         results, "contents", lambda *words: deleted.extend(prune.prune(0, 0, check=False)["deleted"]) or contents(*words)
     )
-    options = SimpleNamespace(run="busy", results="true", seconds=1.0, until=0, tasks=[], note="false")
+    options = SimpleNamespace(run="busy", results="true", seconds=1.0, until=0, tasks=[], note="false", end="")
     assert "data" in results.collect(options)["fetch"]
     assert deleted == []
     with runs.Run("busy").locked(runs.COLLECTION, shared=True), runs.Run("busy").locked(runs.COLLECTION, shared=True):
