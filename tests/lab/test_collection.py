@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, verdict
+from conftest import ROOT, UNTIL_COMPILED, verdict
 
 BIN = Path(sys.executable).parent
 MACHINES = ("alone-a", "alone-b")
@@ -73,6 +73,12 @@ def test_each_role_works_alone(project, tag):
 
 def test_the_roles_change_nothing_when_they_are_applied_again(project):
     assert set(changes(project.roles()).values()) == {"0"}
+
+
+def test_the_packages_are_byte_compiled(cluster):
+    """A service of the role tensorflow does it after the installation."""
+    found = cluster.shell("lab", f"{UNTIL_COMPILED}; systemctl is-enabled tf-cluster-compile.service")
+    assert set(found.values()) == {"done\nenabled"}
 
 
 def test_the_tunnel_carries_packets_and_refuses_other_machines(cluster, project):

@@ -143,7 +143,8 @@ def test_invalid_run_tasks_are_refused(cluster, tmp_path, wanted, words):
 
 def test_a_run_needs_only_its_own_tasks(cluster, tmp_path):
     (tmp_path / "program.py").write_text(COUNT, encoding="utf-8")
-    cluster.shell("test-worker-1", "systemctl stop tf-server@worker-1; echo done")
+    machine = cluster.machines("worker")[1]
+    cluster.shell(machine, "systemctl stop tf-server@worker-1; echo done")
     try:
         given = {"program_args": [7, 1], "run_tasks": ["worker:0"]}
         done, folder = cluster.run(tmp_path / "program.py", f"--extra-vars={json.dumps(given)}")
@@ -153,4 +154,4 @@ def test_a_run_needs_only_its_own_tasks(cluster, tmp_path):
         assert done.returncode != 0
         assert "The run needs 2 worker tasks (run_tasks), but 1 answer" in said(done), said(done)
     finally:
-        cluster.shell("test-worker-1", "systemctl start tf-server@worker-1; echo done")
+        cluster.shell(machine, "systemctl start tf-server@worker-1; echo done")

@@ -1,14 +1,8 @@
-"""The tasks of a standing cluster: their packages, journals and devices."""
+"""The tasks of a standing cluster: their journals and devices."""
 
 import json
 
-from conftest import UNTIL_COMPILED, said
-
-
-def test_the_packages_are_byte_compiled(cluster):
-    """It happens after the servers have started. Wait for it, so that it does not slow down the tests that follow."""
-    found = cluster.shell("lab", f"{UNTIL_COMPILED}; systemctl is-enabled tf-cluster-compile.service")
-    assert set(found.values()) == {"done\nenabled"}
+from conftest import said
 
 
 def test_logs_shows_the_journals_of_all_tasks(cluster):

@@ -37,13 +37,12 @@ print(json.dumps(found))
 def tunnel(cluster):
     """Return the cluster, not encrypted yet."""
     cluster.write("lab", "/tmp/sniff.py", SNIFF)
-    assert cluster.playbook("site.yml").returncode == 0
     return cluster
 
 
 def sniffed(cluster, *words):
     """Run the program; return its result and what could be seen on worker-0's network meanwhile."""
-    worker = "trust-worker-0"
+    worker = "tunnel-worker-0"
     begun = "while [ ! -e /tmp/sniffs ]; do sleep 0.1; done; echo done"
     cluster.shell(worker, f"rm -f /tmp/sniffs /tmp/run-ended; python3 /tmp/sniff.py >/tmp/sniffed 2>&1 & {begun}")
     done, folder = cluster.run(PROGRAM, *words)
@@ -75,12 +74,12 @@ def test_a_tunnel_encrypts_the_traffic_and_closes_other_routes(tunnel, figures):
     for name, what in (("gigabytes_per_second", "64 MB tensors, GB/s"), ("step_milliseconds", "an empty step, ms")):
         figures.append({"tunnel": what, "without": f"{plain[name]:.3g}", "with": f"{hidden[name]:.3g}"})
     knock = "import socket; socket.create_connection(('{}', 2222), timeout=4)"
-    for machine in ("trust-host", "outsider", "trust-worker-1"):
-        found = tunnel.shell(machine, f'python3 -c "{knock.format("10.89.85.10")}" >/dev/null 2>&1 && echo in || echo out')
+    for machine in ("tunnel-host", "outsider", "tunnel-worker-1"):
+        found = tunnel.shell(machine, f'python3 -c "{knock.format("10.89.87.10")}" >/dev/null 2>&1 && echo in || echo out')
         assert found[machine] == "out"
-    address = json.loads(tunnel.shell("trust-host", "cat /etc/tf-cluster/config.json")["trust-host"])["worker"][0]
+    address = json.loads(tunnel.shell("tunnel-host", "cat /etc/tf-cluster/config.json")["tunnel-host"])["worker"][0]
     inside = address.rpartition(":")[0].strip("[]")
-    for machine, where in (("trust-host", "in"), ("outsider", "out")):
+    for machine, where in (("tunnel-host", "in"), ("outsider", "out")):
         found = tunnel.shell(machine, f'python3 -c "{knock.format(inside)}" >/dev/null 2>&1 && echo in || echo out')
         assert found[machine] == where
 
@@ -99,20 +98,20 @@ def peers(cluster, machine):
 def test_a_damaged_tunnel_is_repaired(tunnel):
     """A deleted interface whose unit is still active; peers that are missing after an interrupted site.yml."""
     wanted, stays, gone = (
-        peers(tunnel, "trust-worker-1"),
-        peers(tunnel, "trust-worker-0"),
+        peers(tunnel, "tunnel-worker-1"),
+        peers(tunnel, "tunnel-worker-0"),
         "test ! -e /sys/class/net/tf-cluster",
     )
-    tunnel.inside("trust-worker-0", f"kill -KILL $(pgrep -x wireguard-go) || ip link delete tf-cluster; sleep 1; {gone}")
-    assert tunnel.inside("trust-worker-0", "systemctl is-active wg-quick@tf-cluster").strip() == "active"
+    tunnel.inside("tunnel-worker-0", f"kill -KILL $(pgrep -x wireguard-go) || ip link delete tf-cluster; sleep 1; {gone}")
+    assert tunnel.inside("tunnel-worker-0", "systemctl is-active wg-quick@tf-cluster").strip() == "active"
     left = next(iter(wanted)).split()[0]
     unknown_peer = "wg set tf-cluster peer $(wg genkey | wg pubkey) allowed-ips fd74:6663:6c75::bad/128"
-    tunnel.inside("trust-worker-1", f"wg set tf-cluster peer {left} remove; {unknown_peer}")
-    assert peers(tunnel, "trust-worker-1") != wanted
+    tunnel.inside("tunnel-worker-1", f"wg set tf-cluster peer {left} remove; {unknown_peer}")
+    assert peers(tunnel, "tunnel-worker-1") != wanted
     done = tunnel.playbook("site.yml", ENCRYPTED)
     assert done.returncode == 0, said(done)
-    assert peers(tunnel, "trust-worker-0") == stays
-    assert peers(tunnel, "trust-worker-1") == wanted
+    assert peers(tunnel, "tunnel-worker-0") == stays
+    assert peers(tunnel, "tunnel-worker-1") == wanted
 
 
 def test_adding_or_removing_a_machine_keeps_the_other_keys(tunnel, tmp_path):
@@ -124,11 +123,11 @@ def test_adding_or_removing_a_machine_keeps_the_other_keys(tunnel, tmp_path):
     assert tunnel.shell("outsider", "systemctl is-active tf-server@worker-2")["outsider"] == "active"
     assert verdict(folder_of(done))["tasks"]["worker:2"]["state"] == "answers"
     new = tunnel.shell("outsider", "wg show tf-cluster public-key")["outsider"]
-    assert new in tunnel.shell("trust-worker-0", "wg show tf-cluster peers")["trust-worker-0"]
+    assert new in tunnel.shell("tunnel-worker-0", "wg show tf-cluster peers")["tunnel-worker-0"]
     assert tunnel.playbook("playbooks/teardown.yml", "--limit=outsider", f"--inventory={tmp_path}").returncode == 0
     assert tunnel.playbook("site.yml", ENCRYPTED).returncode == 0
     assert public_keys(tunnel) == before
-    assert new not in tunnel.shell("trust-worker-0", "wg show tf-cluster peers")["trust-worker-0"]
+    assert new not in tunnel.shell("tunnel-worker-0", "wg show tf-cluster peers")["tunnel-worker-0"]
     assert tunnel.shell("outsider", "ls -d /etc/wireguard/tf-cluster* 2>/dev/null; echo none")["outsider"] == "none"
 
 
