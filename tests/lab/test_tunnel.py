@@ -73,14 +73,14 @@ def test_a_tunnel_encrypts_the_traffic_and_closes_other_routes(tunnel, figures):
     assert seen["tunnel"] > 100
     for name, what in (("gigabytes_per_second", "64 MB tensors, GB/s"), ("step_milliseconds", "an empty step, ms")):
         figures.append({"tunnel": what, "without": f"{plain[name]:.3g}", "with": f"{hidden[name]:.3g}"})
-    knock = "import socket; socket.create_connection(('{}', 2222), timeout=4)"
+    knock = "import socket; socket.create_connection(('{}', 2222), timeout={})"
     for machine in ("tunnel-host", "outsider", "tunnel-worker-1"):
-        found = tunnel.shell(machine, f'python3 -c "{knock.format("10.89.89.10")}" >/dev/null 2>&1 && echo in || echo out')
+        found = tunnel.shell(machine, f'python3 -c "{knock.format("10.89.89.10", 4)}" >/dev/null 2>&1 && echo in || echo out')
         assert found[machine] == "out"
     address = json.loads(tunnel.shell("tunnel-host", "cat /etc/tf-cluster/config.json")["tunnel-host"])["worker"][0]
     inside = address.rpartition(":")[0].strip("[]")
     for machine, where in (("tunnel-host", "in"), ("outsider", "out")):
-        found = tunnel.shell(machine, f'python3 -c "{knock.format(inside)}" >/dev/null 2>&1 && echo in || echo out')
+        found = tunnel.shell(machine, f'python3 -c "{knock.format(inside, 20)}" >/dev/null 2>&1 && echo in || echo out')
         assert found[machine] == where
 
 
