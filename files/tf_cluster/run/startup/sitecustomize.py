@@ -10,6 +10,7 @@ After TensorFlow, it loads trace.py and profile.py in a run with a trace, and pa
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib.util
 import os
@@ -53,6 +54,7 @@ def _without_collection(load: Callable[[ModuleType], None]) -> Callable[[ModuleT
                 gc.freeze()
                 gc.enable()
         if module.__name__ == "tensorflow":
+            atexit.register(_leave_functions)
             if os.environ.get("TF_CLUSTER_PARTIAL"):
                 from tf_cluster.run import partial
 
@@ -61,6 +63,17 @@ def _without_collection(load: Callable[[ModuleType], None]) -> Callable[[ModuleT
                 _trace()
 
     return exec_module
+
+
+def _leave_functions() -> None:
+    """Let the program exit without removing its functions from the tasks; the end of the run clears the tasks.
+
+    TensorFlow 2.21 waits for the removal with Python's lock. If a task then waits for a Python generator of the program, as that of
+    ``tf.data.Dataset.from_generator``, both wait forever.
+    """
+    context = sys.modules.get("tensorflow.python.eager.context")
+    if context:
+        context.Context.remove_function = lambda *_given: None
 
 
 def _trace() -> None:
