@@ -39,6 +39,36 @@ def workers(cluster):
     return listed.split()[2:]
 
 
+# Batches from a generator of the chief, which the workers ask for: they still prefetch when the program exits.
+GENERATOR = """
+import os
+import tensorflow as tf
+os.environ.setdefault("GRPC_FAIL_FAST", "use_caller")
+strategy = tf.distribute.ParameterServerStrategy(tf.distribute.cluster_resolver.TFConfigClusterResolver())
+coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+def numbers():
+    yield from map(float, range(1000))
+def batches(_context):
+    signature = tf.TensorSpec((), tf.float32)
+    return tf.data.Dataset.from_generator(numbers, output_signature=signature).batch(10).repeat()
+@tf.function
+def step(iterator):
+    return tf.reduce_sum(next(iterator))
+iterator = iter(coordinator.create_per_worker_dataset(lambda: strategy.distribute_datasets_from_function(batches)))
+values = [coordinator.schedule(step, args=(iterator,)) for _ in range(20)]
+coordinator.join()
+print("smallest sum", min(value.fetch() for value in values), flush=True)
+"""
+
+
+def test_a_program_with_a_python_generator_for_parameter_servers_exits(cluster, tmp_path):
+    (tmp_path / "generator.py").write_text(GENERATOR, encoding="utf-8")
+    for _time in range(3):  # without _leave_functions of run/startup, every second run hangs
+        done, folder = cluster.run(tmp_path / "generator.py", "--extra-vars=run_task=chief:0", "--extra-vars=run_timeout=40")
+        assert done.returncode == 0, said(done)
+        assert "smallest sum 45.0" in (folder / "stdout.log").read_text(encoding="utf-8")
+
+
 def running(cluster):
     """Return the units of runs that there are on the machines."""
     line = "systemctl list-units --all --plain --no-legend 'tf-run-*.service' | cut -d' ' -f1"

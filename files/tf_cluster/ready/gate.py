@@ -180,7 +180,7 @@ class Task:
             card = json.loads(session.fetch_bytes("identity"))
             runs = control.read_users(session)
         except capi.TensorFlowError as error:
-            if error.code in CONNECTION_LOST:
+            if error.code in (DEADLINE_EXCEEDED, *CONNECTION_LOST):  # all its threads may wait for a program
                 raise
             self.answer("other spec", "a TensorFlow server that is not started by this project's unit")
             return

@@ -68,8 +68,8 @@ def _without_collection(load: Callable[[ModuleType], None]) -> Callable[[ModuleT
 def _leave_functions() -> None:
     """Let the program exit without removing its functions from the tasks; the end of the run clears the tasks.
 
-    TensorFlow 2.21 waits for the removal with Python's lock. If a task then waits for a Python generator of the program, as that of
-    ``tf.data.Dataset.from_generator``, both wait forever.
+    TensorFlow 2.21 waits for the removal with Python's lock. If a task then waits for a Python generator of the program
+    (``tf.data.Dataset.from_generator``), both wait forever.
     """
     context = sys.modules.get("tensorflow.python.eager.context")
     if context:

@@ -114,6 +114,37 @@ def test_the_first_bytes_and_the_error_code_determine_the_state(ask, listener, w
     assert "\n" not in report["reason"]
 
 
+class Blocked:
+    """Stands for TensorFlow's library where a server lists its devices and executes nothing, or has no identity."""
+
+    version = "2.21.0"
+
+    def __init__(self, code):
+        self.code = code
+
+    def session(self, *_arguments):
+        """Return a session: itself."""
+        return self
+
+    def devices(self):
+        """Return the server's devices."""
+        return {"/job:worker/replica:0/task:0/device:CPU:0": 1}
+
+    def fetch_bytes(self, _name):
+        """Fail as TensorFlow does."""
+        raise ready.capi.TensorFlowError(self.code, "Deadline Exceeded")
+
+    def close(self):
+        """Do nothing."""
+
+
+@pytest.mark.parametrize(("code", "state"), [(ready.DEADLINE_EXCEEDED, "hangs"), (5, "other spec")])
+def test_a_server_that_executes_nothing_hangs_and_one_without_an_identity_is_foreign(ask, listener, code, state):
+    report = ask(listener(b"\0\0\0\4\0\0\0\0\0"), library=Blocked(code))
+    assert report["state"] == state
+    assert ("Deadline Exceeded" in report["reason"]) is (state == "hangs")
+
+
 def test_an_unexpected_error_is_the_reason_in_the_report_of_the_task(ask, listener):
     report = ask(listener(b""), library=object())
     assert report["state"] == "hangs"
