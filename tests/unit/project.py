@@ -1,8 +1,11 @@
 """The project's files as the tests load them."""
 
+import contextlib
 import importlib
 import importlib.util
 import os
+import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +34,10 @@ def call(name, *words, python=(sys.executable,), **more):
         more["env"] = {**more.get("env", os.environ), "PYTHONPATH": str(ROOT / "files")}
         return subprocess.run([*python, "-m", name, *map(str, words)], **more)
     return subprocess.run([*python, ROOT / name, *map(str, words)], **more)
+
+
+def free_port():
+    """Return a port that nothing listens on, below those that the kernel gives to connections: they could take it meanwhile."""
+    while True:
+        with contextlib.suppress(OSError), socket.create_server(("0.0.0.0", random.randrange(20000, 32000))) as server:
+            return server.getsockname()[1]

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from project import ROOT, load
+from project import ROOT, free_port, load
 
 train_task, coordination = load("tf_cluster.run.training"), load("tf_cluster.run.coordination")
 
@@ -78,12 +78,6 @@ def test_child_processes_in_other_sessions_are_killed_with_the_program(tmp_path,
     assert all(pids)
     states = subprocess.run(["ps", "-o", "stat=", "-p", ",".join(pids)], capture_output=True, text=True, check=False).stdout
     assert [state for state in states.split() if not state.startswith("Z")] == []  # whose parent is gone may stay a moment as Z
-
-
-def free_port():
-    """Return a port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 class Training:

@@ -8,16 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from project import call, load
+from project import call, free_port, load
 
 # Python as a machine has it: the standard library alone, TensorFlow in particular is not there.
 BARE = (sys.executable, "-S")
-
-
-def free_port():
-    """Return a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.fixture
