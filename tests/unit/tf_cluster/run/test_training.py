@@ -213,7 +213,7 @@ async def test_a_port_in_use_is_reported_by_all_tasks(tmp_path):
 @in_a_loop
 async def test_a_task_that_is_stopped_from_outside_stops_the_training_without_a_restart(tmp_path):
     training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)", restarts=3)
-    later(0.8, training.members[1].leaving.set)
+    later(2, training.members[1].leaving.set)
     found = await training.run()
     assert found[0]["failure"] == "the process of worker:1 on machine b was stopped from outside"
     assert [each["outcome"] for each in found] == ["was stopped with the others", "was stopped from outside"]
