@@ -30,9 +30,9 @@ def new_run(
     (see the function training); a training chooses the task itself.
     """
     run = run_name(program, cluster["output"], name)
-    plan = training(cluster, run["id"], reserved=reservation(cluster, tasks), **options) if options else {}
-    task = plan.get("chief", task)
     reserves = reservation(cluster, tasks, task if isinstance(task, str) else "")
+    plan = training(cluster, run["id"], reserved=reserves, **options) if options else {}
+    task = plan.get("chief", task)
     return {
         **run,
         "task": task,

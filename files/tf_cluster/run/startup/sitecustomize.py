@@ -4,6 +4,8 @@
 import, in each later run and at exit. So it pauses during the import and then ignores these objects (``gc.freeze``). A program
 that only imports TensorFlow takes 1.1 s instead of 1.9 s. Programs need no change.
 
+A program exits without removing its TensorFlow functions from the tasks, because the removal can wait forever.
+
 After TensorFlow, it loads trace.py and profile.py in a run with a trace, and partial.py in a run without some tasks.
 ``PYTHONPATH`` in the unit of a run names this folder, which has no other file; see the module site in Python's documentation.
 """
