@@ -3,6 +3,9 @@
 
     .venv/bin/python tests/bench/transfers.py -i inventory/lab
 
+Each writes a file that was not there: a file that is written again takes the memory of its old content, which a virtual machine
+has already, and a new one may have to get it from its host first (0.5 to 3 s for a gigabyte).
+
 Needs a cluster; the options are those of ``ansible-playbook``. ``ROUNDS`` and ``MEGABYTES`` in the environment (3, 1024). The
 project's times are those of its tasks. Prints a table of Markdown with the median and all times in seconds, for
 docs/performance.md. What it wrote on the machine, except for the runs and their data, is removed.
@@ -19,12 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ROUNDS, MEGABYTES = int(os.environ.get("ROUNDS", "3")), int(os.environ.get("MEGABYTES", "1024"))
-THERE = "/var/tmp/tf-transfers.bin"
+THERE = "/var/tmp/tf-transfers"
 SEND, COLLECT = "run : Run the program and show its output", "collect : Collect the machine's results of the run"
 PROGRAMS = {
     "reads.py": "",
@@ -85,6 +90,12 @@ def connection(options: list[str]) -> tuple[str, list[str]]:
     return f"{user}@{host}", ["-i", key, *shlex.split(common)]
 
 
+def rotated(calls: dict[str, Callable[[], float]], turn: int) -> list[tuple[str, Callable[[], float]]]:
+    """Return names and calls, with another one first in each turn."""
+    items = list(calls.items())
+    return items[turn % len(items) :] + items[: turn % len(items)]
+
+
 def main() -> None:
     """Measure and print the table."""
     options = sys.argv[1:] or ["-i", "inventory/lab"]
@@ -95,25 +106,26 @@ def main() -> None:
         folder, data = Path(name), Path(name, "data.bin")
         for program, text in PROGRAMS.items():
             (folder / program).write_text(text, encoding="utf-8")
-        for _round in range(ROUNDS):
+        for turn in range(ROUNDS):
             with data.open("wb") as file:
                 for _megabyte in range(MEGABYTES):
                     file.write(os.urandom(1 << 20))
             given = {"program": str(folder / "reads.py"), "program_data": str(data)}
-            row = {
-                "send, scp": timed("scp", "-q", *ssh, data, f"{machine}:{THERE}"),
-                "send, rsync": timed("rsync", "--whole-file", shell, data, f"{machine}:{THERE}.rsync"),
-                "send, this project": task_seconds(options, folder, SEND, **given),
-                "send again, unchanged": task_seconds(options, folder, SEND, **given),
-                "collect, scp": timed("scp", "-q", *ssh, f"{machine}:{THERE}", folder / "scp.bin"),
-                "collect, rsync": timed("rsync", shell, f"{machine}:{THERE}", folder / "rsync.bin"),
-                "collect, this project": task_seconds(options, folder, COLLECT, program=str(folder / "writes.py")),
+            there = f"{machine}:{THERE}.{turn}"
+            send: dict[str, Callable[[], float]] = {
+                "send, scp": partial(timed, "scp", "-q", *ssh, data, f"{there}.scp"),
+                "send, rsync": partial(timed, "rsync", "--whole-file", shell, data, f"{there}.rsync"),
+                "send, this project": partial(task_seconds, options, folder, SEND, **given),
             }
-            timed("ssh", *ssh, machine, f"rm -f {THERE} {THERE}.rsync")
-            for place in ("scp.bin", "rsync.bin"):
-                (folder / place).unlink()
-            for what, seconds in row.items():
-                times.setdefault(what, []).append(seconds)
+            again = {"send again, unchanged": send["send, this project"]}
+            collect: dict[str, Callable[[], float]] = {
+                "collect, scp": partial(timed, "scp", "-q", *ssh, f"{there}.scp", folder / f"{turn}.scp"),
+                "collect, rsync": partial(timed, "rsync", shell, f"{there}.scp", folder / f"{turn}.rsync"),
+                "collect, this project": partial(task_seconds, options, folder, COLLECT, program=str(folder / "writes.py")),
+            }
+            for what, call in [*rotated(send, turn), *again.items(), *rotated(collect, turn)]:
+                times.setdefault(what, []).append(call())
+    timed("ssh", *ssh, machine, f"rm -f {THERE}.*")
     print(f"| {MEGABYTES} MB | s | each round |\n|---|---|---|")
     for what, found in times.items():
         print(f"| {what} | {statistics.median(found):.1f} | {', '.join(f'{seconds:.1f}' for seconds in found)} |")
