@@ -117,13 +117,13 @@ def main() -> None:
                 "send, rsync": partial(timed, "rsync", "--whole-file", shell, data, f"{there}.rsync"),
                 "send, this project": partial(task_seconds, options, folder, SEND, **given),
             }
-            again = {"send again, unchanged": send["send, this project"]}
+            again = ("send again, unchanged", send["send, this project"])
             collect: dict[str, Callable[[], float]] = {
                 "collect, scp": partial(timed, "scp", "-q", *ssh, f"{there}.scp", folder / f"{turn}.scp"),
                 "collect, rsync": partial(timed, "rsync", shell, f"{there}.scp", folder / f"{turn}.rsync"),
                 "collect, this project": partial(task_seconds, options, folder, COLLECT, program=str(folder / "writes.py")),
             }
-            for what, call in [*rotated(send, turn), *again.items(), *rotated(collect, turn)]:
+            for what, call in [*rotated(send, turn), again, *rotated(collect, turn)]:
                 times.setdefault(what, []).append(call())
     timed("ssh", *ssh, machine, f"rm -f {THERE}.*")
     print(f"| {MEGABYTES} MB | s | each round |\n|---|---|---|")
