@@ -30,11 +30,14 @@ def training(
     reserved: dict[str, Any] | None = None,
     busy: Iterable[str] = (),
     min_tasks: Any = "",
+    queue_timeout: Any = 600,
+    detached: bool = False,
 ) -> dict[str, Any]:
     """Return the training of the tasks of these jobs, or all problems of the options.
 
     ``reserved`` is the result of the function reservation. Of a number of workers, those that are ``busy`` come last.
-    ``min_tasks`` is the number of tasks with which the training continues after machines were lost; empty: all.
+    ``min_tasks`` is the number of tasks with which the training continues after machines were lost; empty: all. If one of its tasks
+    is busy, and in a ``detached`` training, the parts may be queued for ``queue_timeout`` seconds, 0 in the result otherwise.
     """
     jobs = [job.strip() for job in jobs.split(",")] if isinstance(jobs, str) else list(jobs)
     problems = [problem for job in jobs if (problem := _job_problem(job, cluster))]
@@ -75,6 +78,7 @@ def training(
         if not survives:
             return {"problems": [f"train_min_tasks is {text}, but {LOSS_IS_THE_END} Set both, or remove train_min_tasks."]}
     entries = {task_name(task): f"{task['address']}:{ports[task_name(task)]}" for task in tasks}
+    queue = _seconds(queue_timeout) if detached or not chosen.isdisjoint(busy) else 0
     chief = task_name(tasks[0])
     return {
         "problems": [],
@@ -87,6 +91,7 @@ def training(
         "machines": {task_name(task): task["machine"] for task in tasks},
         "restarts": numbers["train_restarts"],
         "join": numbers["train_join"],
+        "queue_timeout": queue,
         "ends_with": ends_with,
         "min_tasks": least,
         "survives": survives,
@@ -108,6 +113,14 @@ def cluster_ports(cluster: Cluster, machine: str | None = None) -> list[int]:
         if task["job"] in RUN_JOBS:
             ports |= {int(entry.rpartition(":")[2]) for entry in own_addresses(cluster, task_name(task))}
     return sorted(ports)
+
+
+def _seconds(value: Any) -> float:
+    """Return a number of seconds; 0 for an invalid one, which program_problems reports."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _chosen(cluster: Cluster, jobs: list[str], reserved: dict[str, Any], busy: set[str]) -> set[str]:

@@ -115,15 +115,17 @@ def test_a_port_in_use_is_reported(cluster, train, program, machine, port, words
     assert running(cluster) == []
 
 
-def test_a_run_that_uses_a_task_of_the_training_is_reported(cluster, train, program):
-    other, _folder = train(program("time.sleep(600)"), run_tasks=["worker:1"], detach=True)
+@pytest.mark.parametrize(("seconds", "limit", "succeeds"), [(12, 600, True), (600, 2, False)])
+def test_a_training_waits_for_the_tasks_that_another_one_uses(cluster, train, program, seconds, limit, succeeds):
+    """The chief's task is free, so that the chief waits for the other part."""
+    other, _folder = train(program(f"time.sleep({seconds})"), run_tasks=["worker:1"], detach=True)
     run = re.search(r"The run (\S+) continues", said(other))[1]
     try:
-        done, folder = train(program("time.sleep(600)"), train_join=8)
+        done, folder = train(program("print('hello')"), run_queue_timeout=limit, train_join=4)
     finally:
         cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
-    assert done.returncode != 0
-    assert f"worker:1 is used by run {run}" in verdict(folder)["failures"][0]
+    assert f"worker:1 is used by run {run}" in (said(done) if succeeds else verdict(folder)["failures"][0])
+    assert (done.returncode == 0) == succeeds, said(done)
 
 
 def test_trainings_on_different_tasks_run_at_the_same_time(cluster, train, program):

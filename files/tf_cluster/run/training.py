@@ -33,7 +33,7 @@ from .coordination import Term, Terms, in_thread
 HEARTBEAT_SECONDS = 5.0
 HEARTBEAT_TIMEOUT_SECONDS = 30.0  # without a heartbeat, after which the connection counts as lost
 TERM_SECONDS, STOP_SECONDS = 5.0, 10.0  # for one program to exit after SIGTERM; for all programs to stop
-WAITING_SECONDS = 2.0  # between a task's end and the report of those that are still running
+WAITING_SECONDS = 2.0  # until tasks are reported that have not joined, or are still running after the end of another one
 POLL_SECONDS = 0.1
 STOPPED = "was stopped from outside"
 SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
@@ -305,15 +305,20 @@ class Coordinator:
 
     async def gather(self) -> str:
         """Wait until all tasks have joined; return a sentence if they cannot start."""
-        missing, deadline = set(self.training["machines"]), time.monotonic() + self.training["join"]
+        missing, seconds = set(self.training["machines"]), start_seconds(self.training)
+        begun, reported = time.monotonic(), False
         while missing:
             try:
-                task, message = await self.event(deadline)
+                task, message = await self.event(begun + (seconds if reported else min(seconds, WAITING_SECONDS)))
             except asyncio.TimeoutError:
                 names = " and ".join(self.name(task) for task in sorted(missing))
+                if not reported and seconds > WAITING_SECONDS:
+                    log(f"waiting for {names} to join")
+                    reported = True
+                    continue
                 port = cluster_config.split_address(self.control)[1]
                 return (
-                    f"{names} did not join the training within {self.training['join']:g} s: is it started, and can it reach "
+                    f"{names} did not join the training within {seconds:g} s: is it started, and can it reach "
                     f"port {port} of machine {self.training['machines'][self.task]}?"
                 )
             if "refused" in message or "run" not in message:
@@ -477,7 +482,7 @@ class Member:
                 term = await self.next_term(terms)
                 if "over" in term.content:
                     return final_message(term)
-                brief = {**self.training, "control": term.content["control"], "join": CONNECT_SECONDS}
+                brief = {**self.training, "control": term.content["control"], "join": CONNECT_SECONDS, "queue_timeout": 0}
                 try:
                     over = await self.join(brief, refused)
                     newest = await terms.read()
@@ -499,7 +504,7 @@ class Member:
 
     async def next_term(self, terms: Terms) -> Term:
         """Return the coordinator to connect to, or one that has ended the training. If there is none, become it."""
-        deadline = time.monotonic() + self.training["join"]
+        deadline = time.monotonic() + start_seconds(self.training)
         while not self.leaving.is_set():
             newest = await terms.read()
             is_chief = self.task == self.training["chief"]
@@ -611,6 +616,11 @@ class Member:
         self.process = None
 
 
+def start_seconds(training: dict[str, Any]) -> float:
+    """Return how long all tasks may take to join, in seconds: some of them may be queued before."""
+    return float(training["join"]) + float(training["queue_timeout"])
+
+
 def adopt_orphans() -> None:
     """Become the parent of the program's orphaned processes, to find and stop them; see prctl(2)."""
     ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -635,7 +645,7 @@ def end_all(number: int) -> bool:
 
 async def join(training: dict[str, Any], task: str, leaving: asyncio.Event, refused: str = "") -> Channel:
     """Connect to the coordinator, retrying until it listens, and send the task's name and why it cannot start, if so."""
-    deadline = time.monotonic() + training["join"]
+    deadline = time.monotonic() + start_seconds(training)
     address, port = cluster_config.split_address(training["control"])
     while True:
         try:
@@ -644,7 +654,7 @@ async def join(training: dict[str, Any], task: str, leaving: asyncio.Event, refu
             await channel.send(run=training["id"], task=task, **({"refused": refused} if refused else {}))
         except (OSError, asyncio.TimeoutError) as error:
             if time.monotonic() > deadline or leaving.is_set():
-                reason = f"within {training['join']:g} s: {getattr(error, 'strerror', None) or error or 'no answer'}"
+                reason = f"within {start_seconds(training):g} s: {getattr(error, 'strerror', None) or error or 'no answer'}"
                 raise UnreachableError(f"{task} could not reach the chief at {training['control']} {reason}") from None
             await asyncio.sleep(POLL_SECONDS)
         else:

@@ -74,6 +74,23 @@ def test_invalid_options_of_a_training_are_reported(given, words):
     assert [word for word in words if word not in sentence] == []
 
 
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        ({}, 0),
+        ({"busy": ["worker:1"]}, 600),
+        ({"busy": ["worker:1"], "queue_timeout": "20"}, 20),
+        ({"busy": ["host:0"]}, 0),
+        ({"busy": ["worker:1"], "reserved": {"names": ["worker:0"]}}, 0),
+        ({"detached": True}, 600),
+        ({"detached": True, "queue_timeout": "soon"}, 0),  # program_problems reports it
+    ],
+)
+def test_parts_may_be_queued_if_other_trainings_use_their_tasks_or_nobody_waits(given, seconds):
+    found = filters.training(cluster(), **given)
+    assert (found["queue_timeout"], found["join"], found["problems"]) == (seconds, 60, [])
+
+
 def test_a_job_without_machines_is_reported():
     seed = cluster_spec({"all": ["a"], "worker": ["a"], "host": ["a"]}, {"a": {}})
     [sentence] = filters.training(seed, jobs=["chief", "worker"])["problems"]

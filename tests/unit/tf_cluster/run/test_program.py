@@ -1231,7 +1231,7 @@ def plan(chief="worker:0"):
     """Return a training of two workers."""
     return {
         "id": "r1", "chief": chief, "control": "10.0.0.1:4222", "cluster": {"worker": ["10.0.0.1:3222", "10.0.0.2:3222"]},
-        "machines": {"worker:0": "a", "worker:1": "b"}, "restarts": 0, "join": 5.0,
+        "machines": {"worker:0": "a", "worker:1": "b"}, "restarts": 0, "join": 5.0, "queue_timeout": 0,
         "entries": {"worker:0": "10.0.0.1:3222", "worker:1": "10.0.0.2:3222"},
     }  # fmt: skip
 

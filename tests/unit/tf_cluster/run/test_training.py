@@ -86,7 +86,7 @@ class Training:
     def __init__(self, folder, *programs, restarts=0, join=5.0, ports=None, limit=600):
         ports = ports or [free_port() for _each in programs]
         self.plan = {
-            "id": "r1", "chief": "worker:0", "control": f"127.0.0.1:{free_port()}", "restarts": restarts, "join": join,
+            "id": "r1", "chief": "worker:0", "control": f"127.0.0.1:{free_port()}", "restarts": restarts, "join": join, "queue_timeout": 0,
             "cluster": {"worker": [f"127.0.0.1:{port}" for port in ports]},
             "entries": {f"worker:{index}": f"127.0.0.1:{port}" for index, port in enumerate(ports)},
             "machines": {f"worker:{index}": "abc"[index] for index in range(len(programs))},
@@ -187,11 +187,13 @@ async def test_the_number_of_restarts_is_limited(tmp_path):
 
 
 @in_a_loop
-async def test_a_task_that_does_not_join_in_time_is_named(tmp_path):
+async def test_a_task_that_does_not_join_in_time_is_named(tmp_path, capfd):
     training = Training(tmp_path, "", "", join=0.5)
+    training.plan["queue_timeout"] = 2
     [found] = await training.run("worker:1")
-    assert found["failure"].startswith("worker:1 on machine b did not join the training within 0.5 s")
+    assert found["failure"].startswith("worker:1 on machine b did not join the training within 2.5 s")
     assert found["outcome"] == "was not started"
+    assert capfd.readouterr().out.count("[training] waiting for worker:1 on machine b to join\n") == 1
 
 
 @in_a_loop
