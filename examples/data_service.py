@@ -31,16 +31,17 @@ def exchange(values):
     return strategy.gather(strategy.run(tf.identity, args=(values,)), axis=0)
 
 
-with np.load("digits.npz") as digits:
-    total = len(digits["train_x"])
-    dataset = tf.data.Dataset.from_tensor_slices((np.arange(total), digits["train_x"]))
-# What comes before `distribute` runs on the servers.
-dataset = dataset.map(lambda number, x: (number, tf.reverse(tf.reshape(x, [8, 8]), [1]))).batch(BATCH)
-dataset = dataset.apply(
-    service.distribute(service.ShardingPolicy.DYNAMIC, f"grpc://{dispatcher_address}", "digits", max_outstanding_requests=1)
-)
-exchange(tf.constant([index]))  # all begin at the same time
-numbers = [number for batch, _x in dataset for number in batch.numpy()]
+with tf.device("CPU"):  # a GPU has no copy operation for the compressed batches of the servers
+    with np.load("digits.npz") as digits:
+        total = len(digits["train_x"])
+        dataset = tf.data.Dataset.from_tensor_slices((np.arange(total), digits["train_x"]))
+    # What comes before `distribute` runs on the servers.
+    dataset = dataset.map(lambda number, x: (number, tf.reverse(tf.reshape(x, [8, 8]), [1]))).batch(BATCH)
+    dataset = dataset.apply(
+        service.distribute(service.ShardingPolicy.DYNAMIC, f"grpc://{dispatcher_address}", "digits", max_outstanding_requests=1)
+    )
+    exchange(tf.constant([index]))  # all begin at the same time
+    numbers = [number for batch, _x in dataset for number in batch.numpy()]
 print(f"worker:{index} got {len(numbers)} of {total} digits", flush=True)
 # The exchange also keeps the dispatcher running until all workers have finished.
 everyones, counts = exchange(tf.constant(numbers, tf.int64)), exchange(tf.constant([len(numbers)]))

@@ -36,8 +36,8 @@ def training(
     """Return the training of the tasks of these jobs, or all problems of the options.
 
     ``reserved`` is the result of the function reservation. Of a number of workers, those that are ``busy`` come last.
-    ``min_tasks`` is the number of tasks with which the training continues after machines were lost; empty: all. If one of its tasks
-    is busy, and in a ``detached`` training, the parts may be queued for ``queue_timeout`` seconds, 0 in the result otherwise.
+    ``min_tasks`` is the number of tasks with which the training continues after machines were lost; empty: all. If one of its
+    tasks is busy, and in a ``detached`` training, parts may be queued for ``queue_timeout`` seconds, 0 in the result otherwise.
     """
     jobs = [job.strip() for job in jobs.split(",")] if isinstance(jobs, str) else list(jobs)
     problems = [problem for job in jobs if (problem := _job_problem(job, cluster))]

@@ -11,7 +11,6 @@ from .text import plain_lines
 
 TAIL_BYTES = 64 * 1024  # of the output
 MAX_CHARACTERS = 300  # of the line
-MAX_LINES = 60  # of an exception's message, of which the first lines may list operations of a graph
 
 RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Z]\w*)(?:: (.*))?")  # the line below a traceback
 # Without a traceback: the compiler, and programs that catch an exception.
@@ -20,8 +19,11 @@ TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
 # Lines of TensorFlow's messages that say where, not what.
 PREAMBLE = re.compile(
     r"(?:[A-Z_]+: )?From /job:|=+$|Graph execution error:|Detected at node|File \"|Node: |\d+ root error|\(\d+\) [A-Z_]+: ?$|"
-    r"Original stack trace|Additional GRPC error|<stack traces unavailable>"
+    r"Original stack trace|Additional GRPC error|<stack traces unavailable>|.*\d+ root error\(s\) found\.$"
 )
+# Prefixes that say which of several errors this is, its type and its place.
+PREFIX = re.compile(r"(?:\(\d+\) [A-Z_]+: +)?(?:\{\{function_node [^}]*\}\} )?")
+AFTER = re.compile(r"Traceback \(most|\[(?:cluster|training)\] |[EFIW]\d{4} \d\d:")  # what follows a message
 
 
 class Reason(NamedTuple):
@@ -62,8 +64,12 @@ REMEDIES = (
         "the program and pass on its content, or use a path that all machines share",
     ),
     (
-        r"OOM when allocating|CUDA_ERROR_OUT_OF_MEMORY|out of memory",
+        r"OOM when allocating|CUDA_ERROR_OUT_OF_MEMORY|out of memory|No blas support for stream",
         "Use smaller batches, or a larger gpu_memory_fraction in tf_task_options. status.yml shows the memory of each GPU",
+    ),
+    (
+        r"NCCL: invalid usage",
+        "NCCL refuses tasks that share a GPU. Leave the implementation of collective operations to TensorFlow, or select RING",
     ),
     (
         r"unknown device|Could not satisfy device specification|could not satisfy explicit device|Cannot assign a device",
@@ -94,8 +100,8 @@ def reason_of(log: Path) -> Reason | None:
 def find_reason(lines: list[str]) -> Reason | None:
     """Return the reason in the lines of an output: of the last traceback or, without one, the last line with an exception."""
     for place, exception, first in exceptions(lines):
-        message = [first, *lines[place + 1 : place + MAX_LINES]]
-        end = next((at for at, line in enumerate(message) if at and line.startswith(("Traceback (most", "[cluster] "))), None)
+        message = [first, *lines[place + 1 :]]
+        end = next((at for at, line in enumerate(message) if at and AFTER.match(line)), None)
         text = "\n".join([exception, *message[:end]])
         line = meaningful(message[:end])
         task = TASK.search(line) or TASK.search(text)  # the text may begin with the task that only passed the error on
@@ -127,4 +133,5 @@ def meaningful(message: list[str]) -> str:
     if "Graph execution error:" in texts[:2] and nodes:
         texts = texts[nodes[-1] + 1 :]  # between lies the stack of the graph's definition
     found = next((text for text in texts if text and not PREAMBLE.match(text)), "")
+    found = PREFIX.sub("", found, count=1)
     return found if len(found) <= MAX_CHARACTERS else f"{found[:MAX_CHARACTERS]} ..."

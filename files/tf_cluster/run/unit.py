@@ -85,6 +85,8 @@ def environment_of(
         "TF_CHECKPOINT_DIR": str(shared.checkpoints(noted) or run.folder / "checkpoints"),
         "GRPC_FAIL_FAST": "use_caller",
         "TF_CPP_MIN_LOG_LEVEL": "1",
+        # Otherwise the first program would take all memory of a GPU, which it shares with the task's server and with other tasks.
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "PYTHONPATH": f"{STARTUP}:{layer_of(run) / 'packages'}",
         "PYTHONUNBUFFERED": "1",
         "HOME": "/tmp",  # noqa: S108 (the unit's own)

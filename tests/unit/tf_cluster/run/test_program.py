@@ -937,6 +937,7 @@ def test_a_run_is_started_with_its_environment_its_arguments_and_its_limits(star
     assert json.loads(given["TF_CONFIG"])["task"] == {"type": "host", "index": 0}
     assert given["PYTHONPATH"].split(":") == [str(unit.STARTUP), str(run.folder / "layer/packages")]
     assert given["no_grpc_proxy"] == "10.0.0.1,10.0.0.3,fd00::1"
+    assert given["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
     assert command[-3:] == ["demo.py", "--", "5 $$HOME"]
     assert "--most=500000" in command
     assert f"--unit=tf-run-host-0-{run.id}.service" in command

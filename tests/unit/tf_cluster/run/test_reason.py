@@ -58,6 +58,7 @@ MISSING = "/r1/results/ckpt-1_temp/part; No such file or directory"
             f"ResourceExhaustedError: {OOM} (worker:0)",
             "worker:0", "gpu_memory_fraction",
         ),
+        ([*BEGIN, f"{ERRORS}.InternalError: NCCL: invalid usage"], "InternalError: NCCL: invalid usage", "", "RING"),
         # The task of the line counts before the one that passed the error on.
         (
             [*BEGIN, f"{ERRORS}.ResourceExhaustedError: Graph execution error:", "", "Detected at node 'r' defined at",
@@ -71,7 +72,22 @@ MISSING = "/r1/results/ckpt-1_temp/part; No such file or directory"
              "=====================", "INTERNAL: From /job:worker/replica:0/task:1:", "No blas support for stream",
              "\t [[{{node c}}]]", "CANCELLED: From /job:host/replica:0/task:0:", "RecvFromRemoteAsync is cancelled.",
              "====================="],
-            "InternalError: No blas support for stream (worker:1)", "worker:1", "",
+            "InternalError: No blas support for stream (worker:1)", "worker:1", "gpu_memory_fraction",
+        ),
+        (
+            [*BEGIN, f"{ERRORS}.InternalError: Graph execution error:", "", "Detected at node MatMul defined at (most",
+             *['  File "layer.py", line 1002, in __call__', ""] * 60, "2 root error(s) found.",
+             "  (0) INTERNAL:  No blas support for stream", "\t [[{{node dense/MatMul}}]]",
+             "  (1) INTERNAL:  No blas support for stream", "0 derived errors ignored. [Op:__inference_step_394]",
+             "[training] the program of worker:1 on machine b exited with status 1"],
+            "InternalError: No blas support for stream", "", "gpu_memory_fraction",
+        ),
+        (
+            [*BEGIN, f"{ERRORS}.InternalError: {{{{function_node __Next_/job:worker/replica:0/task:1/device:GPU:0}}}} "
+             "Error in user-defined function passed to ParallelMapDatasetV2:5 transformation: 2 root error(s) found.",
+             "  (0) INTERNAL: {{function_node __inference_lambda_49}} No unary variant device copy function found",
+             "W0000 00:00:1 48820 rendezvous.cc:412] Local rendezvous is aborting with status: UNAVAILABLE: Socket closed"],
+            "InternalError: No unary variant device copy function found (worker:1)", "worker:1", "",
         ),
         (
             [*BEGIN, "ValueError: Attempt to convert a value (PerReplica:{", "  0: <tf.Tensor>", "}) with an unsupported type"],

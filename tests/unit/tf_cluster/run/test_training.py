@@ -86,7 +86,8 @@ class Training:
     def __init__(self, folder, *programs, restarts=0, join=5.0, ports=None, limit=600):
         ports = ports or [free_port() for _each in programs]
         self.plan = {
-            "id": "r1", "chief": "worker:0", "control": f"127.0.0.1:{free_port()}", "restarts": restarts, "join": join, "queue_timeout": 0,
+            "id": "r1", "chief": "worker:0", "control": f"127.0.0.1:{free_port()}", "restarts": restarts,
+            "join": join, "queue_timeout": 0,
             "cluster": {"worker": [f"127.0.0.1:{port}" for port in ports]},
             "entries": {f"worker:{index}": f"127.0.0.1:{port}" for index, port in enumerate(ports)},
             "machines": {f"worker:{index}": "abc"[index] for index in range(len(programs))},
