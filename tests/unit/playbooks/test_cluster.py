@@ -7,7 +7,7 @@ from project import ROOT, load
 
 filters = load("plugins/filter/cluster_peers.py")
 PLAYS = yaml.safe_load((ROOT / "playbooks/cluster.yml").read_text(encoding="utf-8"))
-TASKS = [task for play in PLAYS for task in play["tasks"]]
+TASKS = [task for play in PLAYS for task in play.get("tasks", [])]
 CLUSTER = {"machines": {"m": [{"address": "no-such-machine.invalid", "port": 2222, "job": "worker"}]}}
 
 
