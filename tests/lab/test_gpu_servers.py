@@ -200,10 +200,10 @@ def test_the_gpu_memory_of_a_run_is_freed_after_the_run(cluster, driver, one):
     assert done.returncode == 0, said(done)
     assert result[str(64 << 20)] == (64 << 20) // 4
     assert kept > driver.used() < 100
+    assert gate(cluster)["worker:1"]["devices"] == devices(1, "GPU:0")  # the gate waits for the new server
     cleared = driver.opened("worker-1")[0][UUID]
     assert cleared["pid"] == entry["pid"]
     assert entry["peak"] > cleared["peak"] == 0
-    assert gate(cluster)["worker:1"]["devices"] == devices(1, "GPU:0")
 
 
 def test_missing_device_files_are_created_before_a_server_starts(cluster, driver, one):
