@@ -15,23 +15,28 @@ from ansible_collections.distributed.tensorflow.plugins.filter.reservation impor
 from ansible_collections.distributed.tensorflow.plugins.filter.training import training
 from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports import Cluster
 
+NO_TASK = "A training runs on all tasks of train_jobs. Select some with run_tasks, or run one program with playbooks/run.yml."
+
 
 def new_run(
     cluster: Cluster,
     program: object,
     name: object = "",
-    task: Any = "host:0",
+    task: Any = None,
     tasks: Any = "",
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return a run of a program, with a new ID, and all problems of these values.
 
-    ``name``, ``task`` and ``tasks`` are the variables run_name, run_task and run_tasks. ``options`` has the options of a training
-    (see the function training); a training chooses the task itself.
+    ``name``, ``task`` and ``tasks`` are the variables run_name, run_task (host:0 by default) and run_tasks. ``options`` has the
+    options of a training (see the function training); a training chooses the task itself.
     """
+    given, task = task, "host:0" if task is None else task
     run = run_name(program, cluster["output"], name)
     reserves = reservation(cluster, tasks, task if isinstance(task, str) else "")
     plan = training(cluster, run["id"], reserved=reserves, **options) if options else {}
+    if options and given is not None:
+        plan = {"problems": [f"run_task is {given!r}. {NO_TASK}"]}
     task = plan.get("chief", task)
     return {
         **run,

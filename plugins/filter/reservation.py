@@ -72,6 +72,8 @@ def _reserved_tasks(tasks: list[Task], outcome: dict[str, Any]) -> list[Task]:
 
     Version 0.9 notes no reservations.
     """
+    if outcome.get("training"):
+        return [task for task in tasks if task_name(task) in outcome["training"]["machines"]]
     if not outcome.get("names") or "reserved" not in outcome:
         return tasks
     return [task for task in tasks if f"{task['address']}:{task['port']}" in outcome["reserved"]]

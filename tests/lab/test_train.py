@@ -198,10 +198,7 @@ def test_a_training_is_collected_while_the_host_machine_is_unreachable(cluster, 
     finally:
         cluster.podman("unpause", cluster.host)
     assert "here" in (folder_of(done) / "tasks/worker-1/stdout.log").read_text(encoding="utf-8"), said(done)
-    # The journal of the server there, and nothing else.
-    assert verdict(folder_of(done))["failures"] == [
-        f"The log of ps:0 could not be collected: is machine {cluster.host} reachable?"
-    ]
+    assert verdict(folder_of(done))["failures"] == []
 
 
 def test_a_separate_chief_takes_part_in_a_training(cluster, train, program):

@@ -10,7 +10,15 @@ import pytest
 import yaml
 from project import ROOT, load
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("roles/*/README.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("examples/*.md"),
+        ROOT / "files/README.md",
+        *ROOT.glob("roles/*/README.md"),
+    ]
+)
 README, INDEX, REFERENCE = ROOT / "README.md", ROOT / "docs/README.md", ROOT / "docs/reference.md"
 PLAYBOOKS = sorted([*ROOT.glob("playbooks/*.yml"), ROOT / "site.yml", ROOT / "run_demo.yml"])
 DEFAULTS = [

@@ -101,6 +101,8 @@ def make_verdict(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 def tasks_of(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the gate's tasks that belong to the run: those that it reserved, and those that did not answer before it."""
     outcome, tasks = facts["outcome"], list(facts["tasks"])
+    if outcome.get("training"):
+        return [task for task in tasks if task["task"] in outcome["training"]["machines"]]
     if not outcome.get("names"):
         return tasks
     own = {*outcome["reserved"], *outcome.get("missing", [])}

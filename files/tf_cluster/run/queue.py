@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ from .unit import CONFIG, start_unit
 PROPERTIES = "Id,ActiveState,Description,Job"
 MAX_PHRASES = 3  # of what a run waits for
 SHUTDOWN = "its machine is shutting down"
+PART_SECONDS = 60  # in addition to its limit, after which a queued part of a training is useless: the others have given up
 LOCK = ".queue.lock"  # in the folder of the runs
 Notes = dict[str, Any]  # the content of a run.json
 
@@ -139,6 +141,8 @@ def wanted_by(noted: Notes) -> Wanted:
         raise RefusedError("an older version of this project prepared the run. Run the program again")
     training, wants = noted["training"], noted["wants"]
     if training:
+        if noted["task"] != training["chief"] and runs.clock() - noted["queued"] > noted.get("wait", math.inf) + PART_SECONDS:
+            raise RefusedError("the training did not wait longer for this task")
         return Wanted([], {training["entries"][noted["task"]]: noted["task"]}, 1)
     standing = {entry: f"{job}:{index}" for job, index, entry in cluster_config.standing_tasks(cluster_config.load(CONFIG))}
     missing = set(noted["missing"])

@@ -65,7 +65,8 @@ REMEDIES = (
     ),
     (
         r"OOM when allocating|CUDA_ERROR_OUT_OF_MEMORY|out of memory|No blas support for stream",
-        "Use smaller batches, or a larger gpu_memory_fraction in tf_task_options. status.yml shows the memory of each GPU",
+        "Use smaller batches or, for tensors on a task's server, a larger gpu_memory_fraction in tf_task_options. status.yml "
+        "shows the memory of each GPU",
     ),
     (
         r"NCCL: invalid usage",
@@ -87,25 +88,30 @@ REMEDIES = (
 )  # fmt: skip
 
 
-def reason_of(log: Path) -> Reason | None:
-    """Return why the program failed whose output is in ``log``; None if its output does not say."""
+def reason_of(log: Path, own: str = "") -> Reason | None:
+    """Return why the program of the task ``own`` failed whose output is in ``log``; None if its output does not say."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            return find_reason(plain_lines(file.read().decode(errors="replace")))
+            return find_reason(plain_lines(file.read().decode(errors="replace")), own)
     except OSError:
         return None
 
 
-def find_reason(lines: list[str]) -> Reason | None:
+def find_reason(lines: list[str], own: str = "") -> Reason | None:
     """Return the reason in the lines of an output: of the last traceback or, without one, the last line with an exception."""
+    begins = [place for place, line in enumerate(lines) if line.startswith("[training] attempt ")]
+    lines = lines[begins[-1] :] if begins else lines
+    job, _colon, index = own.partition(":")
+    here = re.compile(rf"/job:{job}/(?:replica:\d+/)?task:{index}\b")
     for place, exception, first in exceptions(lines):
         message = [first, *lines[place + 1 :]]
         end = next((at for at, line in enumerate(message) if at and AFTER.match(line)), None)
         text = "\n".join([exception, *message[:end]])
         line = meaningful(message[:end])
         task = TASK.search(line) or TASK.search(text)  # the text may begin with the task that only passed the error on
-        remedy = next((sentence for pattern, sentence in REMEDIES if re.search(pattern, text)), "")
+        elsewhere = here.sub("", text) if own else text  # the program's own task has its files
+        remedy = next((sentence for pattern, sentence in REMEDIES if re.search(pattern, elsewhere)), "")
         return Reason(exception, line, f"{task[1]}:{task[2]}" if task else "", remedy)
     return None
 

@@ -1,7 +1,7 @@
 """The folder, the notes and the unit of a run on a machine.
 
 A run is a folder: ``run.json`` (the notes: its options and how it ended), ``stdout.log``, ``config.json`` (its cluster spec),
-``program/`` (working directory), ``results/`` (``TF_RUN_DIR``), ``checkpoints/`` (``TF_CHECKPOINT_DIR``, not collected) and
+``program/`` (working directory), ``results/`` (``TF_RUN_DIR``), ``checkpoints/`` (``TF_CHECKPOINT_DIR``) and
 ``given.json`` (the files that were sent). In a training, each task is a run with a separate ID; the chief's ID is the training's.
 
 ``waiting`` in the notes marks a run that has not started; with ``number``, it is in the queue (queue.py).

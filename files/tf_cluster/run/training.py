@@ -321,9 +321,12 @@ class Coordinator:
                     f"{names} did not join the training within {seconds:g} s: is it started, and can it reach "
                     f"port {port} of machine {self.training['machines'][self.task]}?"
                 )
-            if "refused" in message or "run" not in message:
+            if self.terms and "lost" in message:
+                missing.add(task)  # it may return
+            elif "refused" in message or "run" not in message:
                 return self.sentence(task, message)
-            missing.discard(task)
+            else:
+                missing.discard(task)
         return ""
 
     async def watch(self, attempt: int, tasks: list[str]) -> str:
@@ -413,7 +416,7 @@ class Member:
 
     def __init__(self, noted: dict[str, Any], output: Path, terms: Terms | None = None) -> None:
         self.training, self.task, self.command = noted["training"], noted["task"], noted["command"]
-        self.begun, self.limit = time.monotonic(), noted["limit"]
+        self.limit, self.late = noted["limit"], False  # seconds from the first start of the program; whether they are over
         self.output, self.terms, self.resumed = output, terms, bool(noted.get("resumed"))
         self.checkpoints = shared.checkpoints(noted) or output.with_name("checkpoints")
         self.port = cluster_config.split_address(self.training["entries"][self.task])[1]
@@ -485,13 +488,18 @@ class Member:
                 brief = {**self.training, "control": term.content["control"], "join": CONNECT_SECONDS, "queue_timeout": 0}
                 try:
                     over = await self.join(brief, refused)
-                    newest = await terms.read()
-                    return {**final_message(newest), **over} if newest else over
-                except OSError:  # also UnreachableError
+                except UnreachableError:
                     await self.end()
+                except OSError:
+                    await self.end()
+                    refused = ""
+                else:
+                    with contextlib.suppress(OSError):
+                        term = await terms.read() or term
+                    return {**final_message(term), **over}
                 if self.left or self.leaving.is_set():
                     return {"over": f"the process of {self.task} {self.left or STOPPED}"}
-                self.outcome, refused = "was lost and did not take part in the last attempt", ""
+                self.outcome = "was lost and did not take part in the last attempt"
         finally:
             following.cancel()
 
@@ -506,7 +514,11 @@ class Member:
         """Return the coordinator to connect to, or one that has ended the training. If there is none, become it."""
         deadline = time.monotonic() + start_seconds(self.training)
         while not self.leaving.is_set():
-            newest = await terms.read()
+            try:
+                newest = await terms.read()
+            except OSError:  # the shared folder may answer later
+                await asyncio.sleep(CONNECT_SECONDS)
+                continue
             is_chief = self.task == self.training["chief"]
             if newest and ("over" in newest.content or not self.is_gone(terms, newest)):
                 return newest
@@ -553,7 +565,7 @@ class Member:
                     waiting["leave"] = asyncio.create_task(self.leaving.wait())
                     await self.leave(channel)
                 if self.process and self.process.returncode is not None:
-                    ended = exit_description(self.process.returncode, self.output)
+                    ended = exit_description(self.process.returncode, self.output, self.task)
                     self.outcome = ended or "done"
                     await self.end()
                     await channel.send(ended=ended, attempt=self.attempt)
@@ -573,15 +585,19 @@ class Member:
 
     async def leave(self, channel: Channel) -> None:
         """Tell the coordinator that systemd stops this process. Its machine may be shut down, and return."""
-        late = time.monotonic() - self.begun > self.limit - POLL_SECONDS
-        self.outcome = self.left = f"was stopped after {self.limit:g} s (run_timeout)" if late else STOPPED
-        fatal = late or is_cancelled(self.output.with_name("run.json"))
+        self.outcome = self.left = f"was stopped after {self.limit:g} s (run_timeout)" if self.late else STOPPED
+        fatal = self.late or is_cancelled(self.output.with_name("run.json"))
         if self.coordinator and self.terms and not fatal:
             self.coordinator.left.set()
         else:
             await channel.send(leaves=self.outcome, fatal=fatal)
         if self.terms and not fatal:
             raise ConnectionAbortedError  # the others continue
+
+    def expire(self) -> None:
+        """Leave the training, because the time of its programs is over."""
+        self.late = True
+        self.leaving.set()
 
     def port_conflict(self) -> str:
         """Return a sentence if the task's port is in use, else an empty string."""
@@ -591,6 +607,10 @@ class Member:
 
     async def start(self, attempt: int, tasks: list[str] | None = None) -> None:
         """Start the program with the tasks of an attempt; all tasks by default."""
+        if not self.attempt:
+            asyncio.get_running_loop().call_later(self.limit, self.expire)
+        else:
+            log(f"attempt {attempt}")  # the module reason looks for the last one
         self.attempt, self.outcome = attempt, "was stopped with the others"
         deadline = time.monotonic() + TERM_SECONDS
         while self.port_conflict() and time.monotonic() < deadline:  # the previous program's server may need a moment to exit
@@ -672,15 +692,16 @@ def refuse(training: dict[str, Any], task: str, sentence: str) -> None:
     asyncio.run(tell())
 
 
-def exit_description(status: int, output: Path) -> str:
-    """Return how a program failed, with the reason in its output; empty if it succeeded."""
+def exit_description(status: int, output: Path, task: str) -> str:
+    """Return how the program of a task failed, with the reason in its output; empty if it succeeded."""
     if status == 0:
         return ""
     if status > 0:
-        found = reason.reason_of(output)
+        found = reason.reason_of(output, task)
         remedy = f". {found.remedy}" if found and found.remedy else ""
         return f"exited with status {status}{f': {found}' if found else ''}{remedy}"
-    return f"was killed by {signal.Signals(-status).name}"
+    known = {int(each): each.name for each in signal.Signals}
+    return f"was killed by {known.get(-status, f'signal {-status}')}"
 
 
 def log(sentence: str) -> None:

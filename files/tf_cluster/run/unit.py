@@ -12,6 +12,7 @@ from typing import Any
 
 from ..spec import cluster_config
 from . import shared
+from . import training as trainings
 from .runs import USER, Run
 
 STARTUP = Path(__file__).resolve().with_name("startup")
@@ -103,10 +104,12 @@ def environment_of(
 
 def properties_of(run: Run, noted: dict[str, Any], task: str) -> list[str]:
     """Return the properties of a run's unit in addition to its drop-ins (role server); ``task`` such as "host-0"."""
-    log, layer = run.folder / "stdout.log", layer_of(run)
+    log, layer, seconds = run.folder / "stdout.log", layer_of(run), noted["limit"]
+    if noted["training"]:  # its process ends the program in time, from when all tasks have joined
+        seconds += trainings.start_seconds(noted["training"]) + trainings.STOP_SECONDS
     properties = [
         f"Description=run {run.id}", f"User={USER}", f"WorkingDirectory={run.folder / 'program'}",
-        f"StandardOutput=append:{log}", f"StandardError=append:{log}", f"RuntimeMaxSec={noted['limit']}",
+        f"StandardOutput=append:{log}", f"StandardError=append:{log}", f"RuntimeMaxSec={seconds}",
         "TimeoutStopSec=10", f"ReadWritePaths={' '.join(str(run.folder / name) for name in WRITABLE)}",
         f"EnvironmentFile=-{TASKS / f'{task}.env'}",
     ]  # fmt: skip

@@ -56,6 +56,12 @@ def test_an_unknown_tag_fails(playbook, name, words):
     assert words in said(done)
 
 
+def test_a_stage_cannot_be_skipped_because_its_checks_would_be_too(playbook):
+    done = playbook("site.yml", "--skip-tags=cuda,server")
+    assert done.returncode == 2
+    assert "--skip-tags cuda,server would skip the checks as well. Name the stages that are to run with --tags." in said(done)
+
+
 def test_cancel_accepts_a_list_with_one_run(playbook):
     """Run on this machine, where no cluster is installed."""
     local = json.dumps({"run": ["no-such-run"], "ansible_connection": "local", "ansible_become": False})

@@ -101,3 +101,8 @@ def test_a_training_chooses_the_task_and_has_the_id_of_the_run(tmp_path):
 def test_invalid_values_of_a_run_are_reported(tmp_path, given, words):
     [sentence] = plan(tmp_path, **given)["problems"]
     assert sentence.startswith(words)
+
+
+def test_the_task_of_a_training_cannot_be_set(tmp_path):
+    [sentence] = plan(tmp_path, task="host:0", options=TRAINING)["problems"]
+    assert sentence.startswith("run_task is 'host:0'. A training runs on all tasks of train_jobs.")

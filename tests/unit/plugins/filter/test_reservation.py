@@ -98,16 +98,17 @@ def test_a_training_uses_named_tasks_and_prefers_free_workers():
 
 
 def test_run_collection_lists_the_tasks_and_parts_of_a_run_by_machine():
-    workers = [{"address": "10.0.0.1", "port": port, "standing": True} for port in (2222, 2224)]
-    machines = {"a": workers, "b": [{"address": "10.0.0.2", "port": 2222, "standing": False}], "c": []}
+    workers = [{"job": "worker", "index": i, "address": "10.0.0.1", "port": 2222 + 2 * i, "standing": True} for i in range(2)]
+    other = {"job": "worker", "index": 2, "address": "10.0.0.2", "port": 2222, "standing": False}
+    machines = {"a": workers, "b": [other], "c": []}
     whole = filters.run_collection(machines, "b", {})
     assert whole == {"a": {"tasks": workers, "parts": []}, "b": {"tasks": machines["b"], "parts": []}}
     part = filters.run_collection(machines, "b", {"names": {"worker:0": "worker:1"}, "reserved": ["10.0.0.1:2224"]})
     assert part == {"a": {"tasks": workers[1:], "parts": []}, "b": {"tasks": [], "parts": []}}
     assert filters.run_collection(machines, "b", {"names": {"worker:0": "worker:1"}}) == whole  # a run of version 0.9
-    training = {"id": "r1", "chief": "worker:0", "machines": {"worker:0": "b", "worker:1": "c"}}
-    found = filters.run_collection(machines, "b", {"names": {"a": "a"}, "reserved": [], "training": training})
+    training = {"id": "r1", "chief": "worker:2", "machines": {"worker:2": "b", "worker:3": "c"}}
+    found = filters.run_collection(machines, "b", {"training": training})  # a is not asked
     assert found == {
-        "b": {"tasks": [], "parts": []},
-        "c": {"tasks": [], "parts": [{"task": "worker:1", "name": "worker-1", "id": "r1.worker-1"}]},
+        "b": {"tasks": [other], "parts": []},
+        "c": {"tasks": [], "parts": [{"task": "worker:3", "name": "worker-3", "id": "r1.worker-3"}]},
     }

@@ -257,6 +257,17 @@ def test_parts_of_trainings_reserve_their_own_tasks(machine):
     assert machine.started == ["t1", "t1.worker-1", "r1"]
 
 
+def test_a_part_of_a_training_that_the_others_no_longer_wait_for_is_not_started(machine, monkeypatch):
+    training = {"chief": "worker:0", "entries": {"worker:0": "a:3222", "worker:1": "b:3222"}}
+    machine.request("t1.worker-1", training=training, task="worker:1")
+    machine.request("t2.worker-1", training=training, task="worker:1", wait=30)
+    now = runs.clock()
+    monkeypatch.setattr(runs, "clock", lambda: now + 120)
+    queue.dispatch()
+    assert runs.Run("t2.worker-1").read()["failure"] == "the training did not wait longer for this task"
+    assert machine.started == ["t1.worker-1"]
+
+
 def test_a_run_that_is_only_prepared_is_not_in_the_queue(machine):
     run = runs.Run("r1")
     run.folder.mkdir(parents=True)

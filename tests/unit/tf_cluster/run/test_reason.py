@@ -108,6 +108,16 @@ def test_the_exception_and_its_first_meaningful_line_are_found(lines, found, tas
     assert (remedy in result.remedy) if remedy else not result.remedy
 
 
+def test_the_own_task_of_a_program_has_its_files():
+    lines = [*BEGIN, f"{ERRORS}.NotFoundError: From /job:worker/replica:0/task:1:", "/data/a.txt; No such file or directory"]
+    assert "program_data" in reason.find_reason(lines, "worker:0").remedy
+    assert reason.find_reason(lines, "worker:1").remedy == ""
+
+
+def test_the_reason_of_an_earlier_attempt_is_not_that_of_the_last():
+    assert reason.find_reason([*BEGIN, "ValueError: 1", "[training] attempt 2", "done"]) is None
+
+
 @pytest.mark.parametrize("lines", [[], ["done"], ["Error: no"], ["Traceback (most recent call last):", "  File"], ["W0000 x: y"]])
 def test_an_output_without_an_exception_gives_no_reason(lines):
     assert reason.find_reason(lines) is None

@@ -224,13 +224,42 @@ async def test_a_task_that_is_stopped_from_outside_stops_the_training_without_a_
 
 @in_a_loop
 async def test_a_training_that_exceeds_its_timeout_reports_the_timeout(tmp_path):
-    training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)", limit=0.5)
-    later(0.8, training.members[1].leaving.set)
+    training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)")
+    training.members[1].limit = 0.5
     found = await training.run()
     assert (
         found[0]["failure"]
         == "the process of worker:1 on machine b was stopped after 0.5 s (run_timeout); still running: worker:0, worker:1"
     )
+
+
+@in_a_loop
+async def test_the_timeout_begins_when_all_tasks_have_joined(tmp_path):
+    training = Training(tmp_path, "time.sleep(1)", "time.sleep(1)")
+    for member in training.members:
+        member.limit = 4
+    await training.coordinate()
+    chief = asyncio.create_task(training.members[0].run())
+    await asyncio.sleep(4.5)
+    found = [await training.members[1].run(), await chief]
+    assert [each["outcome"] for each in found] == ["done", "done"]
+
+
+@in_a_loop
+async def test_the_reason_of_a_failure_is_that_of_the_last_attempt(tmp_path, capfd):
+    training = Training(tmp_path, "sys.exit(1)", "time.sleep(60)", restarts=1)
+    (tmp_path / "0.log").write_text(
+        "Traceback (most recent call last):\n  File\nZeroDivisionError: division by zero\n[training] attempt 2\n",
+        encoding="utf-8",
+    )
+    found = await training.run()
+    assert found[0]["failure"] == "the program of worker:0 on machine a exited with status 1"
+    assert "[training] attempt 2\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (40, "signal 40")])
+def test_a_program_that_was_killed_is_reported_with_the_signal(tmp_path, number, name):
+    assert train_task.exit_description(-number, tmp_path, "worker:0") == f"was killed by {name}"
 
 
 @in_a_loop
