@@ -1246,6 +1246,7 @@ def test_a_part_of_a_training_is_started_with_a_separate_cluster(started, run):
     assert command[-3:] == ["-m", "tf_cluster.run.training", run.id]
     assert f"--unit=tf-run-worker-1-{run.id}.service" in command
     assert "--property=KillMode=mixed" in command
+    assert "--property=RuntimeMaxSec=75.0" in command  # 60, 5 to join, and 10 to stop
 
 
 def test_a_part_of_a_training_uses_the_shared_folder(started, run, monkeypatch, tmp_path):

@@ -1,6 +1,8 @@
 """training.py: all start together, end together, start again together, and none waits for ever."""
 
 import asyncio
+import contextlib
+import errno
 import functools
 import os
 import re
@@ -410,6 +412,37 @@ async def until(condition, seconds=60):
 def ran(folder, count):
     """Return how many programs have started with a number of workers, by their index."""
     return sorted(int(path.name.split("-")[2]) for path in folder.glob(f"ran-{count}-*"))
+
+
+@in_a_loop
+async def test_a_task_that_is_lost_before_the_first_start_may_return(tmp_path):
+    training = Surviving(tmp_path, "", "")
+    chief = asyncio.create_task(training.members[0].run())
+    channel = None
+    while not channel:
+        with contextlib.suppress(OSError):
+            channel = await training.hello(run="r1", task="worker:1")
+        await asyncio.sleep(0.1)
+    channel.close()
+    await asyncio.sleep(0.5)
+    found = [await training.members[1].run(), await chief]
+    assert [each["failure"] for each in found] == ["", ""]
+
+
+@in_a_loop
+async def test_a_shared_folder_that_does_not_answer_for_a_moment_does_not_end_a_training(tmp_path):
+    training = Surviving(tmp_path, "", "")
+    terms, begun = training.members[1].terms, time.monotonic()
+    read = terms.read
+
+    async def fail_first():
+        if time.monotonic() < begun + 1.5:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return await read()
+
+    terms.read = fail_first
+    found = await asyncio.gather(*training.begin().values())
+    assert [each["failure"] for each in found] == ["", ""]
 
 
 @pytest.mark.parametrize("lost", ["worker:0", "worker:1", "worker:2"])
