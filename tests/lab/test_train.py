@@ -167,7 +167,7 @@ def test_two_trainings_started_at_the_same_time_run_one_after_the_other(train, p
 def test_the_time_limit_stops_all_tasks_of_a_training(cluster, train, program):
     done, folder = train(program("time.sleep(600)"), run_timeout=4)
     assert done.returncode != 0
-    assert "still running after 4" in verdict(folder)["failures"][0]
+    assert "was stopped after 4 s (run_timeout); still running: worker:0, worker:1" in verdict(folder)["failures"][0]
     assert running(cluster) == []
 
 
