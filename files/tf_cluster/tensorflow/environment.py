@@ -11,7 +11,7 @@ one call at a time; the action tf_program repeats a call that finds it locked, b
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -120,8 +120,14 @@ def install(plan: dict[str, Any], deadline: float) -> dict[str, Any]:
     os.sync()  # prevents empty files after a power failure
     # Stops byte-compiling, which would write to the old environment during its removal.
     subprocess.run(plan["before"], capture_output=True, check=False, stdin=subprocess.DEVNULL)
-    with contextlib.suppress(FileNotFoundError):
+    try:
         os.rename(venv, work / "old")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # overlayfs renames no folder that is part of a container's image
+            raise
+        remove(venv)
     os.rename(fresh, venv)
     remove(work)
     return {"id": made, "made": True}

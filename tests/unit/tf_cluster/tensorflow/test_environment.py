@@ -1,5 +1,6 @@
 """environment.py: it notices an incomplete environment, and replaces it completely or not at all."""
 
+import errno
 import fcntl
 import json
 import os
@@ -102,6 +103,22 @@ def test_an_environment_for_other_packages_is_created_again(plan):
     environment.make(plan)
     send(plan)
     assert environment.make({**plan, "made_of": "another list"})["made"] is True
+
+
+def test_an_environment_that_cannot_be_renamed_is_replaced(plan, monkeypatch):
+    """As in a container whose image has it."""
+    environment.make(plan)
+    send(plan)
+    rename = os.rename
+
+    def refuse(source, target):
+        if str(target).endswith("/old"):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    assert environment.make({**plan, "made_of": "another list"})["made"] is True
+    assert environment.look(plan["venv"])["made_of"] == "another list"
 
 
 def test_each_created_environment_has_a_different_id(plan, tmp_path):
