@@ -110,7 +110,7 @@ def find_reason(lines: list[str], own: str = "") -> Reason | None:
         text = "\n".join([exception, *message[:end]])
         line = meaningful(message[:end])
         task = TASK.search(line) or TASK.search(text)  # the text may begin with the task that only passed the error on
-        elsewhere = here.sub("", text) if own else text  # the program's own task has its files
+        elsewhere = here.sub("", text)  # the program's own task has its files
         remedy = next((sentence for pattern, sentence in REMEDIES if re.search(pattern, elsewhere)), "")
         return Reason(exception, line, f"{task[1]}:{task[2]}" if task else "", remedy)
     return None

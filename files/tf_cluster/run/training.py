@@ -488,11 +488,9 @@ class Member:
                 brief = {**self.training, "control": term.content["control"], "join": CONNECT_SECONDS, "queue_timeout": 0}
                 try:
                     over = await self.join(brief, refused)
-                except UnreachableError:
+                except OSError as error:
                     await self.end()
-                except OSError:
-                    await self.end()
-                    refused = ""
+                    refused = refused if isinstance(error, UnreachableError) else ""  # until the coordinator has it
                 else:
                     with contextlib.suppress(OSError):
                         term = await terms.read() or term

@@ -107,7 +107,7 @@ def test_run_collection_lists_the_tasks_and_parts_of_a_run_by_machine():
     assert part == {"a": {"tasks": workers[1:], "parts": []}, "b": {"tasks": [], "parts": []}}
     assert filters.run_collection(machines, "b", {"names": {"worker:0": "worker:1"}}) == whole  # a run of version 0.9
     training = {"id": "r1", "chief": "worker:2", "machines": {"worker:2": "b", "worker:3": "c"}}
-    found = filters.run_collection(machines, "b", {"training": training})  # a is not asked
+    found = filters.run_collection(machines, "b", {"names": {"a": "a"}, "reserved": [], "training": training})
     assert found == {
         "b": {"tasks": [other], "parts": []},
         "c": {"tasks": [], "parts": [{"task": "worker:3", "name": "worker-3", "id": "r1.worker-3"}]},
