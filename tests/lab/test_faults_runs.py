@@ -406,7 +406,7 @@ def test_results_can_be_collected_after_the_disk_of_the_controller_was_full(clus
     took = time.monotonic() - begun
     assert done.returncode != 0
     again = re.search(
-        r"could not be transferred: .*No space left on device.*'ansible-playbook (\S+) -e (run=\S+)' to continue", said(done)
+        r"could not be transferred: .*No space left on device.*'ansible-playbook (\S+) -e (run=[^']+)'+ to continue", said(done)
     )
     assert again, said(done)
     subprocess.run([*AS_ROOT, "mount", "-o", "remount,size=100m", cluster.output], check=True)
