@@ -14,7 +14,7 @@ import socket
 import sys
 import tarfile
 import tempfile
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from unittest import mock
 
@@ -401,12 +401,7 @@ def test_a_random_result_gives_a_valid_verdict(folder, result, placement):
     output.mkdir(parents=True, exist_ok=True)
     (output / "result.json").write_bytes(result)
     (output / "placement.json").write_bytes(placement)
-    facts = io.StringIO(json.dumps({"outcome": OUTCOME, "tasks": [], "required": True}))
-    answered = io.StringIO()
-    called = mock.patch.object(sys, "argv", ["report.py", str(output)])
-    with mock.patch.object(sys, "stdin", facts), called, redirect_stdout(answered):
-        report.main()
-    answer = json.loads(answered.getvalue())
+    answer = report.write(output, {"outcome": OUTCOME, "tasks": [], "required": True})
     verdict = json.loads((output / "verdict.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert verdict == answer["verdict"]
     assert verdict["ok"] is (answer["failure"] == "")

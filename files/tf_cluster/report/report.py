@@ -1,13 +1,4 @@
-"""Make the verdict and the page of a collected run.
-
-    report.py output/<run id> < facts.json
-
-Runs on the controller. Standard input: ``{"outcome": {...}, "tasks": [...], "required": true, "skipped": [...]}``: the answers of
-the run and of the gate, whether a failed run fails the command (false for canceled and running runs), and the machines that
---limit leaves out. Writes ``verdict.json``, ``report.html`` and ``summary.txt`` to the folder, and updates the link
-``latest`` beside it unless that points to a newer run. Prints one JSON object: ``lines`` (the summary), ``verdict`` and
-``failure`` (a sentence if the command failed).
-"""
+"""Make the verdict and the page of a collected run. Runs on the controller, in the action plugin write_report."""
 
 from __future__ import annotations
 
@@ -18,7 +9,6 @@ import json
 import math
 import os
 import re
-import sys
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -40,10 +30,13 @@ MAX_NAMES = 5  # of files that were not collected
 MAX_DEPTH = 100  # of nested lists and objects in a result
 
 
-def main() -> None:
-    """Write the files and print the result as JSON."""
-    folder = Path(sys.argv[1])
-    facts = json.load(sys.stdin)
+def write(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write ``verdict.json``, ``report.html`` and ``summary.txt`` to the folder, and update the link ``latest`` beside it.
+
+    ``facts``: ``outcome`` and ``tasks`` are the answers of the run and of the gate, ``required`` is whether a failed run fails
+    the command (false for canceled and running runs), and ``skipped`` are the machines that --limit leaves out. Returns ``lines``
+    (the summary), ``verdict`` and ``failure`` (a sentence if the command failed). Raises OSError if a file cannot be written.
+    """
     verdict = make_verdict(folder, facts)
     drawn = add_trace(folder, facts["outcome"], verdict)
     (folder / "verdict.json").write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
@@ -53,7 +46,7 @@ def main() -> None:
     point_latest(folder)
     failures = [sentence for sentence in verdict["failures"] if facts["required"] or NOT_COLLECTED in sentence]
     failure = f"{' '.join(failures)} The collected files are in {folder}." if failures else ""
-    print(json.dumps({"lines": lines, "verdict": verdict, "failure": failure}))
+    return {"lines": lines, "verdict": verdict, "failure": failure}
 
 
 def point_latest(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""report.py on runs that were collected: the verdict, the page and the last lines."""
+"""The report on runs that were collected: the verdict, the page and the last lines."""
 
 import json
 import os
@@ -6,7 +6,9 @@ import shutil
 import time
 
 import pytest
-from project import ROOT, call
+from project import ROOT, load
+
+report = load("tf_cluster.report.report")
 
 MATRIX = [[26.80402, 32.85203], [54.003944, 69.09987]]
 TASKS = [
@@ -30,14 +32,12 @@ class Collected:
         """Write one file of the run."""
         (self.folder / name).write_text(text, encoding="utf-8")
 
-    def report(self, failure="", program="demo.py", parsed=True, must=True, skipped=(), **more):
-        """Run report.py and return its answer."""
+    def report(self, failure="", program="demo.py", must=True, skipped=(), **more):
+        """Write the report and return the answer."""
         outcome = {"run_id": self.folder.name, "program": program, "started": 1767225600.0, "seconds": 2.5, "failure": failure}
         outcome |= {"ended": 1767225602.5} | more
         facts = {"outcome": outcome, "tasks": TASKS, "required": must, "skipped": list(skipped)}
-        done = call("tf_cluster.report", self.folder, input=json.dumps(facts))
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout) if parsed else done.stdout
+        return report.write(self.folder, facts)
 
     def text(self, name):
         """Return the text of one file."""
@@ -231,7 +231,7 @@ def test_a_result_that_is_a_folder_is_a_failure(run):
 @pytest.mark.parametrize("depth", [900, *range(980, 1000)])
 def test_a_deeply_nested_result_gives_a_page(run, depth):
     run.write("result.json", "[" * depth + "]" * depth)
-    run.report(parsed=False)
+    run.report()
     assert (run.folder / "report.html").exists()
 
 
