@@ -55,7 +55,7 @@ test-tunnel: lab-check environment ## Encrypt a lab's traffic, watch its network
 test-examples: lab-check environment ## Run the examples on a lab, and trace trainings
 	tests/molecule examples
 
-test-cuda: lab-check environment compiler ## CUDA's packages without a GPU, with the driver's packages and with a stand-in for the driver (14 GB)
+test-cuda: lab-check environment compiler ## CUDA's packages without a GPU, with the driver's packages and with a stand-in for the driver
 	tests/molecule cuda gpu_servers
 
 test-gpu: environment ## GPUs, on a machine that has one and its driver; skips elsewhere

@@ -53,6 +53,7 @@ RENAMED = {
     "lab_keep_tools": "lab_keep_image",
     "ready_must": "ready_required",
     "ready_prove": "ready_gpu_check_timeout",
+    "run_arguments": "run_args",
     "run_lost": "run_abort_after_silence",
     "run_wait": "run_queue_timeout",
 }

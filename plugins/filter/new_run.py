@@ -13,7 +13,7 @@ from typing import Any
 from ansible_collections.distributed.tensorflow.plugins.filter.program import task_problems
 from ansible_collections.distributed.tensorflow.plugins.filter.reservation import reservation
 from ansible_collections.distributed.tensorflow.plugins.filter.training import training
-from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports import Cluster
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports import Cluster, task_name, tasks_of
 
 NO_TASK = "A training runs on all tasks of train_jobs. Select some with run_tasks, or run one program with playbooks/run.yml."
 
@@ -33,7 +33,8 @@ def new_run(
     """
     given, task = task, "host:0" if task is None else task
     run = run_name(program, cluster["output"], name)
-    reserves = reservation(cluster, tasks, task if isinstance(task, str) else "")
+    chiefs = [task_name(chief) for chief in tasks_of(cluster, "chief")] if "chief" in (options or {}).get("jobs", []) else []
+    reserves = reservation(cluster, tasks, task if isinstance(task, str) else "", chiefs)
     plan = training(cluster, run["id"], reserved=reserves, **options) if options else {}
     if options and given is not None:
         plan = {"problems": [f"run_task is {given!r}. {NO_TASK}"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ansible_collections.distributed.tensorflow.plugins.filter.training import training_parts
@@ -17,8 +17,10 @@ from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports impor
 PLACES = "Set a number of worker tasks, as in 2, or a list of tasks, as in [worker:0, worker:1]."
 
 
-def reservation(cluster: Cluster, wanted: Any = "", task: str = "host:0") -> dict[str, Any]:
+def reservation(cluster: Cluster, wanted: Any = "", task: str = "host:0", others: Collection[str] = ()) -> dict[str, Any]:
     """Return what a run of the program's ``task`` reserves, or all problems of ``wanted`` (the variable run_tasks).
+
+    ``others``: tasks that may be named although they have no standing server, such as a training's chief.
 
     ``names`` and ``tasks`` (addresses) are empty without a list, ``count`` is 0 without a number: then it reserves all tasks,
     or with ``none`` no standing task.
@@ -45,11 +47,13 @@ def reservation(cluster: Cluster, wanted: Any = "", task: str = "host:0") -> dic
     problems = [
         f"run_tasks contains {name}, which has no standing server. Set tasks such as {known}."
         for name in names
-        if name not in standing
+        if name not in standing and name not in others
     ]
+    if not problems and not set(names) & set(standing):
+        problems = [f"run_tasks contains only {', '.join(names)}. Add tasks such as {known}."]
     if problems:
         return {**result, "problems": problems}
-    names = list(dict.fromkeys(names))
+    names = [name for name in dict.fromkeys(names) if name in standing]
     return {**result, "names": names, "tasks": [standing[name] for name in names]}
 
 

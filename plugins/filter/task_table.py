@@ -41,12 +41,14 @@ def task_table(tasks: list[Task], explained: Iterable[dict[str, Any]] = ()) -> l
     return lines
 
 
-def missing_problem(tasks: list[Task], allowed: object, workers: int = 0) -> str:
+def missing_problem(tasks: list[Task], allowed: object, reserves: dict[str, Any] | None = None) -> str:
     """Return why a run cannot start without the missing tasks, or "".
 
-    ``allowed`` is how many may be missing. If it needs only a number of ``workers``, all others may be missing.
+    ``allowed`` is how many may be missing. ``reserves`` is what the run reserves, from the filter new_run: if it is a number of
+    workers (``count``), all others may be missing, and if it is ``none``, all tasks.
     """
     missing = [task for task in tasks if task["state"] != "answers"]
+    workers = (reserves or {}).get("count", 0)
     if workers:
         there = sum(task["task"].startswith("worker:") and task["state"] == "answers" for task in tasks)
         return "" if there >= workers else f"The run needs {workers} worker tasks (run_tasks), but {there} answer."
@@ -56,6 +58,8 @@ def missing_problem(tasks: list[Task], allowed: object, workers: int = 0) -> str
         return f"allow_missing is {allowed!r}. Set how many tasks may be missing, as in 1, or all."
     if any(task["state"] == "no device" for task in missing):
         return "A task lacks a device that the program needs."
+    if (reserves or {}).get("none"):
+        return ""
     if len(missing) == len(tasks):
         return "No task of the cluster answers."
     if len(missing) <= most:

@@ -127,7 +127,7 @@ def _chosen(cluster: Cluster, jobs: list[str], reserved: dict[str, Any], busy: s
     """Return the names of the tasks that take part."""
     names = [task_name(task) for job in jobs if job in TRAINING_JOBS for task in tasks_of(cluster, job)]
     if reserved.get("names"):
-        return set(reserved["names"])
+        return set(reserved["names"]) | {name for name in names if name.startswith("chief:")}  # it has no server to reserve
     workers = sorted((name for name in names if name.startswith("worker:")), key=lambda name: name in busy)
     return {name for name in names if not name.startswith("worker:")} | set(workers[: reserved.get("count") or len(workers)])
 

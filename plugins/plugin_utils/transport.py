@@ -22,7 +22,7 @@ PLACE = "ARGUMENTS-OF-RSYNC"
 # As in tf_cluster/transfer/transfer.py.
 READY, BEGIN, WAITING = b"tf_cluster.transfer: ready", b"tf_cluster.transfer: begin\n", b"tf_cluster.transfer: waiting "
 START_SECONDS = 60.0  # without a line of the machine, until the start times out
-CHUNK_BYTES = 1 << 20  # a pipe holds less, so this is no limit
+CHUNK_BYTES = 65536  # what a pipe holds; with 1 MiB, Python takes 0.8 s more for 1 GiB
 
 
 def main() -> None:
@@ -68,11 +68,12 @@ def wait_until_ready(source: int) -> bool:
 
 
 def relay(source: int, target: int) -> None:
-    """Pass bytes, in the kernel, until the end of ``source`` or until nobody reads them, then close ``target``."""
+    """Pass bytes until the end of ``source`` or until nobody reads them, then close ``target``."""
     try:
-        # splice locks the target, a pipe, while it waits for bytes, and nobody could read it: select waits instead.
-        while select.select([source], [], []) and os.splice(source, target, CHUNK_BYTES):
-            pass
+        while data := os.read(source, CHUNK_BYTES):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(target, view) :]
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ECONNRESET):
             raise

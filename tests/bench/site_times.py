@@ -4,8 +4,8 @@
     .venv/bin/python tests/bench/site_times.py 3 8 16
 
 By hand is what TensorFlow's documentation says, over ssh, for one machine: ``python3 -m venv``, ``pip install`` of the same
-wheels, start, until the server listens; whoever does it by hand does one machine after the other. The wheels go there from the
-controller both ways. Prints a line of Markdown for each size; times in seconds. For docs/scale.md. Needs what ``make demo``
+wheels, start, until the server listens; by hand, it is done for one machine after the other. Both ways send the wheels from the
+controller. Prints a line of Markdown for each size; times in seconds. For docs/scale.md. Needs what ``make demo``
 needs; 2 GB of disk a machine.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".cache/bench/site"
-LAB = {"lab_name": "tf-bench", "lab_network": "10.89.87.0/24", "lab_keep_image": True}
+LAB = {"lab_name": "tf-bench", "lab_network": "10.89.90.0/24", "lab_keep_image": True}
 KEYS = Path.home() / ".local/state/tf-bench"
 BIN = Path(sys.executable).parent
 TIMES = 3  # that what takes seconds is measured

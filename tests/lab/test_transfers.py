@@ -68,6 +68,21 @@ def test_data_is_sent_and_results_are_collected_without_the_sent_data(cluster, p
     assert not list(cluster.output.glob(f".{folder.name}*"))
 
 
+def test_tens_of_thousands_of_files_are_sent_and_collected(cluster, program, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(30_000):  # rsync asks for all of them before the first one has arrived
+        (folder / f"{number}.txt").write_bytes(os.urandom(300))
+    script = program(
+        "import os, shutil\nprint(len(os.listdir('many')))\nshutil.copytree('many', os.environ['TF_RUN_DIR'] + '/back')"
+    )
+    done, folder_here = cluster.run(script, f"--extra-vars=program_data={folder}")
+    assert done.returncode == 0, said(done)
+    assert (folder_here / "stdout.log").read_text(encoding="utf-8") == "30000\n"
+    assert len(os.listdir(folder_here / "back")) == 30_000
+    assert digest(folder_here / "back/17.txt") == digest(folder / "17.txt")
+
+
 def test_unchanged_data_is_sent_once_and_stored_once(cluster, program, data):
     values, inodes, seconds = f"--extra-vars={json.dumps({'program_data': str(data)})}", [], []
     for _each in range(2):

@@ -125,7 +125,7 @@ def contents(run: Run, left: list[str]) -> tuple[dict[str, Any], list[archives.F
     noted = noted_of(run)
     reserved = RESERVED | {"tasks"} if noted.get("training") else RESERVED
     found = renamed(archives.find(run.folder / "results", "", left), reserved)
-    return noted, found + produced(run) + checkpoints(run, left)
+    return noted, found + produced(run, left) + checkpoints(run, left)
 
 
 def checkpoints(run: Run, left: list[str]) -> list[archives.Found]:
@@ -134,14 +134,16 @@ def checkpoints(run: Run, left: list[str]) -> list[archives.Found]:
     return [archives.Found("checkpoints", run.folder / "checkpoints", None), *found] if found else []
 
 
-def produced(run: Run) -> list[archives.Found]:
+def produced(run: Run, left: list[str]) -> list[archives.Found]:
     """Return the files that the run created or changed in its working directory, and their folders."""
-    found = archives.find(run.folder / "program", "program", [], frozenset({"__pycache__"}))
+    missed: list[str] = []
+    found = archives.find(run.folder / "program", "program", missed, frozenset({"__pycache__"}))
+    left += [text for text in missed if not text.startswith("program/config.json (")]  # the link to the run's config.json
     given = run.given()
     files = [each for each in found if each.size is not None and given.get(each.name) != [each.size, each.changed]]
-    folders = {str(parent) for each in files for parent in PurePosixPath(each.name).parents}
+    names = {each.name for each in files} | {str(parent) for each in files for parent in PurePosixPath(each.name).parents}
     top = [archives.Found("program", run.folder / "program", None)] if files else []
-    return top + [each for each in found if each.name in folders or each in files]
+    return top + [each for each in found if each.name in names]
 
 
 def renamed(found: list[archives.Found], reserved: set[str]) -> list[archives.Found]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import json
@@ -58,8 +59,11 @@ def point_latest(folder: Path) -> None:
         if current and own and current[0] > own[0]:
             return
     fresh = folder.parent / f".latest.{os.getpid()}"
-    fresh.symlink_to(folder.name)
-    fresh.replace(latest)
+    with contextlib.suppress(OSError):  # no link, for example on a file system without links: the command prints the folder
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(folder.name)
+        fresh.replace(latest)
+    fresh.unlink(missing_ok=True)
 
 
 def make_verdict(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

@@ -115,18 +115,20 @@ def because(reason: Reason | None) -> str:
 def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], seen: dict[str, Any]) -> Ending:
     """Return the facts about the end of a run."""
     status = environment.get("EXIT_STATUS", "")
-    chief = (noted.get("training") or {}).get("chief", noted.get("task"))
+    training, part = noted.get("training") or {}, part_of(run)
+    chief = training.get("chief", noted.get("task"))
+    tasks = part["history"][-1]["tasks"] if "history" in part else list(training.get("machines", {}))
     return Ending(
         noted=noted,
         result=result_of(noted, environment.get("SERVICE_RESULT", "unknown"), environment.get("EXIT_CODE", ""), status),
         status=status,
-        part=part_of(run),
+        part=part,
         task_lost=seen["lost"],
         result_missing=bool(noted.get("needs_result")) and noted.get("task") == chief and not has_result(run),
         not_started=bool(layer_of(run).exists() or noted.get("clear_before") or noted.get("shared"))
         and not main_started(noted["unit"]),
         not_shared=not_shared(run),
-        reason=functools.cache(lambda: reason_of(run.folder / "stdout.log", noted.get("task", ""))),
+        reason=functools.cache(lambda: reason_of(run.folder / "stdout.log", noted.get("task", ""), tasks)),
         lacks_packages=layer_of(run).exists() and not any(layer_of(run).glob("packages/*")),
         disk_full=disk_is_full(run),
     )

@@ -32,9 +32,9 @@ def forward(options: argparse.Namespace) -> dict[str, Any]:
     noted = run.read()
     call = [run.id, f"--port={options.port}"]
     if noted.get("waiting") and "number" in noted and "ended" not in noted:
-        waits = program.wait(run, options.told, follows=True)
+        waits = program.wait(run, options.reported, follows=True)
         if "waited" in waits:
-            return {"lines": waits.get("lines", []), "next": [*call, f"--told={waits['waited']}"]}
+            return {"lines": waits.get("lines", []), "next": [*call, f"--reported={waits['waited']}"]}
     deadline = time.monotonic() + program.WAIT_SECONDS
     while True:
         noted = run.read()
@@ -77,7 +77,7 @@ def still_there(options: argparse.Namespace, call: list[str], listens: bool) -> 
 def wait_for_listener(noted: dict[str, Any], options: argparse.Namespace, call: list[str], found: list[int]) -> dict[str, Any]:
     """Return the answer while the program does not listen: a failure when the time is over."""
     now = runs.clock()
-    since, told = (options.since, options.told) if options.since else (now, -1.0)  # it was in the queue before
+    since, reported = (options.since, options.reported) if options.since else (now, -1.0)  # it was in the queue before
     others = f"It listens on {', '.join(map(str, found[:MAX_PORTS]))}" if found else "It listens on no port"
     if runs.property_of(noted["unit"], "ActiveState") == "activating":
         since, others = now, "Its packages are being installed"
@@ -87,9 +87,9 @@ def wait_for_listener(noted: dict[str, Any], options: argparse.Namespace, call: 
         words = f"The run does not listen on port {port} after {waited:.0f} s{holder}. {others}."
         return {"failure": f"{words} Set a port of the run with -e port=NUMBER."}
     lines = []
-    if told < 0 or waited - told >= program.REPORT_SECONDS:
-        lines, told = [f"waits until the run listens on port {port} ({waited:.0f} s). {others}."], max(0.0, waited)
-    return {"lines": lines, "next": [*call, f"--since={since}", f"--told={told}"]}
+    if reported < 0 or waited - reported >= program.REPORT_SECONDS:
+        lines, reported = [f"waits until the run listens on port {port} ({waited:.0f} s). {others}."], max(0.0, waited)
+    return {"lines": lines, "next": [*call, f"--since={since}", f"--reported={reported}"]}
 
 
 def listening(unit: str) -> dict[int, str]:
@@ -118,7 +118,7 @@ def url_in(run: Run, port: int) -> str:
             log.seek(-min(rest, program.MAX_OUTPUT_BYTES), os.SEEK_END)
             data += b"\n" + log.read()
     text = data.decode(errors="replace")
-    pattern = rf"https?://[^\s/:]+:{port}(?![0-9])[^\s\"'<>)\]]*"
+    pattern = rf"https?://(?:\[[^\]\s]+\]|[^\s/:]+):{port}(?![0-9])[^\s\"'<>)\]]*"
     return next((found[-1] for line in reversed(plain_lines(text)) if (found := re.findall(pattern, line))), "")
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--state", choices=["new", "open", "gone"], default="new", help="what the last call has found")
     parser.add_argument("--since", type=float, default=0, help="boot clock at which the program was first seen running")
-    parser.add_argument("--told", type=float, default=-1, help="seconds of waiting at the last report")
+    parser.add_argument("--reported", type=float, default=-1, help="seconds of waiting at the last report")
     parser.set_defaults(call=forward)
     runs.answer(parser)
 

@@ -79,8 +79,8 @@ def outcome(ok: bool, text: str, attempts: int) -> dict[str, Any]:
 def note(run: Run) -> None:
     """Note the outcome. The process that reported it has the user of the programs, so the report can be invalid."""
     try:
-        told = json.loads(runs.property_of(unit_of(run), "StatusText", 1.0))
-        found = outcome(told["ok"] is True, str(told["outcome"]), int(told["attempts"]))
+        answer = json.loads(runs.property_of(unit_of(run), "StatusText", 1.0))
+        found = outcome(answer["ok"] is True, str(answer["outcome"]), int(answer["attempts"]))
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         found = outcome(False, "its process reported nothing", 0)
     with contextlib.suppress(OSError, cluster_config.ConfigError):  # the run was removed, or the disk is full

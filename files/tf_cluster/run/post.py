@@ -31,8 +31,8 @@ RETRIED_STATUSES = (408, 429)  # and those from 500: the server may answer later
 MAX_RESULT_BYTES = 64 * 1024  # a larger result.json is left out
 
 
-def verdict(noted: dict[str, Any], result: object) -> dict[str, Any]:
-    """Return what is posted: the fields of verdict.json that this machine knows."""
+def verdict(noted: dict[str, Any], result: object, problem: str = "") -> dict[str, Any]:
+    """Return what is posted: the fields of verdict.json that this machine knows. ``problem``: why the result is invalid."""
     timed = runs.timed(noted)
     failure, reason = noted.get("failure", ""), noted.get("reason") or {}
     failures = [f"{failure[0].upper()}{failure[1:]}."] if failure else []
@@ -40,6 +40,7 @@ def verdict(noted: dict[str, Any], result: object) -> dict[str, Any]:
         failures.append(f"{reason['remedy']}.")
     failures += [f"{address} {text}." for address, text in (noted.get("failed_tasks") or {}).items()]
     started = datetime.datetime.fromtimestamp(timed["started"], datetime.timezone.utc).isoformat(timespec="seconds")
+    failures += [problem] if problem else []
     posted = {
         "ok": not failures, "failures": failures, "run_id": noted["run_id"], "program": noted["program"], "started": started,
         "seconds": timed["seconds"],
@@ -47,19 +48,26 @@ def verdict(noted: dict[str, Any], result: object) -> dict[str, Any]:
     return posted if result is None else {**posted, "result": result}
 
 
-def result_of(run: Run) -> object:
-    """Return the content of result.json; None if it is missing, large, not JSON, or no regular file."""
+def result_of(run: Run) -> tuple[object, str]:
+    """Return the content of result.json, and a sentence if it is not JSON. None: it is missing, large, or no regular file."""
     try:
         descriptor = os.open(run.folder / "results/result.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_RESULT_BYTES:
-                return None
-            result = json.loads(file.read(MAX_RESULT_BYTES + 1), parse_constant=lambda _name: None)
+                return None, ""
+            data = file.read(MAX_RESULT_BYTES + 1)
+    except OSError:
+        return None, ""
+    try:
+        result = json.loads(data, parse_constant=lambda _name: None)
+    except (ValueError, RecursionError) as error:
+        return None, f"The program's result.json is not JSON: {error}."
+    try:
         json.dumps(result, allow_nan=False)
-        return result
-    except (OSError, ValueError, RecursionError):
-        return None
+    except (ValueError, RecursionError):
+        return None, ""  # it has infinite numbers
+    return result, ""
 
 
 def opener() -> urllib.request.OpenerDirector:
@@ -105,7 +113,7 @@ def post(run: Run, url: str) -> None:
     if problem(url):
         tell_systemd("STATUS=" + json.dumps(outcome(False, "it is not an http or https URL", 0)))
         return
-    data = json.dumps(verdict(run.read(), result_of(run)), allow_nan=False).encode()
+    data = json.dumps(verdict(run.read(), *result_of(run)), allow_nan=False).encode()
     for number, pause in enumerate((0.0, *PAUSES_SECONDS), 1):
         time.sleep(pause)
         ok, answer, again = attempt_within(url, data)

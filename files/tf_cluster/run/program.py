@@ -73,18 +73,18 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
         held=plan["held"], keep_state=options.keep_state, keras=options.keras, wants=plan["wants"], user=plan["user"],
         **notify.prepare(run, plan.get("notify", ""), options.task, plan["training"]),
     )  # fmt: skip
-    return {} if options.hold else start(argparse.Namespace(run=run.id, told=-1.0))
+    return {} if options.hold else start(argparse.Namespace(run=run.id, reported=-1.0))
 
 
 def start(options: argparse.Namespace) -> dict[str, Any]:
     """Put a prepared run into the queue, and start it if it is its turn. Wait for that unless it is detached."""
     run = Run(options.run)
     queue.enter(run)
-    answer = wait(run, options.told)
+    answer = wait(run, options.reported)
     noted = run.read()
     if "waited" in answer:
         if not noted["detached"]:
-            answer["next"] = ["start", run.id, "--told", str(answer.pop("waited"))]
+            answer["next"] = ["start", run.id, "--reported", str(answer.pop("waited"))]
     elif noted.get("cancelled"):
         cli.fail(noted["failure"], 1)
     elif not noted["detached"] and not noted["training"]:
@@ -92,11 +92,11 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     return answer
 
 
-def wait(run: Run, told: float, follows: bool = False) -> dict[str, Any]:
+def wait(run: Run, reported: float, follows: bool = False) -> dict[str, Any]:
     """Start the runs whose turn it is. If this one is still queued, wait a moment, and return ``waited``.
 
-    ``told`` and ``waited`` are the waiting time in seconds at the last report. A detached run has no limit, and only who
-    ``follows`` it waits.
+    ``reported`` and ``waited`` are the waiting time in seconds at the last report. A detached run has no limit, and a call that
+    only ``follows`` a run does not end it. For a detached run, only such a call waits.
     """
     waits = queue.dispatch().get(run.id)
     noted = run.read()
@@ -107,7 +107,7 @@ def wait(run: Run, told: float, follows: bool = False) -> dict[str, Any]:
     waited = max(0.0, runs.clock() - noted["queued"])  # negative after a reboot
     if noted["detached"] and not follows:
         return {"lines": [f"queued at position {waits.position}: {waits.reason}"], "waited": waited}
-    limit = math.inf if noted["detached"] else noted["wait"]
+    limit = math.inf if noted["detached"] or follows else noted["wait"]
     if waited > limit + (CLEARING_SECONDS if waits.over else 0):
         sentence = f"still queued after {waited:.0f} s: {waits.reason}; try again later, or raise run_queue_timeout"
         with queue.locked():  # prevents a start in between
@@ -118,8 +118,8 @@ def wait(run: Run, told: float, follows: bool = False) -> dict[str, Any]:
     deadline = time.monotonic() + min(WAIT_SECONDS, max(POLL_SECONDS, limit - waited))
     while run.read().get("waiting") and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-    if told >= 0 and waited - told < REPORT_SECONDS:
-        return {"waited": told}
+    if reported >= 0 and waited - reported < REPORT_SECONDS:
+        return {"waited": reported}
     return {"lines": [f"queued at position {waits.position}: {waits.reason} ({waited:.0f} s)"], "waited": waited}
 
 
@@ -222,9 +222,9 @@ def follow(options: argparse.Namespace) -> dict[str, Any]:
     run = Run(options.run)
     noted = run.read()
     if noted.get("waiting") and "number" in noted:
-        waits = wait(run, options.told, follows=True)
+        waits = wait(run, options.reported, follows=True)
         if "waited" in waits:
-            return {**waits, "next": ["follow", run.id, "--told", str(waits.pop("waited"))]}
+            return {**waits, "next": ["follow", run.id, "--reported", str(waits.pop("waited"))]}
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         noted = run.read()  # before the log, so that no output is missed
@@ -268,15 +268,23 @@ def cancel(options: argparse.Namespace) -> dict[str, Any]:
         there += [Run(path.name) for name in options.run for path in runs.RUNS.glob(f"{Run(name).id}.*") if path.is_dir()]
     sentence = f"the run was canceled by {options.by}"
     lines, units = [], []
+    problems = []
     for run in there:
-        line, unit = cancel_one(run, sentence, options.after)
+        try:
+            line, unit = cancel_one(run, sentence, options.after)
+        except (OSError, cluster_config.ConfigError) as error:  # the others are canceled nevertheless
+            problems.append(str(error))
+            continue
         lines += [line] if line else []
         units += [unit] if unit else []
     if units:
         # "stop" waits for ExecStopPost; systemd kills the programs after ten seconds.
         subprocess.run(["systemctl", "stop", *units], capture_output=True, check=False)
+    answer = {"lines": lines, "found": [run.id for run in there]}
+    if problems:
+        return {**answer, "failure": "; ".join(problems)}
     queue.dispatch()  # a later run may have waited for a queued one
-    return {"lines": lines, "found": [run.id for run in there]}
+    return answer
 
 
 def cancel_one(run: Run, sentence: str, after: float) -> tuple[str, str]:
@@ -336,7 +344,7 @@ def main() -> None:
         if call is follow:
             sub.add_argument("--offset", type=int, default=0)
         if call in (start, follow):
-            sub.add_argument("--told", type=float, default=-1, help="seconds of waiting at the last report")
+            sub.add_argument("--reported", type=float, default=-1, help="seconds of waiting at the last report")
         if call is cancel:
             sub.add_argument("--by", default="somebody")
             sub.add_argument("--after", type=float, default=0, help="seconds that it has to finish by itself")

@@ -264,7 +264,7 @@ def unfinished() -> list[tuple[Run, Notes]]:
     for path in runs.RUNS.glob("[!.]*/run.json"):
         with contextlib.suppress(OSError, ValueError):  # removed meanwhile, or damaged
             text = path.read_bytes()
-            if b'"ended"' not in text or active in text:
+            if runs.ENDED not in text or active in text:
                 found.append((Run(path.parent.name), json.loads(text)))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +13,19 @@ from .text import plain_lines
 TAIL_BYTES = 64 * 1024  # of the output
 MAX_CHARACTERS = 300  # of the line
 
-RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Z]\w*)(?:: (.*))?")  # the line below a traceback
+# The line below a traceback: the exception's class, in its module or function, and the message if there is one.
+RAISED = re.compile(r"(?:[\w<>]+\.)*([A-Z]\w*)(?:: ?(.*))?|((?:[\w<>]+\.)*[a-z_]\w*): (.+)")
 # Without a traceback: the compiler, and programs that catch an exception.
-PRINTED = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Interrupt)): (.+)")
+PRINTED = re.compile(r"(?:[\w<>]+\.)*([A-Z]\w*(?:Error|Exception|Interrupt)): (.+)")
+GROUP_CLASS = "ExceptionGroup"
+TRACEBACK = "Traceback (most recent call last)"
+GROUP = re.compile(r" *\+ Exception Group (?=Traceback \()")  # and below it, the margin of each line
+MARGIN = re.compile(r" *\+ Exception Group | *\+[-+].*| *\| ?")
 TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
 # Lines of TensorFlow's messages that say where, not what.
 PREAMBLE = re.compile(
-    r"(?:[A-Z_]+: )?From /job:|=+$|Graph execution error:|Detected at node|File \"|Node: |\d+ root error|\(\d+\) [A-Z_]+: ?$|"
-    r"Original stack trace|Additional GRPC error|<stack traces unavailable>|.*\d+ root error\(s\) found\.$"
+    r"(?:[A-Z_]+: )?From /job:|=+$|Graph execution error:|Detected at node|File \".*\", line \d+|Node: |\d+ root error|"
+    r"\(\d+\) [A-Z_]+: ?$|Original stack trace|Additional GRPC error|<stack traces unavailable>|.*\d+ root error\(s\) found\.$"
 )
 # Prefixes that say which of several errors this is, its type and its place.
 PREFIX = re.compile(r"(?:\(\d+\) [A-Z_]+: +)?(?:\{\{function_node [^}]*\}\} )?")
@@ -37,6 +43,8 @@ class Reason(NamedTuple):
     def __str__(self) -> str:
         """Return the reason as the end of a sentence."""
         line = self.line[:-1] if re.search(r"[^.]\.$", self.line) else self.line
+        if not self.exception:
+            return f"its last line is {line!r}"
         return ": ".join(word for word in (self.exception, line) if word) + (f" ({self.task})" if self.task else "")
 
 
@@ -88,46 +96,103 @@ REMEDIES = (
 )  # fmt: skip
 
 
-def reason_of(log: Path, own: str = "") -> Reason | None:
-    """Return why the program of the task ``own`` failed whose output is in ``log``; None if its output does not say."""
+def reason_of(log: Path, own: str = "", tasks: Sequence[str] = ()) -> Reason | None:
+    """Return why the program of the task ``own`` failed whose output is in ``log``; None if its output does not say.
+
+    ``tasks``: the tasks of a training, which TensorFlow numbers in this order.
+    """
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            return find_reason(plain_lines(file.read().decode(errors="replace")), own)
+            return find_reason(plain_lines(file.read().decode(errors="replace")), own, tasks)
     except OSError:
         return None
 
 
-def find_reason(lines: list[str], own: str = "") -> Reason | None:
-    """Return the reason in the lines of an output: of the last traceback or, without one, the last line with an exception."""
+def find_reason(lines: list[str], own: str = "", tasks: Sequence[str] = ()) -> Reason | None:
+    """Return the reason in the lines of an output.
+
+    It is the exception of the last traceback, without one the last line with an exception, and without one the last line.
+    """
     begins = [place for place, line in enumerate(lines) if line.startswith("[training] attempt ")]
-    lines = lines[begins[-1] :] if begins else lines
-    job, _colon, index = own.partition(":")
+    lines = without_ignored(lines[begins[-1] :] if begins else lines)
+    lines = without_margins(lines)
+    names = names_in(tasks)
+    job, _colon, index = next((name for name, known in names.items() if known == own), own).partition(":")
     here = re.compile(rf"/job:{job}/(?:replica:\d+/)?task:{index}\b")
     for place, exception, first in exceptions(lines):
-        message = [first, *lines[place + 1 :]]
+        message = [first or "", *(lines[place + 1 :] if first is not None else [])]
         end = next((at for at, line in enumerate(message) if at and AFTER.match(line)), None)
         text = "\n".join([exception, *message[:end]])
         line = meaningful(message[:end])
         task = TASK.search(line) or TASK.search(text)  # the text may begin with the task that only passed the error on
         elsewhere = here.sub("", text)  # the program's own task has its files
         remedy = next((sentence for pattern, sentence in REMEDIES if re.search(pattern, elsewhere)), "")
-        return Reason(exception, line, f"{task[1]}:{task[2]}" if task else "", remedy)
-    return None
+        found = f"{task[1]}:{task[2]}" if task else ""
+        return Reason(exception, line, names.get(found, found), remedy)
+    if any(line.startswith(TRACEBACK) for line in lines):
+        return None  # it is incomplete
+    last = next((line for line in reversed(lines) if line.strip() and not AFTER.match(line)), "")
+    return Reason("", shortened(last.strip()), "", "") if last else None  # such as the text of sys.exit
 
 
-def exceptions(lines: list[str]) -> list[tuple[int, str, str]]:
-    """Return place, type and first line of the exception that ended the program, if there is one."""
-    begins = [place for place, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
-    for place in range(begins[-1] + 1 if begins else len(lines), len(lines)):
+def names_in(tasks: Sequence[str]) -> dict[str, str]:
+    """Return TensorFlow's names of the tasks of a training, whose indices are contiguous -> their names in the cluster."""
+    names: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for task in tasks:
+        job = task.partition(":")[0]
+        names[f"{job}:{counts.setdefault(job, 0)}"] = task
+        counts[job] += 1
+    return names
+
+
+def without_ignored(lines: list[str]) -> list[str]:
+    """Return the lines without exceptions that Python ignored, for example in a destructor at its exit."""
+    kept, ignores = [], False
+    for line in lines:
+        if line.startswith("Exception ignored "):
+            ignores = True
+        elif not ignores:
+            kept.append(line)
+        elif line[:1].strip() and not line.startswith(TRACEBACK):
+            ignores = False  # the line with the exception ends it
+    return kept
+
+
+def without_margins(lines: list[str]) -> list[str]:
+    """Return the lines without the margins of the last exception group."""
+    place = max((place for place, line in enumerate(lines) if GROUP.match(line)), default=len(lines))
+    return lines[:place] + [MARGIN.sub("", line, count=1) for line in lines[place:]]
+
+
+def exceptions(lines: list[str]) -> list[tuple[int, str, str | None]]:
+    """Return place, type and first line (None: no message) of the exception that ended the program, if there is one."""
+    begins = [place for place, line in enumerate(lines) if line.startswith(TRACEBACK)]
+    # A thread's exception does not end the program.
+    begins = [place for place in begins if not (place and lines[place - 1].startswith("Exception in thread"))] or begins
+    if begins and (found := raised(lines, begins[-1])):
+        group = next((group for begin in begins if (group := raised(lines, begin)) and group[1].endswith(GROUP_CLASS)), None)
+        inner = group
+        while inner and inner[1].endswith(GROUP_CLASS):
+            inner = raised(lines, inner[0])  # below a group are the exceptions in it, of which the first one counts
+        if group and inner:
+            return [(inner[0], group[1], f"{group[2]}: {inner[1]}: {inner[2] or ''}")]
+        return [found]
+    for place in reversed(range(len(lines))):
+        printed = PRINTED.fullmatch(lines[place])
+        if printed:
+            return [(place, printed[1], printed[2])]
+    return []
+
+
+def raised(lines: list[str], begin: int) -> tuple[int, str, str | None] | None:
+    """Return place, type and first line of the exception whose traceback begins at a line."""
+    for place in range(begin + 1, len(lines)):
         found = RAISED.fullmatch(lines[place])
         if found:
-            return [(place, found[1], found[2] or "")]
-    for place in reversed(range(len(lines))):
-        found = PRINTED.fullmatch(lines[place])
-        if found:
-            return [(place, found[1], found[2])]
-    return []
+            return (place, found[1] or found[3], found[4] if found[3] else found[2])
+    return None
 
 
 def meaningful(message: list[str]) -> str:
@@ -139,5 +204,9 @@ def meaningful(message: list[str]) -> str:
     if "Graph execution error:" in texts[:2] and nodes:
         texts = texts[nodes[-1] + 1 :]  # between lies the stack of the graph's definition
     found = next((text for text in texts if text and not PREAMBLE.match(text)), "")
-    found = PREFIX.sub("", found, count=1)
-    return found if len(found) <= MAX_CHARACTERS else f"{found[:MAX_CHARACTERS]} ..."
+    return shortened(PREFIX.sub("", found, count=1))
+
+
+def shortened(text: str) -> str:
+    """Return a text with at most MAX_CHARACTERS characters."""
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ..."

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 RUNS = Path("/var/lib/tf-cluster/runs")
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 USER = "tensorflow"  # runs the programs
+ENDED = b'"ended":'  # in the notes of a run that has ended; in a value, a quotation mark would be escaped
 RESERVED_BYTES = 64 * 1024  # reserved for the last note, because a program may fill the disk
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 LOCK_TIMEOUT_SECONDS = 30.0
@@ -170,7 +171,7 @@ def is_alive(unit: str, run: Run) -> bool:
 
 def has_ended(folder: Path) -> bool:
     """Return whether the run in a folder has ended. Raises OSError if it has no notes."""
-    return b'"ended"' in (folder / "run.json").read_bytes()
+    return ENDED in (folder / "run.json").read_bytes()
 
 
 def property_of(unit: str, name: str, timeout_seconds: float = RETRY_SECONDS) -> str:

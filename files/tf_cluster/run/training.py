@@ -21,6 +21,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from .coordination import Term, Terms, in_thread
 HEARTBEAT_SECONDS = 5.0
 HEARTBEAT_TIMEOUT_SECONDS = 30.0  # without a heartbeat, after which the connection counts as lost
 TERM_SECONDS, STOP_SECONDS = 5.0, 10.0  # for one program to exit after SIGTERM; for all programs to stop
+CHIEF_SECONDS = 5.0  # for the chief's program to exit after another one has failed, if the training ends with the chief
 WAITING_SECONDS = 2.0  # until tasks are reported that have not joined, or are still running after the end of another one
 POLL_SECONDS = 0.1
 STOPPED = "was stopped from outside"
@@ -114,6 +116,11 @@ class Coordinator:
         # Task -> when it was last heard of before it was lost. Of tasks that were never connected, this is not known.
         self.heard = dict.fromkeys(training["machines"], time.monotonic())
         self.saving = asyncio.Lock()
+
+    @property
+    def ends_with_chief(self) -> bool:
+        """Return whether the training has succeeded as soon as the chief's program has."""
+        return bool(self.training.get("ends_with") == "chief")
 
     @property
     def control(self) -> str:
@@ -284,11 +291,11 @@ class Coordinator:
             return everyone, []
         # A lost task needs so long to notice the loss too, and to stop its program.
         fence = HEARTBEAT_SECONDS + HEARTBEAT_TIMEOUT_SECONDS + STOP_SECONDS
-        begun, told = time.monotonic(), False
+        begun, reported = time.monotonic(), False
         while missing := [task for task in tasks if task not in self.members]:
-            if not told:
+            if not reported:
                 log(f"waiting for {' and '.join(map(self.name, missing))}")
-                told = True
+                reported = True
             deadline = max(begun + self.training["join"], *(self.heard[task] + fence for task in missing))
             try:
                 await self.event(deadline)
@@ -347,13 +354,30 @@ class Coordinator:
             if not message or message.get("attempt", attempt) != attempt or self.concerns_no_program(task, message, running):
                 continue
             if message.get("ended") != "":
-                return "; ".join([self.sentence(task, message), *self.before(done), *self.left_running(message, running)])
+                # The chief's server stops before its program has exited, and tasks that use it may fail then.
+                if task == tasks[0] or not self.ends_with_chief or not await self.chief_succeeds(tasks[0]):
+                    return "; ".join([self.sentence(task, message), *self.before(done), *self.left_running(message, running)])
+                task = tasks[0]
             running.discard(task)
             done[task] = time.monotonic()
-            if task == tasks[0] and self.training.get("ends_with") == "chief":
+            if task == tasks[0] and self.ends_with_chief:
                 log(f"{task} finished, so the training ends (train_ends_with)")
                 return ""
         return ""
+
+    async def chief_succeeds(self, chief: str) -> bool:
+        """Wait a moment for the end of the chief's program; return whether it succeeded."""
+        deadline = time.monotonic() + CHIEF_SECONDS
+        while True:
+            try:
+                task, message = await self.event(deadline)
+            except asyncio.TimeoutError:
+                return False
+            if message and task == chief:
+                self.sentence(task, message)
+                return bool(message.get("ended") == "")
+            if message and "ended" not in message:
+                self.sentence(task, message)
 
     def concerns_no_program(self, task: str, message: dict[str, Any], running: set[str]) -> bool:
         """Return whether a message is from a task that has returned, or of one that was lost without a running program."""
@@ -422,6 +446,7 @@ class Member:
         self.port = cluster_config.split_address(self.training["entries"][self.task])[1]
         self.process: asyncio.subprocess.Process | None = None
         self.attempt, self.outcome = 0, "was not started"
+        self.tasks = list(self.training["machines"])  # of the attempt
         self.leaving, self.left = asyncio.Event(), ""
         self.coordinator: Coordinator | None = None
         self.coordinating: asyncio.Task[None] | None = None
@@ -563,7 +588,7 @@ class Member:
                     waiting["leave"] = asyncio.create_task(self.leaving.wait())
                     await self.leave(channel)
                 if self.process and self.process.returncode is not None:
-                    ended = exit_description(self.process.returncode, self.output, self.task)
+                    ended = exit_description(self.process.returncode, self.output, self.task, self.tasks)
                     self.outcome = ended or "done"
                     await self.end()
                     await channel.send(ended=ended, attempt=self.attempt)
@@ -610,6 +635,7 @@ class Member:
         else:
             log(f"attempt {attempt}")  # the module reason looks for the last one
         self.attempt, self.outcome = attempt, "was stopped with the others"
+        self.tasks = tasks or self.tasks
         deadline = time.monotonic() + TERM_SECONDS
         while self.port_conflict() and time.monotonic() < deadline:  # the previous program's server may need a moment to exit
             await asyncio.sleep(POLL_SECONDS)
@@ -690,12 +716,12 @@ def refuse(training: dict[str, Any], task: str, sentence: str) -> None:
     asyncio.run(tell())
 
 
-def exit_description(status: int, output: Path, task: str) -> str:
-    """Return how the program of a task failed, with the reason in its output; empty if it succeeded."""
+def exit_description(status: int, output: Path, task: str, tasks: Sequence[str]) -> str:
+    """Return how the program of one of the tasks failed, with the reason in its output; empty if it succeeded."""
     if status == 0:
         return ""
     if status > 0:
-        found = reason.reason_of(output, task)
+        found = reason.reason_of(output, task, tasks)
         remedy = f". {found.remedy}" if found and found.remedy else ""
         return f"exited with status {status}{f': {found}' if found else ''}{remedy}"
     known = {int(each): each.name for each in signal.Signals}

@@ -87,9 +87,18 @@ def test_a_training_chooses_the_task_and_has_the_id_of_the_run(tmp_path):
     assert run["training"]["machines"] == {"worker:1": "b"}
 
 
+@pytest.mark.parametrize("tasks", [["worker:1"], ["chief:0", "worker:1"], "chief:0,worker:1"])
+def test_the_chief_of_train_jobs_takes_part_in_a_training_of_named_tasks(tmp_path, tasks):
+    run = plan(tmp_path, tasks=tasks, options=TRAINING | {"jobs": "chief,worker"})
+    assert (run["task"], run["problems"], list(run["training"]["machines"])) == ("chief:0", [], ["chief:0", "worker:1"])
+    assert run["reserves"]["names"] == ["worker:1"]
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"options": TRAINING | {"jobs": "chief,worker"}, "tasks": ["chief:0"]}, "run_tasks contains only chief:0."),
+        ({"options": TRAINING, "tasks": ["chief:0"]}, "run_tasks contains chief:0, which has no standing server."),
         ({"task": "worker:0"}, "run_task is 'worker:0', which has a standing server."),
         ({"task": ["host:0"]}, "run_task is ['host:0'], which is not a task of the cluster."),
         ({"task": {}}, "run_task is {}, which is not a task of the cluster."),

@@ -100,5 +100,10 @@ def test_allow_missing_limits_the_number_of_missing_tasks(states, allowed, probl
     assert filters.missing_problem(tasks, allowed) == problem
 
 
+def test_a_run_that_reserves_no_task_needs_none():
+    assert filters.missing_problem([{"state": "refused"}], 0, {"none": True, "count": 0}) == ""
+    assert filters.missing_problem([{"state": "no device"}], 0, {"none": True}) == "A task lacks a device that the program needs."
+
+
 def test_a_cluster_without_an_answering_task_is_a_problem():
     assert filters.missing_problem([{"state": "refused"}], "all") == "No task of the cluster answers."

@@ -194,7 +194,7 @@ def test_iperf3_measures_only_as_many_links_as_fit_into_the_time():
     assert {row["from"] for row in some} == {row["to"] for row in some} == set(cluster(7)["machines"])
 
 
-def told(count=2, iperf=True, found=(), problems=None):
+def about_of(count=2, iperf=True, found=(), problems=None):
     """Return the program's argument for a cluster of so many machines."""
     given = cluster(count)
     return asked.benchmark_about(given, 30.0, iperf, asked.network_links(given, 10), list(found), problems or {})
@@ -202,7 +202,7 @@ def told(count=2, iperf=True, found=(), problems=None):
 
 def test_the_program_receives_the_tasks_and_the_network_measurements():
     rate = {"from": "m0", "to": "m1", "gigabytes_per_second": 1.5}
-    about = told(found=[rate, {"from": "m1", "to": "m0", "failure": "refused"}])
+    about = about_of(found=[rate, {"from": "m1", "to": "m0", "failure": "refused"}])
     assert about["tasks"] == {"[fd00::0]:2222": ["worker:0", "m0", 0], "[fd00::1]:2222": ["worker:1", "m1", 0]}
     assert about["network"] == [rate]
     assert about["seconds"] == 27.4
@@ -213,12 +213,12 @@ def test_the_program_receives_the_tasks_and_the_network_measurements():
 
 
 def test_missing_iperf3_measurements_are_explained():
-    assert told(iperf=False)["seconds"] == 30
-    assert told(iperf=False)["notes"] == ["iperf3 is switched off (benchmark_iperf)."]
-    assert told(count=1)["notes"] == ["iperf3 had nothing to measure: all tasks are on one machine."]
-    notes = told(found=[{"from": "m0", "to": "m1", "failure": "refused"}], problems={"m1": "no package\niperf3"})["notes"]
+    assert about_of(iperf=False)["seconds"] == 30
+    assert about_of(iperf=False)["notes"] == ["iperf3 is switched off (benchmark_iperf)."]
+    assert about_of(count=1)["notes"] == ["iperf3 had nothing to measure: all tasks are on one machine."]
+    notes = about_of(found=[{"from": "m0", "to": "m1", "failure": "refused"}], problems={"m1": "no package\niperf3"})["notes"]
     assert notes[1:] == ["iperf3 did not work on m1: no package iperf3"]
-    assert told(count=7)["notes"][0].endswith("NOT ALL: more do not fit into the time (benchmark_seconds).")
+    assert about_of(count=7)["notes"][0].endswith("NOT ALL: more do not fit into the time (benchmark_seconds).")
 
 
 def test_the_heat_maps_have_a_cell_for_each_link():

@@ -399,6 +399,12 @@ def test_latest_points_to_the_newest_run(run, tmp_path):
     assert sorted(path.name for path in run.folder.parent.iterdir()) == [run.folder.name, later.folder.name, "latest"]
 
 
+def test_a_folder_named_latest_stays(run):
+    (run.folder.parent / "latest/inner").mkdir(parents=True)
+    run.report()
+    assert sorted(path.name for path in run.folder.parent.iterdir()) == [run.folder.name, "latest"]
+
+
 def test_latest_stays_if_an_older_run_is_collected(run):
     later = Collected(run.folder.parent / "20260102-000000-demo-cd34")
     later.report()

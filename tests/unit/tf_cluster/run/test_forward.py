@@ -38,7 +38,7 @@ def listener():
 
 def call(run, port, **more):
     """Return the answer of one call."""
-    return forward.forward(SimpleNamespace(**{"run": run.id, "port": port, "state": "new", "since": 0, "told": -1, **more}))
+    return forward.forward(SimpleNamespace(**{"run": run.id, "port": port, "state": "new", "since": 0, "reported": -1, **more}))
 
 
 def port_of(server):
@@ -65,6 +65,7 @@ def test_the_url_that_the_program_printed_is_shown(run, listener):
     [
         ("TensorBoard 2.21.0 at http://localhost:6006/ (Press CTRL+C to quit)", "http://localhost:6006/"),
         ("see <http://127.0.0.1:6006/a?b=c#d>.", "http://127.0.0.1:6006/a?b=c#d"),
+        ("http://[::1]:6006/lab?token=abc", "http://[::1]:6006/lab?token=abc"),
         ("\x1b[32mhttp://m:6006\x1b[0m", "http://m:6006"),
         ("http://a:6006/1\nhttp://a:6006/2\nhttp://a:60060/3\nhttp://a:600/4", "http://a:6006/2"),
         ("port 6006", ""),
@@ -102,9 +103,9 @@ def test_the_wait_for_a_port_is_reported_and_times_out(run, listener):
     free.close()
     answer = call(run, port)
     assert answer["lines"] == [f"waits until the run listens on port {port} (0 s). It listens on {port_of(listener)}."]
-    [name, number, since, told] = answer["next"]
+    [name, number, since, reported] = answer["next"]
     assert (name, number) == (run.id, f"--port={port}")
-    later = call(run, port, since=float(since.partition("=")[2]), told=float(told.partition("=")[2]))
+    later = call(run, port, since=float(since.partition("=")[2]), reported=float(reported.partition("=")[2]))
     assert later["lines"] == []
     failed = call(run, port, since=runs.clock() - forward.LISTEN_SECONDS - 1)
     assert failed == {
@@ -126,15 +127,15 @@ def test_the_installation_of_packages_does_not_count_towards_the_timeout(run, mo
 
 
 def test_the_time_in_the_queue_does_not_count_towards_the_timeout(run):
-    [line] = call(run, 1, told=300)["lines"]
+    [line] = call(run, 1, reported=300)["lines"]
     assert line == "waits until the run listens on port 1 (0 s). It listens on no port."
 
 
 def test_forwarding_waits_for_a_queued_run(run, monkeypatch):
     run.note(waiting=True, number=1)
     words = "queued at position 1: worker:0 is used by run r0 (3 s)"
-    monkeypatch.setattr(program, "wait", lambda _run, told, follows: {"lines": [words], "waited": told + 4})
-    assert call(run, 6006) == {"lines": [words], "next": [run.id, "--port=6006", "--told=3"]}
+    monkeypatch.setattr(program, "wait", lambda _run, reported, follows: {"lines": [words], "waited": reported + 4})
+    assert call(run, 6006) == {"lines": [words], "next": [run.id, "--port=6006", "--reported=3"]}
 
 
 @pytest.mark.parametrize(("failure", "outcome"), [("", "it succeeded"), ("the program exited with status 1", None)])

@@ -78,8 +78,8 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
-    """Return a function that returns the last status that systemd was told."""
+def status(tmp_path, monkeypatch):
+    """Return a function that returns the last status that systemd got."""
     path = str(tmp_path / "systemd")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(path)
@@ -97,7 +97,7 @@ def told(tmp_path, monkeypatch):
         yield last
 
 
-def test_a_server_receives_the_verdict(run, server, told):
+def test_a_server_receives_the_verdict(run, server, status):
     (run.folder / "results/result.json").write_text('{"total": 5, "bad": NaN}')
     post.post(run, f"{server.base}/204")
     [(path, kind, body)] = server.received
@@ -106,10 +106,10 @@ def test_a_server_receives_the_verdict(run, server, told):
         "ok": True, "failures": [], "run_id": run.id, "program": "demo.py", "started": "2026-01-01T00:00:00+00:00",
         "seconds": 2.5, "result": {"total": 5, "bad": None},
     }  # fmt: skip
-    assert told() == {"ok": True, "outcome": "HTTP 204", "attempts": 1}
+    assert status() == {"ok": True, "outcome": "HTTP 204", "attempts": 1}
 
 
-def test_a_server_receives_why_a_run_failed(run, server, told):
+def test_a_server_receives_why_a_run_failed(run, server, status):
     run.note(failure="the program exited with status 1: OOM", reason={"remedy": "Use smaller batches"})
     run.note(failed_tasks={"10.0.0.1:2222": "does not answer: refused"})
     post.post(run, f"{server.base}/200")
@@ -130,11 +130,11 @@ def test_a_server_receives_why_a_run_failed(run, server, told):
         ("garbage", "invalid answer (BadStatusLine)", 3),
     ],
 )  # fmt: skip
-def test_a_server_that_does_not_accept_the_notification_is_reported(run, server, told, path, expected, attempts):
+def test_a_server_that_does_not_accept_the_notification_is_reported(run, server, status, path, expected, attempts):
     begun = time.monotonic()
     post.post(run, f"{server.base}/{path}")
     assert time.monotonic() - begun < 3
-    found = told()
+    found = status()
     if path == "hang":  # the socket's own limit is the same
         assert found.pop("outcome") in (expected, "timed out")
         assert found == {"ok": False, "attempts": 3}
@@ -144,9 +144,9 @@ def test_a_server_that_does_not_accept_the_notification_is_reported(run, server,
 
 
 @pytest.mark.parametrize("path", ["500,204", "hang,hang,200"])
-def test_a_server_that_recovers_receives_the_notification(run, server, told, path):
+def test_a_server_that_recovers_receives_the_notification(run, server, status, path):
     post.post(run, f"{server.base}/{path}")
-    found = told()
+    found = status()
     assert (found["ok"], found["attempts"]) == (True, path.count(",") + 1)
 
 
@@ -159,54 +159,61 @@ def test_a_server_that_recovers_receives_the_notification(run, server, told, pat
         ("https://127.0.0.1:1/hidden", "Connection refused"),
     ],
 )
-def test_an_unreachable_server_is_reported_without_the_url(run, told, url, expected):
+def test_an_unreachable_server_is_reported_without_the_url(run, status, url, expected):
     post.post(run, url)
-    found = told()
+    found = status()
     assert found["ok"] is False
     assert expected in found["outcome"]
     assert found["outcome"]
     assert "hidden" not in found["outcome"]
 
 
-def test_a_server_without_tls_is_reported(run, server, told):
+def test_a_server_without_tls_is_reported(run, server, status):
     post.post(run, server.base.replace("http:", "https:") + "/hidden")
-    found = told()
+    found = status()
     assert (found["ok"], found["attempts"]) == (False, 3)
     assert "hidden" not in found["outcome"]
 
 
-def test_no_proxy_is_used(run, server, told, monkeypatch):
+def test_no_proxy_is_used(run, server, status, monkeypatch):
     for name in ("http_proxy", "all_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     post.post(run, f"{server.base}/200")
-    assert told()["ok"] is True
+    assert status()["ok"] is True
 
 
-def test_a_notification_to_a_file_url_fails(run, told, tmp_path):
+def test_a_notification_to_a_file_url_fails(run, status, tmp_path):
     (tmp_path / "secret").write_text("x")
     post.post(run, f"file://{tmp_path}/secret")
-    assert told()["ok"] is False
+    assert status()["ok"] is False
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, " " * 70_000 + "1", "1e999"])
-def test_a_result_that_cannot_be_sent_is_left_out(run, server, told, text):
+def test_a_result_that_cannot_be_sent_is_left_out(run, server, status, text):
     (run.folder / "results/result.json").write_text(text)
     post.post(run, f"{server.base}/200")
     assert "result" not in server.received[0][2]
-    assert told()["ok"] is True
+    assert status()["ok"] is True
+
+
+def test_an_invalid_result_is_a_failure_as_in_the_verdict(run, server):
+    (run.folder / "results/result.json").write_text("{")
+    post.post(run, f"{server.base}/200")
+    assert server.received[0][2]["ok"] is False
+    assert server.received[0][2]["failures"][0].startswith("The program's result.json is not JSON: ")
 
 
 def test_a_result_that_is_not_a_regular_file_is_left_out(run, tmp_path):
     path = run.folder / "results/result.json"
     (tmp_path / "other.json").write_text("1")
     path.symlink_to(tmp_path / "other.json")
-    assert post.result_of(run) is None
+    assert post.result_of(run) == (None, "")
     path.unlink()
     os.mkfifo(path)
-    assert post.result_of(run) is None
+    assert post.result_of(run) == (None, "")
     path.unlink()
     path.mkdir()
-    assert post.result_of(run) is None
+    assert post.result_of(run) == (None, "")
 
 
 @pytest.mark.parametrize(
@@ -244,9 +251,9 @@ def test_nothing_is_stored_without_a_url(run):
     assert not (run.folder / notify.URL_FILE).exists()
 
 
-@pytest.mark.parametrize(("task", "told"), [("worker:0", True), ("worker:1", False)])
-def test_only_the_chief_of_a_training_notifies(run, task, told):
-    assert bool(notify.prepare(run, "http://a", task, {"chief": "worker:0"})) is told
+@pytest.mark.parametrize(("task", "status"), [("worker:0", True), ("worker:1", False)])
+def test_only_the_chief_of_a_training_notifies(run, task, status):
+    assert bool(notify.prepare(run, "http://a", task, {"chief": "worker:0"})) is status
 
 
 @pytest.fixture

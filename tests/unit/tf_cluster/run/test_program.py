@@ -54,7 +54,7 @@ def log(tmp_path):
 
 def follow(run, offset=0):
     """Return the answer to one call of ``follow``."""
-    return run_program.follow(SimpleNamespace(run=run.id, offset=offset, told=-1))
+    return run_program.follow(SimpleNamespace(run=run.id, offset=offset, reported=-1))
 
 
 def test_a_run_that_would_not_be_confined_is_not_started(run, monkeypatch, capsys):
@@ -244,14 +244,13 @@ def test_a_run_is_alive_if_systemd_answers_after_some_failures(run, systemctl):
     assert runs.is_alive("tf-run-host-0.service", run)
 
 
-@pytest.mark.parametrize(
-    ("call", "more"),
-    [(run_program.follow, {"offset": 0, "told": -1}), (run_program.cancel, {"by": "jo", "after": 0, "here": False})],
-)
-def test_following_or_canceling_a_run_is_an_error_if_systemd_does_not_answer(run, systemctl, call, more):
+def test_following_or_canceling_a_run_is_an_error_if_systemd_does_not_answer(run, systemctl):
     systemctl(99)
-    with pytest.raises(OSError, match=r"systemd did not report the state of tf-run-host-0.service: Failed to connect to bus"):
-        call(SimpleNamespace(run=[run.id] if call is run_program.cancel else run.id, **more))
+    sentence = "systemd did not report the state of tf-run-host-0.service: Failed to connect to bus"
+    with pytest.raises(OSError, match=sentence):
+        run_program.follow(SimpleNamespace(run=run.id, offset=0, reported=-1))
+    failure = run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=0, here=False))["failure"]
+    assert failure.startswith(sentence)
     assert "ended" not in run.read()
 
 
@@ -450,14 +449,10 @@ def test_a_run_with_damaged_notes_is_collected_but_not_followed_or_canceled(run,
     packed = pack(run)
     assert (packed["stdout.log"], packed["a.txt"]) == ("step 1", "left")
     assert json.loads(packed["run.json"])["failure"] == answer["outcome"]["failure"]
-    for call_of, more in (
-        (run_program.follow, {"run": run.id, "offset": 0, "told": -1}),
-        (run_program.cancel, {"run": [run.id], "by": "jo", "after": 0, "here": False}),
-    ):
-        with pytest.raises(
-            run_program.cluster_config.ConfigError, match=r"run=20260101-000000-demo-ab12' to collect the results"
-        ):
-            call_of(SimpleNamespace(**more))
+    sentence = "run=20260101-000000-demo-ab12' to collect the results"
+    with pytest.raises(run_program.cluster_config.ConfigError, match=sentence):
+        run_program.follow(SimpleNamespace(run=run.id, offset=0, reported=-1))
+    assert sentence in run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=0, here=False))["failure"]
 
 
 def test_notes_are_synced_to_the_disk_before_they_are_renamed(run, monkeypatch):
@@ -532,6 +527,27 @@ def test_several_runs_are_canceled_at_once(run, monkeypatch):
     assert sorted(stopped) == sorted(["tf-run-host-0.service", f"tf-run-{part.id}.service", "tf-run-r2.service"])
 
 
+def test_a_damaged_run_does_not_prevent_the_cancellation_of_others(run, monkeypatch):
+    damaged = runs.Run("r2")
+    damaged.folder.mkdir()
+    (damaged.folder / "run.json").write_text("{", encoding="utf-8")
+    commands = pretend_systemd(monkeypatch, active=[run.id])
+    answer = run_program.cancel(SimpleNamespace(run=[damaged.id, run.id], by="jo", after=0, here=False))
+    assert answer["lines"] == [f"run {run.id} was canceled"]
+    assert "damaged" in answer["failure"]
+    assert ["systemctl", "stop", "tf-run-host-0.service"] in commands
+
+
+def test_links_and_pipes_in_the_working_directory_are_named(run):
+    run.note_given()
+    (run.folder / "program/latest").symlink_to("ckpt-5")
+    (run.folder / "program/config.json").symlink_to(run.folder / "config.json")  # of the project
+    os.mkfifo(run.folder / "results/pipe")
+    os.mkfifo(run.folder / "program/pipe")
+    noted = json.loads(pack(run)["run.json"])
+    assert sorted(noted["left_behind"]) == ["pipe (a pipe)", "program/latest (a link)", "program/pipe (a pipe)"]
+
+
 def test_all_files_of_a_run_are_packed(run):
     (run.folder / "program/demo.py").write_text("code", encoding="utf-8")
     (run.folder / "results/deep").mkdir()
@@ -574,8 +590,8 @@ def test_links_and_special_files_are_listed_and_not_collected(run):
 def test_the_list_of_files_that_were_not_collected_is_limited(run):
     for number in range(100):
         (run.folder / f"results/{number:03}\n").symlink_to("x")
-    told = json.loads(pack(run)["run.json"])["left_behind"]
-    assert (len(told), told[0], told[-1]) == (51, "'000\\n' (a link)", "50 more")
+    reported = json.loads(pack(run)["run.json"])["left_behind"]
+    assert (len(reported), reported[0], reported[-1]) == (51, "'000\\n' (a link)", "50 more")
 
 
 def test_each_hard_link_to_a_file_is_packed_as_a_file(run):
@@ -841,7 +857,7 @@ def started(run, monkeypatch, tmp_path):
         commands = pretend_systemd(monkeypatch, stderr)
         options = SimpleNamespace(
             run=run.id, program=program, task=task, timeout=60.0, wait=wait, detach=detach, output_mb=0.5, needs_result=False,
-            trace=trace, hold=False, told=-1, lost=30.0, keep_state=keep, keras=keras,
+            trace=trace, hold=False, reported=-1, lost=30.0, keep_state=keep, keras=keras,
         )  # fmt: skip
         servers = {"10.0.0.1:2222": "00a1"}
         plan = {"arguments": ["--", "5 $HOME"], "training": training or {}, "servers": servers, "missing": list(missing)}
@@ -1049,17 +1065,17 @@ def test_a_queued_run_starts_with_its_original_options(started, run, busy, monke
 
 def again(call, run, **more):
     """Return the answer to a call for a run that waits."""
-    return call(SimpleNamespace(run=run.id, offset=0, told=-1, **more))
+    return call(SimpleNamespace(run=run.id, offset=0, reported=-1, **more))
 
 
 def test_the_reason_of_the_wait_is_reported_every_ten_seconds(started, run, busy):
     answer, _command = started()
-    told = float(answer["next"][-1])
-    assert answer["next"] == ["start", run.id, "--told", str(told)]
+    reported = float(answer["next"][-1])
+    assert answer["next"] == ["start", run.id, "--reported", str(reported)]
     assert again(run_program.start, run).get("lines")
-    assert not run_program.start(SimpleNamespace(run=run.id, told=told)).get("lines")
+    assert not run_program.start(SimpleNamespace(run=run.id, reported=reported)).get("lines")
     run.note(queued=runs.clock() - 11)
-    assert "(11 s)" in run_program.start(SimpleNamespace(run=run.id, told=told))["lines"][0]
+    assert "(11 s)" in run_program.start(SimpleNamespace(run=run.id, reported=reported))["lines"][0]
 
 
 @pytest.mark.parametrize("step", [-3600, 3600])
@@ -1081,7 +1097,7 @@ def test_following_a_queued_run_reports_the_wait_and_starts_the_run_once(started
     started()
     answer = again(run_program.follow, run)
     assert answer["lines"][0].startswith("queued at position 1: worker:0 and worker:1 are used by run other")
-    assert answer["next"][:3] == ["follow", run.id, "--told"]
+    assert answer["next"][:3] == ["follow", run.id, "--reported"]
     busy.note(ended=time.time())
     pretend_systemd(monkeypatch, active=())
     assert again(run_program.follow, run)["next"] == ["follow", run.id, "--offset", "0"]
@@ -1091,14 +1107,21 @@ def test_following_a_queued_run_reports_the_wait_and_starts_the_run_once(started
     assert again(run_program.start, run) == {"next": ["follow", run.id]}
 
 
+def test_following_a_queued_run_whose_command_was_lost_does_not_end_it(started, run, busy):
+    started(wait=1.0)
+    run.note(queued=runs.clock() - 500)
+    assert again(run_program.follow, run)["next"][0] == "follow"
+    assert run.read()["waiting"] is True
+
+
 def test_following_a_detached_queued_run_does_not_time_out(started, run, busy):
     assert "next" not in started(detach=True, wait=1.0)[0]
     run.note(queued=runs.clock() - 5)
-    told = again(run_program.follow, run)["next"][-1]
+    reported = again(run_program.follow, run)["next"][-1]
     begun = time.monotonic()
-    answer = run_program.follow(SimpleNamespace(run=run.id, offset=0, told=float(told)))
+    answer = run_program.follow(SimpleNamespace(run=run.id, offset=0, reported=float(reported)))
     assert not answer.get("lines")
-    assert answer["next"] == ["follow", run.id, "--told", told]
+    assert answer["next"] == ["follow", run.id, "--reported", reported]
     assert time.monotonic() - begun >= run_program.WAIT_SECONDS
 
 
@@ -1277,10 +1300,10 @@ def test_the_folders_of_a_run_are_created_only_if_the_file_system_is_mounted(tmp
 
 
 def test_a_part_of_a_training_that_cannot_start_is_reported_to_the_others(started, run, busy, monkeypatch):
-    told = []
-    monkeypatch.setattr(run_program.trainings, "refuse", lambda *words: told.append(words))
+    reported = []
+    monkeypatch.setattr(run_program.trainings, "refuse", lambda *words: reported.append(words))
     answer, _command = started(task="worker:1", wait=-1.0, training=plan())
-    [(_plan, task, sentence)] = told
+    [(_plan, task, sentence)] = reported
     assert task == "worker:1"
     assert "worker:1 is used by run other" in sentence
     assert sentence in answer["lines"][0]

@@ -276,6 +276,14 @@ def test_a_run_that_is_only_prepared_is_not_in_the_queue(machine):
     assert machine.started == []
 
 
+@pytest.mark.parametrize("word", ["ended", '"ended"', '"ended":'])
+def test_a_run_may_have_any_argument(machine, word):
+    assert machine.request("first", arguments=[word], program=word) is None
+    assert machine.request("second", arguments=[word], user=word).position == 1
+    machine.end("first")
+    assert machine.started == ["first", "second"]
+
+
 def test_a_damaged_run_does_not_stop_the_queue(machine):
     (runs.RUNS / "r0").mkdir(parents=True)
     (runs.RUNS / "r0/run.json").write_text("{", encoding="utf-8")

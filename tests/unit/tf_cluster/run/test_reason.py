@@ -1,5 +1,8 @@
 """run/reason.py: why a program failed, from its output."""
 
+import subprocess
+import sys
+
 import pytest
 from project import load
 
@@ -115,12 +118,71 @@ def test_the_own_task_of_a_program_has_its_files():
 
 
 def test_the_reason_of_an_earlier_attempt_is_not_that_of_the_last():
-    assert reason.find_reason([*BEGIN, "ValueError: 1", "[training] attempt 2", "done"]) is None
+    assert str(reason.find_reason([*BEGIN, "ValueError: 1", "[training] attempt 2", "done"])) == "its last line is 'done'"
 
 
-@pytest.mark.parametrize("lines", [[], ["done"], ["Error: no"], ["Traceback (most recent call last):", "  File"], ["W0000 x: y"]])
-def test_an_output_without_an_exception_gives_no_reason(lines):
+@pytest.mark.parametrize(
+    "lines", [[], ["Traceback (most recent call last):", "  File"], ["W0000 00:00:17 x: y"], ["[training] a"]]
+)
+def test_an_output_that_says_nothing_gives_no_reason(lines):
     assert reason.find_reason(lines) is None
+
+
+@pytest.mark.parametrize("after", [[], ["", "W0000 00:00:17 x: y"], ["[training] worker:0 finished"]])
+def test_without_an_exception_the_last_line_is_the_reason(after):
+    assert (
+        str(reason.find_reason(["step 1", "cannot open the data set", *after])) == "its last line is 'cannot open the data set'"
+    )
+
+
+PROGRAMS = {
+    "import atexit\nclass A:\n    def __del__(self):\n        raise RuntimeError('noise')\na = A()\nraise ValueError('real')":
+        "ValueError: real",
+    "import atexit\natexit.register(lambda: 1 / 0)\nraise ValueError('real')": "ValueError: real",
+    "import struct\nstruct.unpack('i', b'')": "struct.error: unpack requires a buffer of 4 bytes",
+    "class stop(Exception):\n    pass\nraise stop('enough')": "stop: enough",
+    "def main():\n    class MyError(Exception):\n        pass\n    raise MyError('x')\nmain()": "MyError: x",
+    "import socket\ntry:\n    int('a')\nexcept ValueError:\n    raise socket.gaierror(-2, 'unknown name')":
+        "socket.gaierror: [Errno -2] unknown name",
+    "import atexit\natexit.register(print, 'Saving the model')\nassert False": "AssertionError",
+    "raise ValueError('\\nthe second line')": "ValueError: the second line",
+    "import atexit\natexit.register(print, 'bye')\nraise ValueError('File \"data.csv\" has 3 columns')":
+        'ValueError: File "data.csv" has 3 columns',
+    "import sys\nsys.exit('cannot open the data set')": "its last line is 'cannot open the data set'",
+    "raise SystemExit('bad arguments')": "its last line is 'bad arguments'",
+    "def f(:": "SyntaxError: invalid syntax",
+    "import threading\nt = threading.Thread(target=lambda: 1 / 0)\nt.start()\nt.join()\nraise KeyError('a')": "KeyError: 'a'",
+    "import threading, sys\nt = threading.Thread(target=lambda: 1 / 0)\nt.start()\nt.join()\nsys.exit(1)":
+        "ZeroDivisionError: division by zero",
+}  # fmt: skip
+GROUPS = {
+    "raise ExceptionGroup('two parts failed', [ValueError('a'), TypeError('b')])":
+        "ExceptionGroup: two parts failed (2 sub-exceptions): ValueError: a",
+    "raise ExceptionGroup('x', [ExceptionGroup('y', [OSError('z')])])": "ExceptionGroup: x (1 sub-exception): OSError: z",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("program", "expected"), PROGRAMS.items())
+def test_the_reason_of_a_real_program_is_found(program, expected):
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert str(reason.find_reason(done.stdout.splitlines())).startswith(expected)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups are new in Python 3.11")
+@pytest.mark.parametrize(("program", "expected"), GROUPS.items())
+def test_the_first_exception_of_a_group_is_named(program, expected):
+    test_the_reason_of_a_real_program_is_found(program, expected)
+
+
+def test_a_task_of_a_training_is_named_as_in_the_cluster():
+    lines = [*BEGIN, f"{ERRORS}.NotFoundError: From /job:worker/replica:0/task:1:", "/data/a.txt; No such file or directory"]
+    found = reason.find_reason(lines, "worker:1", ["worker:1", "worker:2"])
+    assert found.task == "worker:2"
+    assert "program_data" in found.remedy
+    assert reason.find_reason(lines, "worker:2", ["worker:1", "worker:2"]).remedy == ""
 
 
 def test_a_long_line_is_cut():

@@ -47,7 +47,7 @@ ALONE = """
 import asyncio, pathlib, sys
 from tf_cluster.run import training as train_task
 train_task.adopt_orphans()
-noted = {"training": {"entries": {"worker:0": "127.0.0.1:1"}}, "task": "worker:0", "limit": 9}
+noted = {"training": {"entries": {"worker:0": "127.0.0.1:1"}, "machines": {"worker:0": "a"}}, "task": "worker:0", "limit": 9}
 noted["command"] = [sys.executable, sys.argv[1]]
 async def main():
     member = train_task.Member(noted, pathlib.Path("none"))
@@ -261,7 +261,7 @@ async def test_the_reason_of_a_failure_is_that_of_the_last_attempt(tmp_path, cap
 
 @pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (40, "signal 40")])
 def test_a_program_that_was_killed_is_reported_with_the_signal(tmp_path, number, name):
-    assert train_task.exit_description(-number, tmp_path, "worker:0") == f"was killed by {name}"
+    assert train_task.exit_description(-number, tmp_path, "worker:0", ["worker:0"]) == f"was killed by {name}"
 
 
 @in_a_loop
@@ -283,6 +283,15 @@ async def test_a_training_can_be_set_to_end_with_its_chief(tmp_path):
     found = await training.run()
     assert [each["failure"] for each in found] == ["", ""]
     assert found[0]["outcome"] == "done"
+
+
+@pytest.mark.parametrize(("status", "failure"), [(0, ""), (4, "the program of worker:1 on machine b exited with status 3")])
+@in_a_loop
+async def test_a_task_that_fails_while_the_chief_exits_does_not_decide_a_training_that_ends_with_it(tmp_path, status, failure):
+    training = Training(tmp_path, f"time.sleep(1); sys.exit({status})", "sys.exit(3)")
+    training.plan["ends_with"] = "chief"
+    found = await training.run()
+    assert found[0]["failure"].partition("; ")[0] == failure
 
 
 @pytest.mark.parametrize("silent", [True, False])
