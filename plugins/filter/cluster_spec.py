@@ -43,6 +43,7 @@ SHARED_PATH = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+/?")  # systemd's unit
 HIDDEN_FOLDERS = ("/dev", "/home", "/proc", "/root", "/run", "/sys", "/tmp", "/var/tmp")  # noqa: S108
 UNRELATED_GROUPS = ("hosts",)  # a usual group name, so not necessarily a misspelling of 'host'
 CONTROLLER_VARIABLES = ("tf_cache", "tf_output")  # not suggested: Terraform's variables have similar names
+OWN_GROUPS = ("tf_machines", "tf_host", "tf_gpu_machines", "tf_tunnel_machines")  # of the role spec
 MIN_SIMILARITY = 0.8  # from 0 to 1, of two names of which one is a misspelling of the other
 # Looked for among the variables of a command only: in an inventory, similar names are usually another tool's.
 SHORT_OPTIONS = ("detach", "port", "program", "run", "seconds", "trace")
@@ -150,6 +151,8 @@ class Inventory:
         self.check_groups()
         self.tunnel = self.read_tunnel()
         machines = dict.fromkeys(name for job in self.jobs for name in self.groups.get(job, []))
+        self.check_own_groups(machines)
+        self.check_extra_peers(machines)
         offset = self.common("train_port_offset", machines)
         self.train_port_offset = TRAIN_PORT_OFFSET if offset is None else offset
         slots = self.common("run_slots", machines)
@@ -265,13 +268,42 @@ class Inventory:
             elif not self.groups.get(job):
                 self.add_problem(f"The group '{job}' has no machine. Add at least one.")
         for group, members in self.groups.items():
-            near = difflib.get_close_matches(group, self.jobs, n=1, cutoff=MIN_SIMILARITY) if group not in self.jobs else []
-            ignored = [machine for machine in members if near and machine not in self.groups.get(near[0], [])]
-            if ignored and not (group in UNRELATED_GROUPS and self.groups.get(near[0])):
+            near = self.misspelt_job(group)
+            ignored = [machine for machine in members if near and machine not in self.groups.get(near, [])]
+            if ignored and not (group in UNRELATED_GROUPS and self.groups.get(near)):
                 self.add_problem(
-                    f"{ignored[0]}: the group '{group}' is not a job. Did you mean '{near[0]}'? If '{group}' is your own job, "
+                    f"{ignored[0]}: the group '{group}' is not a job. Did you mean '{near}'? If '{group}' is your own job, "
                     "add it to tf_jobs."
                 )
+
+    def misspelt_job(self, group: str) -> str:
+        """Return the job that a group's name misspells, or "". A short name resembles many others, such as ps and vps."""
+        if group in self.jobs:
+            return ""
+        for job in self.jobs:
+            if sorted(_plain(group)) == sorted(_plain(job)):
+                return job
+        required = [job for job in ("worker", "host") if not self.groups.get(job)]
+        near = difflib.get_close_matches(
+            group, [job for job in self.jobs if len(job) > 5 or job in required], n=1, cutoff=MIN_SIMILARITY
+        )
+        return near[0] if near else ""
+
+    def check_own_groups(self, machines: Iterable[str]) -> None:
+        """Find foreign machines in the groups that the role spec makes: the playbooks would change them."""
+        for group in OWN_GROUPS:
+            strangers = [machine for machine in self.groups.get(group, []) if machine not in machines]
+            if strangers:
+                self.add_problem(f"{strangers[0]}: the group '{group}' is the project's. Give your group another name.")
+
+    def check_extra_peers(self, machines: Iterable[str]) -> None:
+        """Refuse peers outside of the tunnel, which could not reach the tasks."""
+        having = [machine for machine in machines if self.variables[machine].get("firewall_extra_peers")]
+        if self.tunnel and having:
+            self.add_problem(
+                f"{having[0]}: firewall_extra_peers is set, but with tf_encryption, tasks are reached through the tunnel only. "
+                "Remove one of them."
+            )
 
     def check_names(self, machine: str) -> None:
         """Find misspelt variables."""
@@ -539,6 +571,12 @@ def _gpus(value: Any) -> list[int | str] | None:
     return gpus if len(set(gpus)) == len(gpus) else None
 
 
+def _plain(name: str) -> str:
+    """Return the letters of a name, in lower case and without the s of a plural."""
+    letters = re.sub("[^a-z]", "", name.lower())
+    return letters[:-1] if letters.endswith("s") and len(letters) > 2 else letters
+
+
 def option_problems(names: Iterable[str]) -> list[str]:
     """Return a sentence for each variable of a command that has an old name or a misspelt one."""
     known = {*_known_variables(), *SHORT_OPTIONS} if names else set()
@@ -557,7 +595,7 @@ def _nearest(name: str, known: set[str]) -> str:
     # Variables of Ansible start with ansible_, private ones of roles with __.
     if name in known or name in CONTROLLER_VARIABLES or name.startswith(("ansible_", "__")):
         return ""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=MIN_SIMILARITY if name.startswith("tf_") else 0.88)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.85 if name.startswith("tf_") else 0.88)
     return near[0] if near else ""
 
 
@@ -570,8 +608,6 @@ def _known_variables() -> set[str]:
         *MACHINE_VARIABLES,
         "spec_cluster",
         "spec_gpus",
-        "tf_machine",
-        "tf_run",
         "allow_missing",
         "firewall_extra_peers",
         "program_args",

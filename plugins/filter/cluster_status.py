@@ -55,11 +55,12 @@ def cluster_status(
     broken = [name for name, firewall in firewalls.items() if name not in unguarded and not _is_intact(firewall)]
     unwanted = [name for name, firewall in firewalls.items() if name in unguarded and (firewall["version"] or firewall["wanted"])]
     disabled = [name for name in firewalls if name in unguarded and name not in unwanted]
-    complete = all(task["state"] in ("answers", "free", "runs") for task in tasks) and not broken and not unwanted
+    unknown = [name for name in cluster["machines"] if name not in states]
+    complete = all(task["state"] in ("answers", "free", "runs") for task in tasks) and not (broken or unwanted or unknown)
     active = {run["run"] for state in states.values() for run in state.get("runs", [])}
     return {
         "ok": complete,
-        "open": _firewall_problems(broken, unwanted, disabled),
+        "open": _firewall_problems(broken, unwanted, disabled, unknown),
         "held": _held_states(tasks, active),
         "uncollected": _uncollected(states),
         "tasks": tasks,
@@ -109,7 +110,7 @@ def _is_intact(firewall: dict[str, Any]) -> bool:
     return firewall["version"] is not None and firewall["version"] == firewall["wanted"] and firewall.get("whole", False)
 
 
-def _firewall_problems(broken: list[str], unwanted: list[str], disabled: list[str]) -> list[str]:
+def _firewall_problems(broken: list[str], unwanted: list[str], disabled: list[str], unknown: list[str]) -> list[str]:
     sentences = []
     if disabled:
         sentences.append(
@@ -125,6 +126,8 @@ def _firewall_problems(broken: list[str], unwanted: list[str], disabled: list[st
             f"{', '.join(unwanted)}: the firewall is active, but firewall_enabled is false. Run 'ansible-playbook site.yml' to "
             "remove it."
         )
+    if unknown:
+        sentences.append(f"{', '.join(unknown)}: the state of the firewall is unknown, because Ansible could not get it.")
     return sentences
 
 

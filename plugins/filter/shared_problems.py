@@ -11,12 +11,16 @@ SYSTEM_IDS = range(999, 99, -1)  # of system users, in the order in which distri
 
 
 def shared_problems(
-    checked: Mapping[str, Any], path: str, seen: Mapping[str, list[str]] | None = None, accounts: Mapping[str, Any] | None = None
+    checked: Mapping[str, Any],
+    path: str,
+    seen: Mapping[str, list[str]] | None = None,
+    accounts: Mapping[str, Any] | None = None,
+    users: Mapping[str, list[int]] | None = None,
 ) -> list[str]:
     """Return a sentence for each machine on which ``path`` cannot be used or is another folder.
 
     ``checked`` has the machines' results of the module shared_folder, ``seen`` the machines whose files each sees (empty:
-    nothing was written), ``accounts`` the entries of the user tensorflow in /etc/passwd.
+    nothing was written), ``accounts`` the entries of the user tensorflow in /etc/passwd, ``users`` the IDs of all users.
     """
     problems = [
         f"{machine}: {path} (tf_shared) {found['problem']}. {_remedy(found)}"
@@ -41,17 +45,29 @@ def shared_problems(
                 for machine in machines
             ]
         problems += [f"{machine}: the other machines do not see what it writes to {path} (tf_shared)." for machine in lacking]
-    users: dict[int, list[str]] = {}
-    for machine, account in (accounts or {}).items():
+    problems += _user_problems(path, accounts or {}, users or {})
+    return problems
+
+
+def _user_problems(path: str, accounts: Mapping[str, Any], users: Mapping[str, list[int]]) -> list[str]:
+    """Return a sentence if the user tensorflow has different IDs, or cannot get its ID on a machine."""
+    owners: dict[int, list[str]] = {}
+    for machine, account in accounts.items():
         if account:
-            users.setdefault(int(account[2]), []).append(machine)
-    if len(users) > 1:
-        ids = " and ".join(f"{user} on {listed(machines)}" for user, machines in users.items())
-        problems.append(
+            owners.setdefault(int(account[2]), []).append(machine)
+    if len(owners) > 1:
+        ids = " and ".join(f"{user} on {listed(machines)}" for user, machines in owners.items())
+        return [
             f"The user tensorflow has different IDs, so it could not use its own files in {path} (tf_shared): {ids}. Give it the "
             "same ID on all machines with 'usermod --uid', or remove it with playbooks/teardown.yml on the machines that differ."
-        )
-    return problems
+        ]
+    return [
+        f"{machine}: another user has the ID {user}, which the user tensorflow has on {listed(machines)} and needs for {path} "
+        "(tf_shared). Give the other user another ID with 'usermod --uid'."
+        for user, machines in owners.items()
+        for machine, taken in users.items()
+        if not accounts.get(machine) and user in taken
+    ]
 
 
 def shared_user(facts: Mapping[str, Any]) -> int | str:

@@ -11,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 AS_ROOT = ["sudo"] if os.geteuid() else []
 SCENARIO = Path(os.environ.get("TEST_SCENARIO", ROOT / "molecule/default"))
 INVENTORIES = "".join(path.read_text(encoding="utf-8") for path in SCENARIO.glob("inventory/*.yml"))
 LAB = "".join(re.findall(r"lab_name: (\S+)", INVENTORIES))  # what the names of its containers begin with
+PASSWORD = "Only-4-this-test"
 # For the shell of a machine: waits until its packages are byte-compiled, and says "done" if they are.
 UNTIL_COMPILED = "for _ in $(seq 180); do test -e /opt/tf-cluster/venv/byte-compiled && echo done && break; sleep 1; done"
 
@@ -187,3 +189,37 @@ def expected(cluster):
 def cluster():
     """Return the cluster."""
     return Cluster()
+
+
+@pytest.fixture
+def deploy(cluster, tmp_path):
+    """Return options with which Ansible logs in as a user whose sudo needs a password."""
+    script = (
+        "useradd --create-home --shell /bin/bash deploy; "
+        f"echo deploy:{PASSWORD} | chpasswd; echo 'deploy ALL=(ALL:ALL) ALL' > /etc/sudoers.d/deploy; "
+        "cp /etc/ssh/lab/authorized_keys /etc/ssh/deploy_keys; chmod 644 /etc/ssh/deploy_keys"
+    )
+    cluster.shell("lab", f"bash -c {shlex.quote(script)}")
+    keys = "AuthorizedKeysFile /etc/ssh/lab/authorized_keys /etc/ssh/deploy_keys\n"
+    cluster.write("lab", "/etc/ssh/sshd_config.d/a-deploy.conf", keys)
+    cluster.shell("lab", "systemctl reload ssh")
+    path = tmp_path / "deploy.yml"
+    variables = {"ansible_user": "deploy", "ansible_become_password": PASSWORD}
+    path.write_text(yaml.safe_dump(variables), encoding="utf-8")
+    yield [f"--extra-vars=@{path}"]
+    files = "/etc/ssh/sshd_config.d/a-deploy.conf /etc/sudoers.d/deploy /etc/ssh/deploy_keys"
+    cluster.shell("lab", f"rm -f {files}; systemctl reload ssh; userdel --force --remove deploy")
+
+
+@pytest.fixture
+def jump(cluster, tmp_path):
+    """Return options with which Ansible reaches the host machine through another machine."""
+    hosts = cluster.inventory_data["_meta"]["hostvars"]
+    [machine] = set(hosts) - {cluster.host}
+    keys = f"-i {cluster.keys}/id_ed25519 -o UserKnownHostsFile={cluster.keys}/known_hosts -o GlobalKnownHostsFile=/dev/null"
+    proxy = f'-o ProxyCommand="ssh -W %h:%p -q {keys} root@{hosts[machine]["ansible_host"]}"'
+    common = f"{hosts[cluster.host]['ansible_ssh_common_args']} {proxy}"
+    # A separate master connection, because that of the other tests has no jump host.
+    variables = {"ansible_ssh_common_args": common, "ansible_control_path": "%(directory)s/jump-%%C"}
+    (tmp_path / "jump.yml").write_text(yaml.safe_dump({"host": {"hosts": {cluster.host: variables}}}), encoding="utf-8")
+    return [f"--inventory={tmp_path / 'jump.yml'}"]

@@ -43,13 +43,15 @@ def get(url):
         return answer.read().decode()
 
 
-def test_forward_uses_another_port_if_the_port_is_in_use_and_closes_it_when_the_run_ends(cluster, tmp_path, busy):
+@pytest.mark.parametrize("way", [None, "deploy", "jump"])  # as root; as a user whose sudo needs a password; through a machine
+def test_forward_uses_another_port_if_the_port_is_in_use_and_closes_it_when_the_run_ends(cluster, tmp_path, busy, way, request):
+    options = request.getfixturevalue(way) if way else []
     (tmp_path / "serve.py").write_text(SERVER, encoding="utf-8")
     given = {"program": str(tmp_path / "serve.py"), "program_args": [busy], "detach": True, "run_tasks": 0}
-    done = cluster.playbook("playbooks/run.yml", f"--extra-vars={json.dumps(given)}")
+    done = cluster.playbook("playbooks/run.yml", f"--extra-vars={json.dumps(given)}", *options)
     assert done.returncode == 0, said(done)
     run = re.search(r"The run (\S+) continues", said(done))[1]
-    words = ["playbooks/forward.yml", f"--extra-vars=run={run}", f"--extra-vars=port={busy}"]
+    words = ["playbooks/forward.yml", f"--extra-vars=run={run}", f"--extra-vars=port={busy}", *options]
     process = cluster.begin("ansible-playbook", *words)
     deadline, shown = time.monotonic() + 60, None
     text = ""

@@ -4,18 +4,15 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import yaml
-from conftest import folder_of, said, verdict
+from conftest import PASSWORD, folder_of, said, verdict
 
 RUNS = "/var/lib/tf-cluster/runs"
-PASSWORD = "Only-4-this-test"
 
 
 @pytest.fixture
@@ -148,26 +145,6 @@ def test_an_interrupted_collection_is_continued_even_by_two_commands_at_the_same
     large.unlink()
 
 
-@pytest.fixture
-def deploy(cluster, tmp_path):
-    """Return options with which Ansible logs in as a user whose sudo needs a password."""
-    script = (
-        "useradd --create-home --shell /bin/bash deploy; "
-        f"echo deploy:{PASSWORD} | chpasswd; echo 'deploy ALL=(ALL:ALL) ALL' > /etc/sudoers.d/deploy; "
-        "cp /etc/ssh/lab/authorized_keys /etc/ssh/deploy_keys; chmod 644 /etc/ssh/deploy_keys"
-    )
-    cluster.shell("lab", f"bash -c {shlex.quote(script)}")
-    keys = "AuthorizedKeysFile /etc/ssh/lab/authorized_keys /etc/ssh/deploy_keys\n"
-    cluster.write("lab", "/etc/ssh/sshd_config.d/a-deploy.conf", keys)
-    cluster.shell("lab", "systemctl reload ssh")
-    path = tmp_path / "deploy.yml"
-    variables = {"ansible_user": "deploy", "ansible_become_password": PASSWORD}
-    path.write_text(yaml.safe_dump(variables), encoding="utf-8")
-    yield [f"--extra-vars=@{path}"]
-    files = "/etc/ssh/sshd_config.d/a-deploy.conf /etc/sudoers.d/deploy /etc/ssh/deploy_keys"
-    cluster.shell("lab", f"rm -f {files}; systemctl reload ssh; userdel --force --remove deploy")
-
-
 def test_a_run_succeeds_if_sudo_needs_a_password(cluster, program, data, deploy):
     done, folder = cluster.run(program(BACK), f"--extra-vars={json.dumps({'program_data': str(data)})}", *deploy)
     assert done.returncode == 0, said(done)
@@ -175,19 +152,8 @@ def test_a_run_succeeds_if_sudo_needs_a_password(cluster, program, data, deploy)
     assert PASSWORD not in said(done)
 
 
-def test_a_run_succeeds_through_a_jump_host(cluster, program, data, tmp_path):
-    hosts = cluster.inventory_data["_meta"]["hostvars"]
-    [jump] = set(hosts) - {cluster.host}
-    keys = f"-i {cluster.keys}/id_ed25519 -o UserKnownHostsFile={cluster.keys}/known_hosts -o GlobalKnownHostsFile=/dev/null"
-    proxy = f'-o ProxyCommand="ssh -W %h:%p -q {keys} root@{hosts[jump]["ansible_host"]}"'
-    common = f"{hosts[cluster.host]['ansible_ssh_common_args']} {proxy}"
-    # A separate master connection, because that of the other tests has no jump host.
-    variables = {"ansible_ssh_common_args": common, "ansible_control_path": "%(directory)s/jump-%%C"}
-    more = {"host": {"hosts": {cluster.host: variables}}}
-    (tmp_path / "more.yml").write_text(yaml.safe_dump(more), encoding="utf-8")
-    done, folder = cluster.run(
-        program(BACK), f"--inventory={tmp_path / 'more.yml'}", f"--extra-vars={json.dumps({'program_data': str(data)})}"
-    )
+def test_a_run_succeeds_through_a_jump_host(cluster, program, data, jump):
+    done, folder = cluster.run(program(BACK), f"--extra-vars={json.dumps({'program_data': str(data)})}", *jump)
     assert done.returncode == 0, said(done)
     assert digest(folder / "back\n.bin") == digest(data / "ü\n.bin")
 

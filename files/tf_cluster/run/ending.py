@@ -128,7 +128,7 @@ def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], s
         not_started=bool(layer_of(run).exists() or noted.get("clear_before") or noted.get("shared"))
         and not main_started(noted["unit"]),
         not_shared=not_shared(run),
-        reason=functools.cache(lambda: reason_of(run.folder / "stdout.log", noted.get("task", ""), tasks)),
+        reason=functools.cache(lambda: reason_of(run.folder / "stdout.log", noted.get("task", ""), tasks, status)),
         lacks_packages=layer_of(run).exists() and not any(layer_of(run).glob("packages/*")),
         disk_full=disk_is_full(run),
     )

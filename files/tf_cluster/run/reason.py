@@ -96,23 +96,24 @@ REMEDIES = (
 )  # fmt: skip
 
 
-def reason_of(log: Path, own: str = "", tasks: Sequence[str] = ()) -> Reason | None:
+def reason_of(log: Path, own: str = "", tasks: Sequence[str] = (), status: str = "") -> Reason | None:
     """Return why the program of the task ``own`` failed whose output is in ``log``; None if its output does not say.
 
-    ``tasks``: the tasks of a training, which TensorFlow numbers in this order.
+    ``tasks``: the tasks of a training, which TensorFlow numbers in this order. ``status``: the program's exit status.
     """
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            return find_reason(plain_lines(file.read().decode(errors="replace")), own, tasks)
+            return find_reason(plain_lines(file.read().decode(errors="replace")), own, tasks, status)
     except OSError:
         return None
 
 
-def find_reason(lines: list[str], own: str = "", tasks: Sequence[str] = ()) -> Reason | None:
+def find_reason(lines: list[str], own: str = "", tasks: Sequence[str] = (), status: str = "") -> Reason | None:
     """Return the reason in the lines of an output.
 
-    It is the exception of the last traceback, without one the last line with an exception, and without one the last line.
+    It is the exception of the last traceback and, without one, the last line with an exception. Without both, it is the last line
+    of a program that exited with status 1, as ``sys.exit`` does after it has printed a text.
     """
     begins = [place for place, line in enumerate(lines) if line.startswith("[training] attempt ")]
     lines = without_ignored(lines[begins[-1] :] if begins else lines)
@@ -130,10 +131,10 @@ def find_reason(lines: list[str], own: str = "", tasks: Sequence[str] = ()) -> R
         remedy = next((sentence for pattern, sentence in REMEDIES if re.search(pattern, elsewhere)), "")
         found = f"{task[1]}:{task[2]}" if task else ""
         return Reason(exception, line, names.get(found, found), remedy)
-    if any(line.startswith(TRACEBACK) for line in lines):
-        return None  # it is incomplete
+    if status != "1" or any(line.startswith(TRACEBACK) for line in lines):  # an incomplete one
+        return None
     last = next((line for line in reversed(lines) if line.strip() and not AFTER.match(line)), "")
-    return Reason("", shortened(last.strip()), "", "") if last else None  # such as the text of sys.exit
+    return Reason("", shortened(last.strip()), "", "") if last else None
 
 
 def names_in(tasks: Sequence[str]) -> dict[str, str]:

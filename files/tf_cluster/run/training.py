@@ -721,7 +721,7 @@ def exit_description(status: int, output: Path, task: str, tasks: Sequence[str])
     if status == 0:
         return ""
     if status > 0:
-        found = reason.reason_of(output, task, tasks)
+        found = reason.reason_of(output, task, tasks, str(status))
         remedy = f". {found.remedy}" if found and found.remedy else ""
         return f"exited with status {status}{f': {found}' if found else ''}{remedy}"
     known = {int(each): each.name for each in signal.Signals}

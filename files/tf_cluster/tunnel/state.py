@@ -4,8 +4,8 @@
 
 Prints a JSON object: ``key`` (public key, null if there is none), ``peers`` (address in the tunnel -> public key, from the
 settings), ``live`` (public key -> addresses such as fd74::1/128, of the peers that the interface accepts now), ``kernel``
-(whether the kernel has WireGuard), ``tools`` (installed ones of wg, wireguard-go) and ``up`` (whether the interface exists and is
-up). Only wg reads the private key. Needs root; standard library only.
+(whether the kernel has WireGuard), ``tools`` (installed ones of wg, wireguard-go), ``foreign`` (whether another tunnel has the
+name) and ``up`` (whether the interface exists and is up). Only wg reads the private key. Needs root; standard library only.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def main() -> None:
         "live": live(name),
         "kernel": kernel_has_it(),
         "tools": [tool for tool in ("wg", "wireguard-go") if shutil.which(tool, path=PATH)],
+        "foreign": (FOLDER / f"{name}.conf").exists() and not (FOLDER / f"{name}.d/0-key.conf").exists(),
         "up": is_up(Path("/sys/class/net", name)),
     }
     print(json.dumps(state))

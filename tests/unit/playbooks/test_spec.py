@@ -62,6 +62,13 @@ def test_a_stage_cannot_be_skipped_because_its_checks_would_be_too(playbook):
     assert "--skip-tags cuda,server would skip the checks as well. Name the stages that are to run with --tags." in said(done)
 
 
+@pytest.mark.parametrize("name", ["status", "logs", "runs", "lab_down"])
+def test_a_playbook_that_works_on_the_controller_needs_it_in_limit(playbook, name):
+    done = playbook(f"playbooks/{name}.yml", "--limit=h")
+    assert done.returncode == 2
+    assert "--limit leaves out localhost, on which this playbook works too. Add it, as in --limit h,localhost" in said(done)
+
+
 def test_cancel_accepts_a_list_with_one_run(playbook):
     """Run on this machine, where no cluster is installed."""
     local = json.dumps({"run": ["no-such-run"], "ansible_connection": "local", "ansible_become": False})

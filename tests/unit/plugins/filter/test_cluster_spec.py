@@ -148,10 +148,43 @@ def test_tf_jobs_that_differs_between_machines_is_reported():
     assert "tf_jobs differs between machines" in problem
 
 
-@pytest.mark.parametrize("group", ["workers", "Worker", "wroker", "ghost"])
+@pytest.mark.parametrize("group", ["workers", "Worker", "wroker", "worker_1", "hsot", "HOST", "PS", "evaluater", "cheif"])
 def test_a_misspelt_group_is_reported(group):
     [problem] = sentences_of({**three(), "four": (group, {})})
     assert f"four: the group '{group}' is not a job. Did you mean '" in problem
+
+
+@pytest.mark.parametrize("group", ["vps", "ops", "gps", "ghost", "vhost", "dhost", "chef", "webserver"])
+def test_a_group_with_a_name_like_a_short_job_is_ignored(group):
+    assert cluster_of({**three(), "four": (group, {})})["problems"] == []
+
+
+@pytest.mark.parametrize("group", ["ghost", "hsot", "hosts"])
+def test_a_similar_group_is_named_if_a_required_job_has_no_machine(group):
+    problems = sentences_of({"one": ("worker", {}), "boss": (group, {})})
+    assert any(f"boss: the group '{group}' is not a job. Did you mean 'host'?" in problem for problem in problems)
+
+
+def test_the_groups_of_the_project_have_no_foreign_machines():
+    [problem] = sentences_of({**three(), "db": ("tf_machines", {})})
+    assert problem == "db: the group 'tf_machines' is the project's. Give your group another name."
+
+
+def test_peers_outside_of_the_tunnel_are_refused():
+    machines = {name: (job, {"tf_encryption": True}) for name, (job, _variables) in three().items()}
+    name = next(iter(machines))
+    machines[name][1]["firewall_extra_peers"] = ["192.0.2.7"]
+    [problem] = sentences_of(machines)
+    assert problem.startswith(
+        f"{name}: firewall_extra_peers is set, but with tf_encryption, tasks are reached through the tunnel"
+    )
+
+
+@pytest.mark.parametrize("name", ["tf_tags", "tf_machines", "tf_machine_type", "tf_machine_id"])
+def test_similar_variables_of_other_tools_are_ignored(name):
+    machines = three()
+    next(iter(machines.values()))[1][name] = "x"
+    assert cluster_of(machines)["problems"] == []
 
 
 def test_a_group_named_hosts_is_ignored():

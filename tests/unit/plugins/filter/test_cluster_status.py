@@ -150,6 +150,12 @@ def test_a_firewall_that_differs_from_the_inventory_is_reported(wall, unguarded,
     assert words in status["open"][0]
 
 
+def test_a_machine_whose_state_is_unknown_makes_the_cluster_incomplete():
+    status = filters.cluster_status(CLUSTER, GATE, {name: state for name, state in STATES.items() if name != "b"})
+    assert status["ok"] is False
+    assert status["open"] == ["b: the state of the firewall is unknown, because Ansible could not get it."]
+
+
 def test_tasks_that_hold_the_state_of_earlier_runs_are_reported():
     kept = {"task": "host:0", "since": 1767225600.0, "kept": True}
     gate = [{**task, "runs": {"r0": kept, "r1": {**kept, "kept": False}}} for task in GATE]

@@ -122,6 +122,12 @@ def test_different_user_ids_are_reported_with_their_machines():
     assert "997 on a and d and 998 on b" in sentence
 
 
+def test_an_id_that_another_user_has_is_reported():
+    accounts, users = {"a": account(997), "b": [], "c": []}, {"a": [0, 997], "b": [0, 997], "c": [0]}
+    [sentence] = filters.shared_problems({}, PATH, {}, accounts, users)
+    assert sentence.startswith("b: another user has the ID 997, which the user tensorflow has on a and needs for ")
+
+
 @pytest.mark.parametrize(
     ("accounts", "users", "expected"),
     [(([], []), ([0, 999], [0, 998]), 997), ((account(990), []), ([0, 990], [0]), 990), (([], []), (range(1000), [0]), "")],
