@@ -134,10 +134,9 @@ def test_the_last_line_is_no_reason_for_another_status(lines):
 
 
 @pytest.mark.parametrize("after", [[], ["", "W0000 00:00:17 x: y"], ["[training] worker:0 finished"]])
-def test_without_an_exception_the_last_line_is_the_reason(after):
-    assert (
-        str(reason.find_reason(["step 1", "cannot open the data set", *after])) == "its last line is 'cannot open the data set'"
-    )
+def test_without_an_exception_the_last_line_is_the_reason_of_status_1(after):
+    found = reason.find_reason(["step 1", "cannot open the data set", *after], status="1")
+    assert str(found) == "its last line is 'cannot open the data set'"
 
 
 PROGRAMS = {
