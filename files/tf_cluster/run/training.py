@@ -373,11 +373,10 @@ class Coordinator:
                 task, message = await self.event(deadline)
             except asyncio.TimeoutError:
                 return False
-            if message and task == chief:
-                self.sentence(task, message)
-                return bool(message.get("ended") == "")
             if message and "ended" not in message:
-                self.sentence(task, message)
+                self.sentence(task, message)  # the task may make a restart useless
+            if message and task == chief:
+                return bool(message.get("ended") == "")
 
     def concerns_no_program(self, task: str, message: dict[str, Any], running: set[str]) -> bool:
         """Return whether a message is from a task that has returned, or of one that was lost without a running program."""
