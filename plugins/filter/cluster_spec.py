@@ -44,6 +44,7 @@ HIDDEN_FOLDERS = ("/dev", "/home", "/proc", "/root", "/run", "/sys", "/tmp", "/v
 UNRELATED_GROUPS = ("hosts",)  # a usual group name, so not necessarily a misspelling of 'host'
 CONTROLLER_VARIABLES = ("tf_cache", "tf_output")  # not suggested: Terraform's variables have similar names
 OWN_GROUPS = ("tf_machines", "tf_host", "tf_gpu_machines", "tf_tunnel_machines")  # of the role spec
+CAPTURED = "A captured exception marker was tripped: "  # Ansible's words before the error of a template
 MIN_SIMILARITY = 0.8  # from 0 to 1, of two names of which one is a misspelling of the other
 # Looked for among the variables of a command only: in an inventory, similar names are usually another tool's.
 SHORT_OPTIONS = ("detach", "port", "program", "run", "seconds", "trace")
@@ -138,9 +139,9 @@ class Inventory:
     def value(self, machine: str, name: str) -> Any:
         """Return a variable of a machine, or None if it is not set. Add a problem if it cannot be evaluated."""
         try:
-            return self.variables[machine].get(name)
+            return _evaluated(self.variables[machine].get(name))
         except Exception as error:  # a template may raise anything
-            reason = str(error).strip().splitlines() or [type(error).__name__]
+            reason = str(error).removeprefix(CAPTURED).strip().splitlines() or [type(error).__name__]
             self.add_problem(f"{machine}: cannot evaluate {name}: {reason[0]}")
             return None
 
@@ -298,8 +299,8 @@ class Inventory:
 
     def check_extra_peers(self, machines: Iterable[str]) -> None:
         """Refuse peers outside of the tunnel, which could not reach the tasks."""
-        having = [machine for machine in machines if self.variables[machine].get("firewall_extra_peers")]
-        if self.tunnel and having:
+        having = [machine for machine in machines if self.tunnel and self.value(machine, "firewall_extra_peers")]
+        if having:
             self.add_problem(
                 f"{having[0]}: firewall_extra_peers is set, but with tf_encryption, tasks are reached through the tunnel only. "
                 "Remove one of them."
@@ -536,6 +537,16 @@ class Inventory:
             "open_machines": self.open_machines, "tunnel_names": self.tunnel_names, "output": self.output,
             "shared": self.shared,
         }  # fmt: skip
+
+
+def _evaluated(value: Any) -> Any:
+    """Return a variable with all that it contains evaluated. Ansible evaluates templates at their first use, wherever that is."""
+    if isinstance(value, Mapping):
+        return {name: _evaluated(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_evaluated(part) for part in value]
+    bool(value)  # raises if the template failed
+    return value
 
 
 def _whole(value: Any) -> int | None:

@@ -117,6 +117,19 @@ def test_each_inventory_problem_is_a_separate_line(playbook):
     ]
 
 
+def test_a_variable_that_cannot_be_evaluated_is_a_problem_like_the_others(playbook):
+    more = "[all:vars]\ntf_task=1\n[host:vars]\ntf_tasks={'host': [{'port': '{{ nosuch }}'}]}\ntf_address={{ 1 / 0 }}\n"
+    done = playbook("playbooks/show_spec.yml", more=more, ANSIBLE_STDOUT_CALLBACK="json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["plays"][-1]["tasks"][-1]["hosts"]["w0"]["msg"].splitlines() == [
+        "The inventory cannot be used.",
+        "w0: unknown variable tf_task. Did you mean tf_tasks?",
+        "h: unknown variable tf_task. Did you mean tf_tasks?",
+        "h: cannot evaluate tf_address: Error rendering template: division by zero",
+        "h: cannot evaluate tf_tasks: 'nosuch' is undefined",
+    ]
+
+
 def test_the_tag_spec_connects_to_no_machine(playbook):
     done = playbook("site.yml", "--tags=spec")
     assert done.returncode == 0, said(done)
