@@ -5,6 +5,7 @@
 
 Each writes a file that was not there: a file that is written again takes the memory of its old content, which a virtual machine
 has already, and a new one may have to get it from its host first (0.5 to 3 s for a gigabyte).
+What is read is on the disk before, so that writing it there takes no time from any of them.
 
 Needs a cluster; the options are those of ``ansible-playbook``. ``ROUNDS`` and ``MEGABYTES`` in the environment (3, 1024). The
 project's times are those of its tasks. Prints a table of Markdown with the median and all times in seconds, for
@@ -38,6 +39,7 @@ import os
 with open(os.environ["TF_RUN_DIR"] + "/back.bin", "wb") as file:
     for _ in range({MEGABYTES}):
         file.write(os.urandom(1 << 20))
+    os.fsync(file)
 """,
 }
 
@@ -110,6 +112,7 @@ def main() -> None:
             with data.open("wb") as file:
                 for _megabyte in range(MEGABYTES):
                     file.write(os.urandom(1 << 20))
+            os.sync()
             given = {"program": str(folder / "reads.py"), "program_data": str(data)}
             there = f"{machine}:{THERE}.{turn}"
             send: dict[str, Callable[[], float]] = {
@@ -124,6 +127,7 @@ def main() -> None:
                 "collect, this project": partial(task_seconds, options, folder, COLLECT, program=str(folder / "writes.py")),
             }
             for what, call in [*rotated(send, turn), again, *rotated(collect, turn)]:
+                os.sync()
                 times.setdefault(what, []).append(call())
     timed("ssh", *ssh, machine, f"rm -f {THERE}.*")
     print(f"| {MEGABYTES} MB | s | each round |\n|---|---|---|")

@@ -106,7 +106,7 @@ class Coordinator:
         self.number = 0  # of the coordinator's file in terms
         self.members: dict[str, Channel] = {}
         self.events: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
-        self.fatal = False  # whether a restart is useless
+        self.fatal = ""  # why a restart is useless
         self.server: asyncio.Server | None = None
         self.attempts: list[dict[str, Any]] = []  # each has attempt, tasks, first_step and ended
         self.over: dict[str, Any] = {}  # the final message, also for tasks that connect later
@@ -116,6 +116,11 @@ class Coordinator:
         # Task -> when it was last heard of before it was lost. Of tasks that were never connected, this is not known.
         self.heard = dict.fromkeys(training["machines"], time.monotonic())
         self.saving = asyncio.Lock()
+
+    @property
+    def attempt(self) -> int:
+        """Return the number of the last attempt, 0 before the first one."""
+        return int(self.attempts[-1]["attempt"]) if self.attempts else 0
 
     @property
     def ends_with_chief(self) -> bool:
@@ -232,7 +237,7 @@ class Coordinator:
         else:
             failure = await self.gather()
         while not failure:
-            attempt = len(self.attempts) + 1
+            attempt = self.attempt + 1
             step = await first_step(self.checkpoints)
             self.attempts.append({"attempt": attempt, "tasks": tasks, "first_step": step, "ended": ""})
             await self.save()
@@ -247,7 +252,7 @@ class Coordinator:
                 tasks, failure = await self.restart(tasks, failure, self.may_leave)
             else:
                 break
-        self.over = {"over": failure, "attempts": max(1, len(self.attempts))}
+        self.over = {"over": failure, "attempts": max(1, self.attempt)}
         await self.save()
         await self.tell(**self.over)
         deadline = time.monotonic() + HEARTBEAT_SECONDS
@@ -260,7 +265,7 @@ class Coordinator:
         lost = self.sentence(self.predecessor, {"lost": True})
         if lost not in last["ended"]:
             last["ended"] = "; ".join(filter(None, [lost, last["ended"]]))
-        if len(self.attempts) > self.training["restarts"]:
+        if self.attempt > self.training["restarts"]:
             return [], last["ended"]
         return await self.restart(last["tasks"], last["ended"], may_leave=False)  # the others have not connected yet
 
@@ -276,12 +281,14 @@ class Coordinator:
             self.left.set()
             await asyncio.sleep(HEARTBEAT_TIMEOUT_SECONDS)  # run() ends this
         there, lost = await self.remaining(tasks)
+        if self.fatal:  # by a message that came meanwhile
+            return [], f"{failure}; {self.fatal}"
         names = " and ".join(map(self.name, lost))
         if self.terms and len(there) < least:
             back = f"{names} did not return within {self.training['join']:g} s (train_join)"
             return [], f"{failure}; {back}, and only {len(there)} of {len(everyone)} tasks are left (train_min_tasks: {least})"
         whom = f"restarting without {names}" if lost else "all tasks restart"
-        log(f"{failure}; {whom} (attempt {len(self.attempts) + 1} of {self.training['restarts'] + 1})")
+        log(f"{failure}; {whom} (attempt {self.attempt + 1} of {self.training['restarts'] + 1})")
         return there, ""
 
     async def remaining(self, tasks: list[str]) -> tuple[list[str], list[str]]:
@@ -292,17 +299,17 @@ class Coordinator:
         # A lost task needs so long to notice the loss too, and to stop its program.
         fence = HEARTBEAT_SECONDS + HEARTBEAT_TIMEOUT_SECONDS + STOP_SECONDS
         begun, reported = time.monotonic(), False
-        while missing := [task for task in tasks if task not in self.members]:
+        while not self.fatal and (missing := [task for task in tasks if task not in self.members]):
             if not reported:
                 log(f"waiting for {' and '.join(map(self.name, missing))}")
                 reported = True
             deadline = max(begun + self.training["join"], *(self.heard[task] + fence for task in missing))
             try:
-                await self.event(deadline)
+                self.note(*await self.event(deadline))
             except asyncio.TimeoutError:
                 break
         while not self.events.empty():  # of the last attempt
-            self.events.get_nowait()
+            self.note(*self.events.get_nowait())
         there = [task for task in everyone if task in self.members]
         return there, [task for task in everyone if task not in self.members]
 
@@ -373,8 +380,7 @@ class Coordinator:
                 task, message = await self.event(deadline)
             except asyncio.TimeoutError:
                 return False
-            if message and "ended" not in message:
-                self.sentence(task, message)  # the task may make a restart useless
+            self.note(task, message)
             if message and task == chief:
                 return bool(message.get("ended") == "")
 
@@ -410,18 +416,29 @@ class Coordinator:
                 return self.terms is not None
             if "stopped" in message or (self.terms and "run" in message):
                 running.discard(task)
-            elif message and "ended" not in message:
-                self.sentence(task, message)
+            else:
+                self.note(task, message)
         return not self.fatal
+
+    def note(self, task: str, message: dict[str, Any]) -> None:
+        """Note whether a message, which is not waited for, makes a restart useless."""
+        if message and "ended" not in message:
+            self.sentence(task, message)
 
     def name(self, task: str) -> str:
         """Return a task and its machine, for a sentence."""
         return f"{task} on machine {self.training['machines'][task]}"
 
     def sentence(self, task: str, message: dict[str, Any]) -> str:
-        """Return a sentence on a task's failure."""
+        """Return a sentence on a task's failure, and note whether it makes a restart useless."""
+        said = self.cause(task, message)
         survived = self.terms is not None and not message.get("fatal") and "refused" not in message
-        self.fatal = self.fatal or not ("ended" in message or survived)
+        if not ("ended" in message or survived):
+            self.fatal = self.fatal or said
+        return said
+
+    def cause(self, task: str, message: dict[str, Any]) -> str:
+        """Return a sentence on a task's failure."""
         if "ended" in message:
             return f"the program of {self.name(task)} {message['ended']}"
         if "refused" in message:

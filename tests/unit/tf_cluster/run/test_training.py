@@ -542,6 +542,35 @@ async def test_a_canceled_task_stops_the_training(tmp_path):
     }
 
 
+@pytest.mark.parametrize("reason", ["run_timeout", "canceled"])
+@in_a_loop
+async def test_a_training_that_waits_for_a_lost_task_can_be_stopped(tmp_path, reason, capsys):
+    training = Surviving(tmp_path, ROUND, ROUND, ROUND, least=2, join=600)
+    running = training.begin()
+    await until(lambda: ran(tmp_path, 3) == [0, 1, 2])
+    await training.lose("worker:2", running.pop("worker:2"))
+    printed = []
+    await until(lambda: printed.append(capsys.readouterr().out) or "waiting for worker:2 on machine c" in "".join(printed))
+    if reason == "run_timeout":
+        training.members[1].expire()
+    else:
+        (tmp_path / "run.json").write_text('{"cancelled": "by somebody"}', encoding="utf-8")
+        training.members[1].leaving.set()
+    found = await asyncio.wait_for(asyncio.gather(*running.values()), 30)
+    cause = "stopped after 600 s (run_timeout)" if reason == "run_timeout" else "stopped from outside"
+    assert [each["failure"].split("; ")[-1] for each in found] == [f"the process of worker:1 on machine b was {cause}"] * 2
+    assert ran(tmp_path, 2) == []
+
+
+@in_a_loop
+async def test_attempts_are_counted_although_only_the_last_ones_are_kept(tmp_path):
+    training = Surviving(tmp_path, ROUND, ROUND)
+    kept = [{"attempt": number, "tasks": ["worker:0"], "first_step": 0, "ended": "lost"} for number in (48, 147)]
+    coordinator = train_task.Coordinator({**training.plan, "restarts": 146}, tmp_path, "worker:1", training.members[1].terms)
+    assert await coordinator.claim(training.members[1].terms, coordination.Term(1, {"task": "worker:0", "attempts": kept}))
+    assert (coordinator.attempt, (await coordinator.take_over())[0]) == (147, [])
+
+
 @in_a_loop
 async def test_a_replaced_coordinator_takes_part_under_the_new_coordinator(tmp_path):
     """It was disconnected from the others, but not from the shared folder."""
