@@ -155,7 +155,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         transfer.check()  # also for a small program, whose results may be large
         packed = []
         for path in paths:
-            size = archive.listed(path).size
+            size = archive.listed(path).packed
             if size <= room:
                 room -= size
                 packed.append(path)

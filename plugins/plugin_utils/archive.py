@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from ansible.errors import AnsibleActionFail
+from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.collect.archive import taken
 
 
 class Listed(NamedTuple):
-    """What a path on the controller contains: its size in bytes, and broken links, relative to the path."""
+    """What a path on the controller contains: the bytes of its files, those of a tar file, and broken links, relative to it."""
 
     size: int
+    packed: int
     broken: list[str]
 
 
@@ -44,7 +46,8 @@ def pack(paths: Iterable[Path], file: IO[bytes], program: Path) -> None:
 def listed(path: Path) -> Listed:
     """Return what a path contains."""
     broken: list[str] = []
-    return Listed(sum(found.stat().st_size for found, _name in walk(path, broken) if found.is_file()), broken)
+    sizes = [found.stat().st_size if found.is_file() else 0 for found, _name in walk(path, broken)]
+    return Listed(sum(sizes), sum(taken(size) for size in sizes), broken)
 
 
 def walk(path: Path, broken: list[str], name: str = "", above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, str]]:

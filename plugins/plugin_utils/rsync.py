@@ -37,7 +37,7 @@ COMMON = ["--protect-args", "--times", "--modify-window=-1", "--perms", "--chmod
 COMMON += ["--info=progress2", "--no-human-readable", f"--timeout={STUCK_SECONDS}"]
 PROGRESS = re.compile(rb"(\d+)\s+\d+%")
 FULL = "No space left on device"
-VANISHED = 24  # rsync's exit status: files were removed after they were listed, as a running program does
+VANISHED = 24  # rsync's exit status: files were removed after they were listed
 
 
 class Rsync:
@@ -100,7 +100,8 @@ class Rsync:
             listed.seek(0)
             try:
                 paths = ["machine:.", f"{place.absolute()}/"]
-                self.run(options, paths, call, listed, shown, f"The results of {folder.name}", keep=[held.fileno()])
+                what, accepted = f"The results of {folder.name}", (0, VANISHED)  # a running program may remove files
+                self.run(options, paths, call, listed, shown, what, accepted, keep=[held.fileno()])
             except AnsibleActionFail as error:
                 raise AnsibleActionFail(unfinished(error.message.rstrip("."), folder)) from None
 
@@ -112,9 +113,10 @@ class Rsync:
         names: IO[bytes],
         shown: progress.Progress,
         what: str,
+        accepted: tuple[int, ...] = (0,),
         keep: list[int] | None = None,
     ) -> None:
-        """Run rsync; raise with a sentence if it fails. ``keep``: descriptors that rsync keeps open, such as a lock."""
+        """Run rsync; raise with a sentence if its exit status is not accepted. ``keep``: descriptors that it keeps open."""
         self.check()
         program = shutil.which("rsync")
         if not program:
@@ -129,7 +131,7 @@ class Rsync:
                 except BaseException:
                     process.terminate()
                     raise
-        if process.returncode not in (0, VANISHED):
+        if process.returncode not in accepted:
             raise AnsibleActionFail(failure(errors, process.returncode, what))
 
     @contextlib.contextmanager
@@ -199,8 +201,11 @@ def failure(errors: str, status: int, what: str) -> str:
         return f"{own[-1]}."
     if any(FULL in line for line in lines):
         return f"{what} could not be transferred: {next(line for line in lines if FULL in line)}"
-    told = [line for line in lines if line.startswith(("rsync", "ssh", "sudo"))] or lines[-1:]
-    return f"{what} could not be transferred: rsync exited with status {status}: {' '.join(told[:2])}"
+    if status == VANISHED:
+        gone = next((line for line in lines if line.startswith("file has vanished: ")), "a file has vanished")
+        return f"{what} changed while it was sent ({gone}). Run the command again."
+    reasons = [line for line in lines if line.startswith(("rsync", "ssh", "sudo"))] or lines[-1:]
+    return f"{what} could not be transferred: rsync exited with status {status}: {' '.join(reasons[:2])}"
 
 
 def unfinished(sentence: str, folder: Path) -> str:

@@ -124,7 +124,7 @@ class Collected:
             return []
         reason = self.outcome.get("reason") or {}
         task = reason.get("task", "")
-        named = f"{known_as(self.outcome, task)} on machine {self.machine_of(task)}"
+        named = f"{task} on machine {self.machine_of(task)}"
         failure = failure.replace(f"({task})", f"({named})") if task and self.machine_of(task) else failure
         remedy = reason.get("remedy", "")
         # If a task was lost, the sentence on that task says more.
@@ -132,8 +132,8 @@ class Collected:
         return [f"{failure[0].upper()}{failure[1:]}.", *more]
 
     def machine_of(self, task: str) -> str:
-        """Return the machine of a task as the run names it; empty if unknown."""
-        found = [each["machine"] for each in self.tasks if each["task"] == known_as(self.outcome, task)]
+        """Return the machine of a task; empty if unknown."""
+        found = [each["machine"] for each in self.tasks if each["task"] == task]
         return found[0] if found else ""
 
     def failed_tasks(self) -> list[str]:

@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import runs
@@ -36,6 +36,7 @@ class Ending(NamedTuple):
     disk_full: bool
     not_shared: str = ""  # why the shared file system cannot be used
     lacks_packages: bool = False  # whether packages of the run are not installed
+    shuts_down: Callable[[], bool] = lambda: False  # whether the machine does, which stops all units
     reason: Callable[[], Reason | None] = lambda: None  # that the program's output gives; read once, and only for a failure
 
 
@@ -78,6 +79,10 @@ ENDINGS: tuple[tuple[Callable[[Ending], object], Callable[[Ending], str]], ...] 
         lambda end: end.result == "exit-code",
         lambda end: end.part.get("failure") or f"the program exited with status {end.status}{because(end.reason())}",
     ),
+    (
+        lambda end: end.result in ("signal", "timeout") and end.shuts_down(),
+        lambda _end: "the program was stopped because its machine was shut down or rebooted",
+    ),
     (lambda end: end.result == "signal", lambda end: f"the program was killed by SIG{end.status}"),
     (lambda end: end.result == "core-dump", lambda end: f"the program crashed with SIG{end.status}"),
     (
@@ -97,7 +102,9 @@ def note_ending(run: Run, environment: Mapping[str, str]) -> None:
     if failure and end.disk_full:
         failure += f"; the disk that holds {runs.RUNS} is full"
     more: dict[str, Any] = {"part": end.part} if end.part else {}
-    if failure and (reason := end.reason()):
+    # A program that was stopped did not fail for what its output shows.
+    fails_itself = end.result in ("exit-code", "core-dump") and not (noted.get("cancelled") or end.task_lost)
+    if failure and fails_itself and (reason := end.reason()):
         more["reason"] = reason._asdict()
     servers = noted.get("servers", {})
     reserved = noted.get("reserved", servers)  # a run of an older version uses all tasks
@@ -116,7 +123,6 @@ def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], s
     """Return the facts about the end of a run."""
     status = environment.get("EXIT_STATUS", "")
     training, part = noted.get("training") or {}, part_of(run)
-    chief = training.get("chief", noted.get("task"))
     tasks = part["history"][-1]["tasks"] if "history" in part else list(training.get("machines", {}))
     return Ending(
         noted=noted,
@@ -124,14 +130,23 @@ def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], s
         status=status,
         part=part,
         task_lost=seen["lost"],
-        result_missing=bool(noted.get("needs_result")) and noted.get("task") == chief and not has_result(run),
+        result_missing=bool(noted.get("needs_result"))
+        and noted.get("task") in (tasks[:1] or [noted.get("task")])
+        and not has_result(run),
         not_started=bool(layer_of(run).exists() or noted.get("clear_before") or noted.get("shared"))
         and not main_started(noted["unit"]),
         not_shared=not_shared(run),
-        reason=functools.cache(lambda: reason_of(run.folder / "stdout.log", noted.get("task", ""), tasks, status)),
+        reason=functools.cache(lambda: known_reason(run, noted, tasks, status)),
+        shuts_down=runs.is_shutting_down,
         lacks_packages=layer_of(run).exists() and not any(layer_of(run).glob("packages/*")),
         disk_full=disk_is_full(run),
     )
+
+
+def known_reason(run: Run, noted: dict[str, Any], tasks: Sequence[str], status: str) -> Reason | None:
+    """Return the reason in a run's output, with the task's name in the cluster: a run without some tasks numbers the others."""
+    found = reason_of(run.folder / "stdout.log", noted.get("task", ""), tasks, status)
+    return found and found._replace(task=noted.get("names", {}).get(found.task, found.task))
 
 
 def result_of(noted: dict[str, Any], result: str, code: str, status: str) -> str:
@@ -222,7 +237,7 @@ def watch_report(run: Run) -> dict[str, Any]:
 def failed_tasks(servers: dict[str, str], silent: dict[str, float]) -> dict[str, str]:
     """Check the tasks after a failure; return address -> problem, a phrase that follows the task's name.
 
-    ``servers`` is address -> incarnation of the server before the run (see gate.py).
+    ``servers`` is address -> incarnation of the server before the run (see gate.py); empty: it is not known.
     """
     command = [*PYTHON_MODULE, "tf_cluster.ready", "--json", f"--config={CONFIG}", f"--timeout={GATE_TIMEOUT_SECONDS}"]
     try:
@@ -237,7 +252,7 @@ def failed_tasks(servers: dict[str, str], silent: dict[str, float]) -> dict[str,
         entry = task["address"]
         if task["state"] != "answers" and entry in servers:
             found[entry] = f"does not answer: {task['state']}, {task['reason']}"
-        elif task["incarnation"] != servers.get(entry, task["incarnation"]):
+        elif servers.get(entry) and task["incarnation"] != servers[entry]:
             found[entry] = "was restarted during the run: sessions opened before fail permanently, new sessions work"
     return found
 

@@ -64,11 +64,21 @@ def unit_of(run: Run) -> str:
 
 
 def start(run: Run) -> None:
-    """Start the unit if the run has a URL, and do not wait for it."""
-    if "notify" in run.read():
+    """Start the unit if the run has a URL, and do not wait for it. If the machine shuts down, start_missed does it."""
+    if "notify" in run.read() and not runs.is_shutting_down():
         done = subprocess.run(["systemctl", "start", "--no-block", unit_of(run)], capture_output=True, text=True, check=False)
         if done.returncode:
             run.note(notified=outcome(False, f"systemd could not start {unit_of(run)}: {' '.join(done.stderr.split())}", 0))
+
+
+def start_missed() -> None:
+    """Start the units of the runs that ended with the machine, after it was started again."""
+    for path in runs.RUNS.glob("[!.]*/" + URL_FILE):
+        with contextlib.suppress(OSError, cluster_config.ConfigError):
+            run = Run(path.parent.name)
+            noted = run.read()
+            if "ended" in noted and "notified" not in noted:
+                start(run)
 
 
 def outcome(ok: bool, text: str, attempts: int) -> dict[str, Any]:

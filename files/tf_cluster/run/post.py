@@ -36,7 +36,7 @@ def verdict(noted: dict[str, Any], result: object, problem: str = "") -> dict[st
     timed = runs.timed(noted)
     failure, reason = noted.get("failure", ""), noted.get("reason") or {}
     failures = [f"{failure[0].upper()}{failure[1:]}."] if failure else []
-    if failure and reason.get("remedy") and reason["remedy"] not in failure:
+    if failure and reason.get("remedy") and reason["remedy"] not in failure and not noted.get("failed_tasks"):
         failures.append(f"{reason['remedy']}.")
     failures += [f"{address} {text}." for address, text in (noted.get("failed_tasks") or {}).items()]
     started = datetime.datetime.fromtimestamp(timed["started"], datetime.timezone.utc).isoformat(timespec="seconds")

@@ -209,7 +209,7 @@ def create_run_layout(run: Run) -> None:
 def finish(options: argparse.Namespace) -> None:
     """Note how the run ended; systemd calls this after the last process exits."""
     run = Run(options.run)
-    if queue.resumes(run.read()) and queue.is_shutting_down():
+    if queue.resumes(run.read()) and runs.is_shutting_down():
         run.note(waiting=True, resumed=True)  # tf-runs.service starts it after the boot
         sys.exit()
     note_ending(run, os.environ)
@@ -267,8 +267,7 @@ def cancel(options: argparse.Namespace) -> dict[str, Any]:
         there = [run for run in there if (run.folder / "run.json").exists()]
         there += [Run(path.name) for name in options.run for path in runs.RUNS.glob(f"{Run(name).id}.*") if path.is_dir()]
     sentence = f"the run was canceled by {options.by}"
-    lines, units = [], []
-    problems = []
+    lines, units, problems = [], [], []
     for run in there:
         try:
             line, unit = cancel_one(run, sentence, options.after)
@@ -281,10 +280,9 @@ def cancel(options: argparse.Namespace) -> dict[str, Any]:
         # "stop" waits for ExecStopPost; systemd kills the programs after ten seconds.
         subprocess.run(["systemctl", "stop", *units], capture_output=True, check=False)
     answer = {"lines": lines, "found": [run.id for run in there]}
-    if problems:
-        return {**answer, "failure": "; ".join(problems)}
-    queue.dispatch()  # a later run may have waited for a queued one
-    return answer
+    if lines or not problems:
+        queue.dispatch()  # a later run may have waited for a queued one
+    return {**answer, **({"failure": "; ".join(problems)} if problems else {})}
 
 
 def cancel_one(run: Run, sentence: str, after: float) -> tuple[str, str]:

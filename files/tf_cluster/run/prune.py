@@ -34,6 +34,7 @@ DAY_SECONDS = 24 * 3600
 # What has no notes may be in preparation, and a run may be about to use data.
 MIN_AGE_SECONDS = DAY_SECONDS
 MAX_PREPARED_SECONDS = 3 * DAY_SECONDS
+MAX_PLACED_SECONDS = 7 * DAY_SECONDS  # that a run may be queued and run whose data was placed for the servers of a machine
 NOTIFICATION_SECONDS = 120.0  # after the end of a run, during which its notification may still read the notes
 DELETED = ".deleted"  # end of the hidden name of a folder that is being deleted
 BLOCK_BYTES = 512  # unit of st_blocks
@@ -126,7 +127,8 @@ def last_use(folder: Path, now: float) -> float | None:
     """Return when a run ended, or when a folder without notes was changed; None if it must be kept."""
     noted = noted_in(folder)
     if noted is None:
-        return changed(folder, now) if (folder / "program").is_dir() else None
+        placed = changed(folder, now, MAX_PLACED_SECONDS)
+        return placed if (folder / "program").is_dir() else None
     if noted.get("waiting") and "number" not in noted and "ended" not in noted:
         return prepared(noted, now)
     try:
@@ -147,13 +149,13 @@ def prepared(noted: dict[str, Any], now: float) -> float | None:
     return asked if now - asked > MAX_PREPARED_SECONDS else None
 
 
-def changed(folder: Path, now: float) -> float | None:
+def changed(folder: Path, now: float, recent: float = MIN_AGE_SECONDS) -> float | None:
     """Return when a folder without notes was changed; None if that was recently."""
     try:
         moment = folder.stat().st_mtime
     except OSError:
         return None
-    return moment if now - moment > MIN_AGE_SECONDS else None
+    return moment if now - moment > recent else None
 
 
 def choose(items: list[Item], days: float, gigabytes: float, now: float) -> tuple[list[tuple[Item, int]], int]:

@@ -16,7 +16,6 @@ import contextlib
 import itertools
 import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,7 +140,8 @@ def wanted_by(noted: Notes) -> Wanted:
         raise RefusedError("an older version of this project prepared the run. Run the program again")
     training, wants = noted["training"], noted["wants"]
     if training:
-        if noted["task"] != training["chief"] and runs.clock() - noted["queued"] > noted.get("wait", math.inf) + PART_SECONDS:
+        late = runs.clock() - noted["queued"] > noted.get("wait", math.inf) + PART_SECONDS
+        if late and noted["task"] != training["chief"] and not noted.get("started"):
             raise RefusedError("the training did not wait longer for this task")
         return Wanted([], {training["entries"][noted["task"]]: noted["task"]}, 1)
     standing = {entry: f"{job}:{index}" for job, index, entry in cluster_config.standing_tasks(cluster_config.load(CONFIG))}
@@ -193,25 +193,23 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
     begun: dict[str, Any] = {"started": time.time()}
     if before:  # its machine was rebooted, and the clock started again
         begun = {"resumed": True, "started_clock": runs.clock() - (time.time() - before)}
+    clear_before = clearing_before(run, noted, choice.tasks)
+    # The gate found these servers before others were started in their place, by earlier runs or at this start.
+    servers = noted.get("servers", {})
+    renewed = choice.tasks if clear_before else cleared_since(noted["asked"]) & servers.keys()
     noted = run.note(
-        **begun, waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty,
-        clear_before=clearing_before(run, noted, choice.tasks),
+        **begun, waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty, clear_before=clear_before,
+        servers={**servers, **dict.fromkeys(renewed, "")},
     )  # fmt: skip
     try:
         tried = start_unit(run, noted)
     except OSError as error:  # the disk is full, or the command line is too long
         raise RefusedError(f"the run could not be started: {error.strerror or error} ({error.filename or run.folder})") from None
     if tried.returncode:
-        if is_shutting_down():
+        if runs.is_shutting_down():
             run.note(started=before, waiting=True, own="", reserved=[], uncleared=[])
             raise ShutdownError
         raise RefusedError(f"systemd could not start the run: {tried.stderr.strip()}")
-
-
-def is_shutting_down() -> bool:
-    """Return whether systemd stops all units because the machine is shut down or rebooted."""
-    done = subprocess.run(["systemctl", "is-system-running"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() == "stopping"
 
 
 def end(run: Run, failure: str, **facts: object) -> None:
@@ -297,7 +295,11 @@ def active_runs() -> set[str]:
 
 def main() -> None:
     """Start the runs whose turn it is. Prints nothing: it would become part of a run's output."""
-    dispatch(Run(sys.argv[1]) if len(sys.argv) > 1 else None)
+    if len(sys.argv) > 1:
+        dispatch(Run(sys.argv[1]))
+    else:  # after a boot
+        dispatch()
+        notify.start_missed()
 
 
 if __name__ == "__main__":

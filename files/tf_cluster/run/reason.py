@@ -12,6 +12,8 @@ from .text import plain_lines
 
 TAIL_BYTES = 64 * 1024  # of the output
 MAX_CHARACTERS = 300  # of the line
+MAX_LINES = 100  # below an exception, without those of stacks: if the program printed more, it has handled the exception
+STACK = re.compile(r'\s|$|File "')  # begins of lines in a message that are part of a stack
 
 # The line below a traceback: the exception's class, in its module or function, and the message if there is one.
 RAISED = re.compile(r"(?:[\w<>]+\.)*([A-Z]\w*)(?:: ?(.*))?|((?:[\w<>]+\.)*[a-z_]\w*): (.+)")
@@ -68,8 +70,9 @@ REMEDIES = (
     ),
     (
         r"(?s)(?=.*/job:(?!host|chief)\w+/).*No such file or directory",
-        "The program's files and program_data are on the program's machine, and this task looks on its own. Read the file in "
-        "the program and pass on its content, or use a path that all machines share",
+        "The program's files and program_data are on the program's machine, and this task looks on its own. Set "
+        "program_data_on=tasks to send them to the tasks' machines too, read the file in the program and pass on its content, or "
+        "use a path that all machines share",
     ),
     (
         r"OOM when allocating|CUDA_ERROR_OUT_OF_MEMORY|out of memory|No blas support for stream",
@@ -131,7 +134,7 @@ def find_reason(lines: list[str], own: str = "", tasks: Sequence[str] = (), stat
         remedy = next((sentence for pattern, sentence in REMEDIES if re.search(pattern, elsewhere)), "")
         found = f"{task[1]}:{task[2]}" if task else ""
         return Reason(exception, line, names.get(found, found), remedy)
-    if status != "1" or any(line.startswith(TRACEBACK) for line in lines):  # an incomplete one
+    if status != "1" or any(line.startswith(TRACEBACK) for line in lines[oldest(lines) :]):  # an incomplete one
         return None
     last = next((line for line in reversed(lines) if line.strip() and not AFTER.match(line)), "")
     return Reason("", shortened(last.strip()), "", "") if last else None
@@ -172,7 +175,7 @@ def exceptions(lines: list[str]) -> list[tuple[int, str, str | None]]:
     begins = [place for place, line in enumerate(lines) if line.startswith(TRACEBACK)]
     # A thread's exception does not end the program.
     begins = [place for place in begins if not (place and lines[place - 1].startswith("Exception in thread"))] or begins
-    if begins and (found := raised(lines, begins[-1])):
+    if begins and (found := raised(lines, begins[-1])) and found[0] >= oldest(lines):
         group = next((group for begin in begins if (group := raised(lines, begin)) and group[1].endswith(GROUP_CLASS)), None)
         inner = group
         while inner and inner[1].endswith(GROUP_CLASS):
@@ -180,11 +183,17 @@ def exceptions(lines: list[str]) -> list[tuple[int, str, str | None]]:
         if group and inner:
             return [(inner[0], group[1], f"{group[2]}: {inner[1]}: {inner[2] or ''}")]
         return [found]
-    for place in reversed(range(len(lines))):
+    for place in reversed(range(oldest(lines), len(lines))):
         printed = PRINTED.fullmatch(lines[place])
         if printed:
             return [(place, printed[1], printed[2])]
     return []
+
+
+def oldest(lines: list[str]) -> int:
+    """Return the place from which a line can have the exception that ended the program."""
+    places = [place for place, line in enumerate(lines) if not STACK.match(line)]
+    return places[-MAX_LINES] if len(places) >= MAX_LINES else 0
 
 
 def raised(lines: list[str], begin: int) -> tuple[int, str, str | None] | None:

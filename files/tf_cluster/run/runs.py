@@ -162,6 +162,12 @@ def outcome(noted: dict[str, Any]) -> dict[str, Any]:
     return {**timed(noted), "run_id": training["id"], "training": plan}
 
 
+def is_shutting_down() -> bool:
+    """Return whether systemd stops all units because the machine is shut down or rebooted."""
+    done = subprocess.run(["systemctl", "is-system-running"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() == "stopping"
+
+
 def is_alive(unit: str, run: Run) -> bool:
     """Return whether the unit still belongs to the run and is active or about to start, including ExecStopPost."""
     if property_of(unit, "ActiveState") in ("", "inactive", "failed") and property_of(unit, "Job") in ("", "0"):

@@ -28,7 +28,7 @@ from .unit import CONFIG
 
 IDLE_SECONDS = 2.0  # without work of the program, after which it is considered waiting
 IDLE_CPU_SECONDS = 0.2  # of the processor within that time
-WAIT_CHECKS = 5  # how often the program is checked for waiting
+WAIT_CHECKS = 5  # of a program that has a session, whether it waits
 INTERVAL_SECONDS = 5.0  # between two checks of a task
 RETRY_SECONDS = 1.0  # after a failed check
 TIMEOUT_SECONDS = 5.0
@@ -156,12 +156,16 @@ def watch_own_task(news: queue.Queue[str], spec: dict[str, list[str]]) -> None:
         return
     own = cluster_config.split_address(spec[job][int(index)])[1]
     others = {cluster_config.split_address(entry)[1] for entries in spec.values() for entry in entries} - {own}
-    for _check in range(WAIT_CHECKS):
+    checks = 0
+    while checks < WAIT_CHECKS and ports.port_is_free(own):
         program = siblings()
         before = cpu_seconds(program)
         time.sleep(IDLE_SECONDS)
         idle = cpu_seconds(program) - before < IDLE_CPU_SECONDS
-        if program and idle and ports.port_is_free(own) and has_session(program, others):
+        if not has_session(program, others):
+            continue  # it may load its data first
+        checks += 1
+        if idle and ports.port_is_free(own):
             news.put(
                 f"[cluster] {user['task']} has no server: a session without device_filters waits for it. Start it in the program "
                 f'(tf.distribute.Server(spec, "{job}", {index})), or set device_filters'

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -347,7 +348,28 @@ def test_listed_returns_the_total_size_and_the_broken_links(tmp_path):
     data = filled(tmp_path / "data")
     (data / "broken").symlink_to("nowhere")
     listed = archive.listed(data)
-    assert listed == (sum(len(name.encode()) for name in NAMES), ["broken"])
+    assert (listed.size, listed.broken) == (sum(len(name.encode()) for name in NAMES), ["broken"])
+
+
+def test_many_small_files_are_not_small_in_a_tar_file(tmp_path):
+    for number in range(3000):
+        (tmp_path / str(number)).write_text("abc", encoding="utf-8")
+    with (tmp_path.parent / "packed.tar").open("wb") as file:
+        archive.pack([tmp_path], file, program=tmp_path)
+        assert 3_000_000 < file.tell() <= archive.listed(tmp_path).packed + tarfile.RECORDSIZE
+
+
+def test_data_that_changes_while_it_is_sent_is_an_error(send, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a").write_bytes(os.urandom(30_000_000))
+    (data / "z").write_text("z", encoding="utf-8")
+    monkeypatch.setattr(rsync, "COMMON", [*rsync.COMMON, "--bwlimit=15000"])
+    threading.Timer(1, (data / "z").unlink).start()
+    with pytest.raises(
+        AnsibleActionFail, match=r"data changed while it was sent \(file has vanished: .*/z.*\)\. Run the command"
+    ):
+        send(data)
 
 
 def test_the_transport_passes_all_bytes_and_the_status():

@@ -116,9 +116,30 @@ def test_a_server_receives_why_a_run_failed(run, server, status):
     body = server.received[0][2]
     assert body["ok"] is False
     assert body["failures"] == [
-        "The program exited with status 1: OOM.", "Use smaller batches.", "10.0.0.1:2222 does not answer: refused.",
+        "The program exited with status 1: OOM.", "10.0.0.1:2222 does not answer: refused.",
     ]  # fmt: skip
     assert "result" not in body
+    run.note(failed_tasks={})
+    post.post(run, f"{server.base}/200")
+    assert server.received[1][2]["failures"] == ["The program exited with status 1: OOM.", "Use smaller batches."]
+
+
+def test_a_run_that_ended_with_its_machine_notifies_after_the_boot(run, monkeypatch):
+    commands = []
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(notify.subprocess, "run", lambda words, **_more: commands.append(words[-1]) or done)
+    run.note(**notify.prepare(run, "http://a", "host:0", {}))
+    for shuts_down in (True, False):
+        monkeypatch.setattr(runs, "is_shutting_down", lambda shuts_down=shuts_down: shuts_down)
+        commands.clear()
+        notify.start(run)
+        assert commands == ([] if shuts_down else [f"tf-notify@{run.id}.service"])
+    commands.clear()
+    notify.start_missed()
+    assert commands == [f"tf-notify@{run.id}.service"]
+    run.note(notified={"ok": True})
+    notify.start_missed()
+    assert commands == [f"tf-notify@{run.id}.service"]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +299,7 @@ def test_the_end_of_a_run_does_not_wait_for_its_notification(run, systemctl):
     assert calls == []
     run.note(notify="http://a")
     notify.start(run)
-    assert calls == [["systemctl", "start", "--no-block", f"tf-notify@{run.id}.service"]]
+    assert calls[1:] == [["systemctl", "start", "--no-block", f"tf-notify@{run.id}.service"]]
     assert "notified" not in run.read()
 
 

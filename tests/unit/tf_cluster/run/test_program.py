@@ -502,9 +502,33 @@ def test_a_canceled_run_is_stopped_and_names_the_user(run, monkeypatch):
     answer = run_program.cancel(SimpleNamespace(run=[run.id], by="jo", after=0, here=False))
     assert commands[0] == ["systemctl", "stop", "tf-run-host-0.service"]
     assert run.id in answer["lines"][0]
+    (run.folder / "stdout.log").write_text(
+        "Traceback (most recent call last):\n  File\nUnavailableError: handled\n", encoding="utf-8"
+    )
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
         monkeypatch.setenv(name, value)
-    assert finish(run)["failure"] == "the run was canceled by jo"
+    noted = finish(run)
+    assert noted["failure"] == "the run was canceled by jo"
+    assert "reason" not in noted  # it did not fail for what its output shows
+
+
+def test_a_run_that_ends_because_its_machine_shuts_down_says_so(run, monkeypatch):
+    run.note(reserved=[])
+    monkeypatch.setattr(runs, "is_shutting_down", lambda: True)
+    for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
+        monkeypatch.setenv(name, value)
+    assert finish(run)["failure"] == "the program was stopped because its machine was shut down or rebooted"
+
+
+def test_a_task_in_a_reason_has_its_name_in_the_cluster(run, monkeypatch):
+    run.note(reserved=[], names={"worker:0": "worker:1"})
+    text = "Traceback (most recent call last):\n  File\nInvalidArgumentError: /job:worker/replica:0/task:0 has no such device\n"
+    (run.folder / "stdout.log").write_text(text, encoding="utf-8")
+    for name, value in {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    noted = finish(run)
+    assert noted["failure"].endswith("has no such device (worker:1)")
+    assert noted["reason"]["task"] == "worker:1"
 
 
 def test_a_run_that_has_ended_is_not_canceled(run, monkeypatch):
@@ -532,10 +556,13 @@ def test_a_damaged_run_does_not_prevent_the_cancellation_of_others(run, monkeypa
     damaged.folder.mkdir()
     (damaged.folder / "run.json").write_text("{", encoding="utf-8")
     commands = pretend_systemd(monkeypatch, active=[run.id])
+    dispatched = []
+    monkeypatch.setattr(queue, "dispatch", lambda ended=None: dispatched.append(ended))
     answer = run_program.cancel(SimpleNamespace(run=[damaged.id, run.id], by="jo", after=0, here=False))
     assert answer["lines"] == [f"run {run.id} was canceled"]
     assert "damaged" in answer["failure"]
     assert ["systemctl", "stop", "tf-run-host-0.service"] in commands
+    assert dispatched == [None]
 
 
 def test_links_and_pipes_in_the_working_directory_are_named(run):
@@ -1007,10 +1034,10 @@ def gate(monkeypatch):
 
 
 def test_failed_tasks_are_noted_after_a_failed_run(run, monkeypatch, gate):
-    servers = {"a:1": "01", "b:1": "02", "c:1": "03", "d:1": "04"}
+    servers = {"a:1": "01", "b:1": "02", "c:1": "03", "d:1": "04", "f:1": ""}  # that of f:1 was started for this run
     run.note(servers=servers, lost=20, reserved=list(servers))
     gate(("a:1", "answers", "", "01"), ("b:1", "refused", "nothing listens", ""), ("c:1", "answers", "", "99"),
-         ("d:1", "answers", "", "04"), ("e:1", "refused", "it was left out", ""))  # fmt: skip
+         ("d:1", "answers", "", "04"), ("e:1", "refused", "it was left out", ""), ("f:1", "answers", "", "05"))  # fmt: skip
     (run.folder / "part.json").write_text('{"silent": {"d:1": 12.4}, "lost": true}', encoding="utf-8")
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
         monkeypatch.setenv(name, value)
@@ -1383,7 +1410,7 @@ def test_a_run_whose_shared_folder_is_missing_fails_with_the_reason(run, monkeyp
 
 def test_a_part_of_a_training_is_queued_again_if_its_machine_shuts_down(run, monkeypatch):
     run.note(task="worker:1", shared="/mnt/a", training={**plan(), "survives": True})
-    monkeypatch.setattr(queue, "is_shutting_down", lambda: True)
+    monkeypatch.setattr(runs, "is_shutting_down", lambda: True)
     noted = finish(run)
     assert "ended" not in noted
     assert (noted["waiting"], noted["resumed"]) == (True, True)

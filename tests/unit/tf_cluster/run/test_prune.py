@@ -52,6 +52,17 @@ def left(place):
     return sorted(path.name for name in ("runs", "data") for path in (place / name).iterdir())
 
 
+@pytest.mark.parametrize(("age", "kept"), [(6.9, True), (7.1, False)])
+def test_what_was_placed_for_the_servers_of_a_machine_stays_a_week(place, age, kept):
+    """The run may be queued or running on another machine."""
+    folder = place / "runs/placed"
+    (folder / "program").mkdir(parents=True)
+    (folder / "program/data").write_bytes(os.urandom(1_000_000))
+    os.utime(folder, (time.time() - age * DAY,) * 2)
+    prune.prune(0, 0.0001, check=False)
+    assert left(place) == (["placed"] if kept else [])
+
+
 def test_old_collected_runs_are_deleted(place):
     make(place, "old", days=31, size=1_000_000)
     make(place, "new", days=29)
@@ -182,13 +193,10 @@ def test_data_that_only_deleted_runs_used_is_deleted_with_them(place):
 
 
 @pytest.mark.parametrize(("days", "gone"), [(0.5, False), (2, True)])
-def test_data_and_runs_in_preparation_are_kept_for_a_day(place, days, gone):
+def test_data_is_kept_for_a_day(place, days, gone):
     make_data(place, "data", days)
-    folder = place / "runs/sent"
-    (folder / "program").mkdir(parents=True)
-    os.utime(folder, (time.time() - days * DAY,) * 2)
     prune.prune(0, 1e-9, check=False)
-    assert left(place) == ([] if gone else ["data", "sent"])
+    assert left(place) == ([] if gone else ["data"])
 
 
 def test_other_folders_and_links_are_kept(place):

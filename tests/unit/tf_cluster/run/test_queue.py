@@ -64,7 +64,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(queue, "CONFIG", tmp_path / "config.json")
     monkeypatch.setattr(queue, "start_unit", made.start_unit)
     monkeypatch.setattr(queue, "active_runs", lambda: set(made.active))
-    monkeypatch.setattr(queue, "is_shutting_down", lambda: False)
+    monkeypatch.setattr(runs, "is_shutting_down", lambda: False)
     return made
 
 
@@ -169,7 +169,7 @@ def test_queued_runs_start_after_a_shutdown_and_not_during_it(machine, monkeypat
     """A run that the shutdown stops calls the queue, and systemd refuses to start the next ones."""
     for name in ("r1", "r2", "r3"):
         machine.request(name)
-    monkeypatch.setattr(queue, "is_shutting_down", lambda: True)
+    monkeypatch.setattr(runs, "is_shutting_down", lambda: True)
     monkeypatch.setattr(queue, "start_unit", lambda *_given: SimpleNamespace(returncode=1, stderr="Transaction is destructive"))
     waits = machine.end("r1")
     assert [(name, each.position, each.reason) for name, each in waits.items()] == [
@@ -248,6 +248,15 @@ def test_servers_in_use_are_cleared_before_a_run_unless_an_earlier_run_has_clear
     assert runs.Run("r3").read()["clear_before"] == "held"
 
 
+def test_servers_that_were_started_after_the_gate_are_not_known(machine):
+    servers = {entry: f"{number:02}" for number, entry in enumerate(ALL)}
+    machine.request("r1", servers=servers)
+    machine.request("r2", servers=servers)
+    assert runs.Run("r1").read()["servers"] == servers
+    machine.end("r1")
+    assert runs.Run("r2").read()["servers"] == dict.fromkeys(ALL, "")
+
+
 def test_parts_of_trainings_reserve_their_own_tasks(machine):
     training = {"chief": "worker:0", "entries": {"worker:0": "a:3222", "worker:1": "b:3222"}}
     machine.request("t1", training=training, task="worker:0")
@@ -266,6 +275,16 @@ def test_a_part_of_a_training_that_the_others_no_longer_wait_for_is_not_started(
     queue.dispatch()
     assert runs.Run("t2.worker-1").read()["failure"] == "the training did not wait longer for this task"
     assert machine.started == ["t1.worker-1"]
+
+
+def test_a_part_of_a_training_starts_again_however_long_it_ran(machine, monkeypatch):
+    training = {"chief": "worker:0", "entries": {"worker:0": "a:3222", "worker:1": "b:3222"}, "survives": True}
+    machine.request("t1.worker-1", training=training, task="worker:1", wait=30, shared="/mnt/a")
+    machine.active.clear()  # its machine is rebooted
+    now = runs.clock()
+    monkeypatch.setattr(runs, "clock", lambda: now + 120)  # of a container, whose clock goes on
+    queue.dispatch()
+    assert machine.started == ["t1.worker-1", "t1.worker-1"]
 
 
 def test_a_run_that_is_only_prepared_is_not_in_the_queue(machine):

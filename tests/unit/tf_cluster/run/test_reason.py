@@ -111,6 +111,14 @@ def test_the_exception_and_its_first_meaningful_line_are_found(lines, found, tas
     assert (remedy in result.remedy) if remedy else not result.remedy
 
 
+def test_a_handled_exception_far_above_the_end_is_not_the_reason():
+    handled = ["Traceback (most recent call last):", '  File "a.py", line 1', "tf.errors.UnavailableError: Socket closed"]
+    lines = [*handled, *(f"step {number}: loss 3.1" for number in range(150)), "loss diverged, giving up"]
+    assert str(reason.find_reason(lines, status="1")) == "its last line is 'loss diverged, giving up'"
+    assert reason.find_reason(lines, status="3") is None
+    assert reason.find_reason([*lines[:60], "the end"], status="1").exception == "UnavailableError"
+
+
 def test_the_own_task_of_a_program_has_its_files():
     lines = [*BEGIN, f"{ERRORS}.NotFoundError: From /job:worker/replica:0/task:1:", "/data/a.txt; No such file or directory"]
     assert "program_data" in reason.find_reason(lines, "worker:0").remedy

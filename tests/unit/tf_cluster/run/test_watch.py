@@ -104,22 +104,37 @@ def test_a_connection_of_a_process_is_found():
             assert not watch_tasks.has_session([os.getpid()], {1})
 
 
-@pytest.mark.parametrize(("session", "busy", "told"), [(True, 0.0, True), (False, 0.0, False), (True, 1.0, False)])
-def test_a_program_that_waits_for_its_missing_server_is_reported(monkeypatch, session, busy, told):
+@pytest.mark.parametrize(("busy", "reported"), [(0.0, True), (1.0, False)])
+def test_a_program_that_waits_for_its_missing_server_is_reported(monkeypatch, busy, reported):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     used = iter([0.0, busy] * watch_tasks.WAIT_CHECKS)
     monkeypatch.setattr(watch_tasks, "siblings", lambda: [1])
     monkeypatch.setattr(watch_tasks, "cpu_seconds", lambda _pids: next(used))
-    monkeypatch.setattr(watch_tasks, "has_session", lambda _pids, remote: session and remote == {2222})
+    monkeypatch.setattr(watch_tasks, "has_session", lambda _pids, remote: remote == {2222})
     monkeypatch.setattr(watch_tasks, "IDLE_SECONDS", 0.01)
     monkeypatch.setenv("TF_RUN_ID", "r1")
     monkeypatch.setenv("TF_CONFIG", '{"task": {"type": "host", "index": 0}}')
     news = queue.Queue()
     watch_tasks.watch_own_task(news, {"worker": ["10.0.0.1:2222"], "host": [f"10.0.0.3:{port}"]})
-    assert (not news.empty()) is told
-    if told:
+    assert (not news.empty()) is reported
+    if reported:
         assert news.get().startswith("[cluster] host:0 has no server: a session without device_filters waits for it.")
+
+
+def test_a_program_that_loads_its_data_first_is_reported_too(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    sessions = iter([False] * 3 * watch_tasks.WAIT_CHECKS + [True])
+    monkeypatch.setattr(watch_tasks, "siblings", lambda: [1])
+    monkeypatch.setattr(watch_tasks, "cpu_seconds", lambda _pids: 0.0)
+    monkeypatch.setattr(watch_tasks, "has_session", lambda _pids, _remote: next(sessions))
+    monkeypatch.setattr(watch_tasks, "IDLE_SECONDS", 0.01)
+    monkeypatch.setenv("TF_RUN_ID", "r1")
+    monkeypatch.setenv("TF_CONFIG", '{"task": {"type": "host", "index": 0}}')
+    news = queue.Queue()
+    watch_tasks.watch_own_task(news, {"worker": ["10.0.0.1:2222"], "host": [f"10.0.0.3:{port}"]})
+    assert "host:0 has no server" in news.get_nowait()
 
 
 def test_the_processor_time_of_a_process_is_found():
