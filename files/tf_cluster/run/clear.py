@@ -4,7 +4,7 @@
     tf_cluster.run.clear               before its start: clears servers that still hold the state of an earlier run
     tf_cluster.run.clear --lost        the same, also if they do not name the run: its machine failed
 
-A server is not cleared while a run of another task uses it, nor if its state is kept (run_keep_state). Prints a sentence for each
+A server is not cleared while a run of another machine uses it, nor if its state is kept (run_keep_state). Prints a sentence for each
 task that could not be cleared; then the exit status is 1, and the program does not start. Reads the variables of the run's unit.
 """
 
@@ -41,7 +41,7 @@ class Clearing(NamedTuple):
     """What a call has to do."""
 
     users: control.Users  # this run, as servers note it
-    task: str
+    tasks: frozenset[str]  # whose programs this machine runs: of those, only one run at a time reserves a server
     keep: bool  # whether the next run finds the state
     ended: bool
     lost: bool
@@ -56,14 +56,26 @@ def this_run() -> tuple[str, control.Users]:
     return run, {run: {"task": f"{task['type']}:{task['index']}", "since": round(time.time(), 1), "kept": kept}}
 
 
+def tasks_here(cluster: dict[str, list[str]], task: str) -> frozenset[str]:
+    """Return the tasks whose programs run on the machine of ``task``."""
+    job, _colon, index = task.partition(":")
+    address = cluster_config.split_address(cluster[job][int(index)])[0]
+    return frozenset(
+        f"{job}:{place}"
+        for job in cluster_config.RUN_JOBS
+        for place, entry in enumerate(cluster.get(job, []))
+        if cluster_config.split_address(entry)[0] == address
+    )
+
+
 def note_to_write(users: control.Users, clearing: Clearing) -> control.Users | None:
     """Return the runs that a server with these runs notes next: none if it must be cleared, None if nothing changes."""
-    others = {run: user for run, user in users.items() if user["task"] not in ("", clearing.task)}
+    others = {run: user for run, user in users.items() if user["task"] not in ("", *clearing.tasks)}
     if clearing.ended:
         if clearing.keep:
             return None if clearing.users.keys() <= users.keys() else {**users, **clearing.users}
         return {} if not others else (others if others != users else None)
-    own = [user for user in users.values() if user["task"] in ("", clearing.task)]
+    own = [user for run, user in users.items() if run not in others]
     if others or any(user["kept"] for user in own):
         return None
     return {} if own or clearing.lost else None
@@ -179,7 +191,7 @@ def clear_all(task: str, users: control.Users, options: argparse.Namespace) -> l
     seconds = CLEARING_SECONDS if options.ended else GPU_CLEARING_SECONDS
     via = own_server(library, cluster, task)
     [user] = users.values()
-    clearing = Clearing(users, task, user["kept"], options.ended, options.lost, seconds, via)
+    clearing = Clearing(users, tasks_here(cluster, task), user["kept"], options.ended, options.lost, seconds, via)
     used = {entry for entries in own.values() for entry in entries}
     servers = [(f"{job}:{index}", entry) for job, index, entry in cluster_config.standing_tasks(cluster) if entry in used]
     problems = {task: f"{task} on {entry} was not cleared in time" for task, entry in servers}

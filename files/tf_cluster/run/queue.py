@@ -275,6 +275,14 @@ def reserved(noted: Notes) -> list[str]:
     return [*noted["reserved"], *([noted["own"]] if noted.get("own") else [])]
 
 
+def uses(run_id: str) -> list[str]:
+    """Return the addresses of the tasks that a run uses: all of them if its notes cannot be read."""
+    try:
+        return reserved(json.loads((runs.RUNS / run_id / "run.json").read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return list(itertools.chain(*cluster_config.load(CONFIG).values()))
+
+
 def is_over(run_id: str) -> bool:
     """Return whether a run has ended and only clears its servers."""
     try:

@@ -3,7 +3,7 @@
     python -m tf_cluster.status worker-0 worker-1
 
 Prints a JSON object: ``units`` (task -> ``unit`` its state, ``since`` ISO 8601, ``restarts``, ``memory_mb``), ``runs``
-(``run``, ``task``, ``since``), ``uncollected`` (see run/prune.py), ``firewall`` (see firewall/state.py) and ``gpus`` (see
+(``run``, ``task``, ``since``, ``uses``: addresses of its tasks), ``uncollected`` (see run/prune.py), ``firewall`` (see firewall/state.py) and ``gpus`` (see
 cuda/gpus.py).
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from ..cuda import gpus
 from ..firewall import state as firewall
-from ..run import prune
+from ..run import prune, queue
 from .systemd import parse_show
 
 PROPERTIES = "Id,ActiveState,SubState,StateChangeTimestampMonotonic,NRestarts,MainPID,Description"
@@ -33,6 +33,7 @@ def main() -> None:
             "run": unit["Description"].removeprefix("run "),
             "task": ":".join(identity.split("-")[2:4]),  # tf-run-<job>-<index>-<run>.service
             "since": describe(unit)["since"],
+            "uses": queue.uses(unit["Description"].removeprefix("run ")),
         }
         for identity, unit in show(["tf-run-*.service"]).items()
         if unit.get("ActiveState") in ("active", "activating", "deactivating")

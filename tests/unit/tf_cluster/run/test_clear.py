@@ -19,7 +19,14 @@ def user(task="host:0", kept=False):
 def clearing(**given):
     """Return what a call for the run r2 of host:0 has to do."""
     users = {"r2": user(kept=given.get("keep", False))}
-    default = {"users": users, "task": "host:0", "keep": False, "ended": False, "lost": False, "seconds": 0.5}
+    default = {
+        "users": users,
+        "tasks": frozenset({"host:0", "chief:1"}),
+        "keep": False,
+        "ended": False,
+        "lost": False,
+        "seconds": 0.5,
+    }
     return clear.Clearing(**{**default, **given})
 
 
@@ -34,6 +41,10 @@ def clearing(**given):
         ({"r1": user(), "r0": user(kept=True)}, {}, None),
         ({"r1": user("chief:0")}, {}, None),
         ({"r1": user(), "c1": user("chief:0")}, {}, None),
+        ({"r1": user("chief:1")}, {}, {}),  # of this machine
+        ({"r1": user("chief:1")}, {"lost": True}, {}),
+        ({"r1": user("chief:1", kept=True)}, {}, None),
+        ({"r2": user(), "r1": user("chief:1", kept=True)}, {"ended": True}, {}),
         # The machine failed before the servers noted the run.
         ({}, {"lost": True}, {}),
         ({"c1": user("chief:0")}, {"lost": True}, None),
@@ -51,6 +62,12 @@ def clearing(**given):
 )
 def test_the_note_for_a_server_depends_on_its_users_and_the_run(users, given, note):
     assert clear.note_to_write(users, clearing(**given)) == note
+
+
+def test_the_programs_of_tasks_with_the_same_address_run_on_the_same_machine():
+    cluster = {"chief": ["10.0.0.1:2224", "10.0.0.2:2224"], "host": ["10.0.0.2:2223"], "worker": ["10.0.0.2:2222"]}
+    assert clear.tasks_here(cluster, "host:0") == {"host:0", "chief:1"}
+    assert clear.tasks_here(cluster, "chief:0") == {"chief:0"}
 
 
 def test_a_run_is_noted_with_its_task(monkeypatch):
