@@ -149,12 +149,19 @@ def training_parts(training: dict[str, Any] | None, machine: str) -> list[dict[s
 def training_home(parts: Mapping[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     """Return ``run`` with ``machine`` and ``part`` (ID) of the part that has the training's results: that of its last chief.
 
-    ``parts`` is machine -> its parts of the training (tf_cluster.collect parts).
+    While the training continues, these are parts that take part in it. ``over``: whether it does not. ``parts`` is machine -> its
+    parts of the training (tf_cluster.collect parts).
     """
     found = [{**part, "machine": machine} for machine, its in parts.items() for part in its]
     chiefs = [part["tasks"][0] for part in sorted(found, key=lambda part: int(part["attempts"])) if part["tasks"]]
-    found.sort(key=lambda part: (part["task"] not in chiefs[-1:], part["id"] != run["id"], not part["ended"]))
-    return {**run, "machine": found[0]["machine"], "part": found[0]["id"]} if found else {"part": run["id"], **run}
+    left = [part for part in found if not part["ended"]]
+    over = not left or any(part.get("over", part["ended"]) for part in found)
+
+    def rank(part: dict[str, Any]) -> tuple[bool, ...]:
+        return part["task"] not in chiefs[-1:], part["id"] != run["id"], not part["ended"]
+
+    home = min(found if over else left, key=rank, default=None)
+    return {**run, "over": over, **({"machine": home["machine"], "part": home["id"]} if home else {"part": run["id"]})}
 
 
 def _job_problem(job: str, cluster: Cluster) -> str:

@@ -27,7 +27,8 @@ import time
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..run import notify, runs
+from ..preflight.shared import account, acting_as
+from ..run import notify, runs, shared
 from ..run.runs import Run
 from ..spec import cluster_config
 from . import archive as archives
@@ -84,20 +85,44 @@ def outcome(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def parts(options: argparse.Namespace) -> dict[str, Any]:
-    """Return ``parts``: the run and its parts on this machine, each with the tasks of the last attempt if it is over."""
+    """Return ``parts``: the run and its parts on this machine, each with the tasks of the last attempt as far as it knows them.
+
+    ``over``: the whole training is, which can continue without a part that has ended.
+    """
     found = []
     for folder in [Run(options.run).folder, *runs.RUNS.glob(f"{Run(options.run).id}.*")]:
         if (folder / "run.json").exists():
             noted = noted_of(Run(folder.name))
-            part = noted.get("part", {})
-            history = part.get("history") or [{"tasks": []}]
+            attempts = noted.get("part", {}).get("history") or attempts_so_far(noted)
+            last = attempts[-1] if attempts else {"attempt": 0, "tasks": []}
             found.append(
                 {
-                    "id": folder.name, "task": noted["task"], "ended": "ended" in noted,
-                    "attempts": part.get("attempts", 0), "tasks": history[-1]["tasks"],
+                    "id": folder.name, "task": noted["task"], "ended": "ended" in noted, "over": runs.is_over(noted),
+                    "attempts": last["attempt"], "tasks": last["tasks"],
                 }
             )  # fmt: skip
     return {"parts": found}
+
+
+def attempts_so_far(noted: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the attempts of a running training that survives the loss of its coordinator; empty if they are not known."""
+    folder = shared.folder_of(noted) if "ended" not in noted and (noted.get("training") or {}).get("survives") else None
+    if not folder:
+        return []
+    import asyncio  # which most calls do not need
+
+    from ..run.coordination import Terms
+
+    try:
+        with acting_as(account()):
+            newest = asyncio.run(Terms(folder / "coordinators").read())
+        return (
+            [{"attempt": int(each["attempt"]), "tasks": list(each["tasks"])} for each in newest.content["attempts"]]
+            if newest
+            else []
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def noted_of(run: Run) -> dict[str, Any]:

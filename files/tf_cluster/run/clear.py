@@ -4,8 +4,9 @@
     tf_cluster.run.clear               before its start: clears servers that still hold the state of an earlier run
     tf_cluster.run.clear --lost        the same, also if they do not name the run: its machine failed
 
-A server is not cleared while a run of another machine uses it, nor if its state is kept (run_keep_state). Prints a sentence for each
-task that could not be cleared; then the exit status is 1, and the program does not start. Reads the variables of the run's unit.
+A server is not cleared while a run of another machine uses it, nor if its state is kept (run_keep_state). Prints a sentence for
+each task that could not be cleared; then the exit status is 1, and the program does not start. Reads the variables of the run's
+unit.
 """
 
 from __future__ import annotations

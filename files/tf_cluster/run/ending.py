@@ -170,10 +170,11 @@ def read_part(run: Run) -> Any:
 
 
 def part_of(run: Run) -> dict[str, Any]:
-    """Return outcome, attempts, their history and failure of this task's part of a training, from part.json."""
+    """Return how this task's part of a training ended, from part.json (Member.run in training.py)."""
     try:
         part = read_part(run)
         found = {"failure": str(part["failure"]), "outcome": str(part["outcome"]), "attempts": int(part["attempts"])}
+        found["final"] = part.get("final") is True
         history = [
             {
                 "attempt": int(each["attempt"]),

@@ -50,8 +50,8 @@ def shown(url: str) -> str:
 
 
 def prepare(run: Run, url: str, task: str, training: dict[str, Any]) -> dict[str, str]:
-    """Keep the URL for the end of the run and return what to note; of a training, only the chief notifies."""
-    if not url or (training and task != training["chief"]):
+    """Keep the URL for the end of the run and return what to note. Of a training, only a part that can be the chief has it."""
+    if not url or (training and task != training["chief"] and not training.get("survives")):
         return {}
     with open(os.open(run.folder / URL_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         file.write(url)
@@ -65,10 +65,20 @@ def unit_of(run: Run) -> str:
 
 def start(run: Run) -> None:
     """Start the unit if the run has a URL, and do not wait for it. If the machine shuts down, start_missed does it."""
-    if "notify" in run.read() and not runs.is_shutting_down():
+    if is_notifier(run.read()) and not runs.is_shutting_down():
         done = subprocess.run(["systemctl", "start", "--no-block", unit_of(run)], capture_output=True, text=True, check=False)
         if done.returncode:
             run.note(notified=outcome(False, f"systemd could not start {unit_of(run)}: {' '.join(done.stderr.split())}", 0))
+
+
+def is_notifier(noted: dict[str, Any]) -> bool:
+    """Return whether the machine of this run posts its verdict: of a training, that of the last chief."""
+    training, part = noted.get("training") or {}, noted.get("part") or {}
+    if "notify" not in noted or not training.get("survives"):
+        return "notify" in noted
+    tasks = part["history"][-1]["tasks"] if "history" in part else [training["chief"]]
+    ends = runs.is_over(noted) or noted.get("refused") or part.get("attempts") == 0  # the others may continue without the chief
+    return bool(noted["task"] == tasks[0] and ends)
 
 
 def start_missed() -> None:
@@ -104,7 +114,7 @@ def wait(run: Run) -> None:
         while time.monotonic() < deadline:
             noted = run.read()
             age = time.time() - noted.get("ended", 0)
-            if "notify" not in noted or "notified" in noted or not 0 <= age < MAX_AGE_SECONDS:
+            if not is_notifier(noted) or "notified" in noted or not 0 <= age < MAX_AGE_SECONDS:
                 return
             time.sleep(0.05)
 

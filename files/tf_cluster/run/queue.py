@@ -277,10 +277,11 @@ def reserved(noted: Notes) -> list[str]:
 
 def uses(run_id: str) -> list[str]:
     """Return the addresses of the tasks that a run uses: all of them if its notes cannot be read."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return reserved(json.loads((runs.RUNS / run_id / "run.json").read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(cluster_config.ConfigError):
         return list(itertools.chain(*cluster_config.load(CONFIG).values()))
+    return []
 
 
 def is_over(run_id: str) -> bool:

@@ -154,12 +154,18 @@ def timed(noted: dict[str, Any]) -> dict[str, Any]:
 
 
 def outcome(noted: dict[str, Any]) -> dict[str, Any]:
-    """Return the notes as the outcome of a run. Of a training, each part that has ended knows the outcome."""
-    training = noted.get("training")
+    """Return the notes as the outcome of a run, with ``over``. Of a training, each part that is over knows the outcome."""
+    training, found = noted.get("training"), {**timed(noted), "over": is_over(noted)}
     if not training:
-        return timed(noted)
+        return found
     plan = {**training, "chief": noted["task"], "first_chief": training["chief"]}
-    return {**timed(noted), "run_id": training["id"], "training": plan}
+    return {**found, "run_id": training["id"], "training": plan}
+
+
+def is_over(noted: dict[str, Any]) -> bool:
+    """Return whether a run has ended, of a training that survives the loss of a task: the whole training."""
+    survives = (noted.get("training") or {}).get("survives")
+    return "ended" in noted and bool(not survives or noted.get("cancelled") or noted.get("part", {}).get("final"))
 
 
 def is_shutting_down() -> bool:

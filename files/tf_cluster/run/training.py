@@ -468,7 +468,10 @@ class Member:
         self.coordinating: asyncio.Task[None] | None = None
 
     async def run(self) -> dict[str, Any]:
-        """Take part until the training ends; return its ``failure``, ``outcome``, ``attempts`` and ``history``."""
+        """Take part until the training ends; return its ``failure``, ``outcome``, ``attempts`` and ``history``.
+
+        ``final``: the coordinator has ended the training. Otherwise it may continue without this task.
+        """
         try:
             over = await (self.obey_each(self.terms) if self.terms else self.obey_one())
         except UnreachableError as error:
@@ -477,8 +480,10 @@ class Member:
             over = {"over": self.left or f"the connection to the chief, {self.training['chief']}, was lost"}
         await self.end()
         history = over.get("history") or (self.coordinator.attempts if self.coordinator else [])
-        attempts = over.get("attempts", self.attempt)
-        return {"failure": over["over"], "outcome": self.outcome, "attempts": attempts, "history": history}
+        return {
+            "failure": over["over"], "outcome": self.outcome, "attempts": over.get("attempts", self.attempt), "history": history,
+            "final": "attempts" in over,
+        }  # fmt: skip
 
     async def coordinate(self, before: Term | None = None) -> bool:
         """Become the coordinator; return whether no other task was first. Raises OSError if the port is in use."""

@@ -3,8 +3,8 @@
     python -m tf_cluster.status worker-0 worker-1
 
 Prints a JSON object: ``units`` (task -> ``unit`` its state, ``since`` ISO 8601, ``restarts``, ``memory_mb``), ``runs``
-(``run``, ``task``, ``since``, ``uses``: addresses of its tasks), ``uncollected`` (see run/prune.py), ``firewall`` (see firewall/state.py) and ``gpus`` (see
-cuda/gpus.py).
+(``run``, ``task``, ``since``, ``uses``: addresses of its tasks), ``uncollected`` (see run/prune.py), ``firewall`` (see
+firewall/state.py) and ``gpus`` (see cuda/gpus.py).
 """
 
 from __future__ import annotations

@@ -145,10 +145,11 @@ def test_train_min_tasks_requires_a_shared_folder_and_restarts(shared, restarts)
     assert sentence.startswith("train_min_tasks is 1, but a lost machine ends a training without tf_shared")
 
 
-def part(task, ended=True, attempts=0, tasks=()):
+def part(task, ended=True, attempts=0, tasks=(), over=None):
     """Return a part of a training as tf_cluster.collect lists it."""
     own = "" if task == "worker:0" else f".{task.replace(':', '-')}"
-    return {"id": f"r1{own}", "task": task, "ended": ended, "attempts": attempts, "tasks": list(tasks)}
+    over = ended if over is None else over
+    return {"id": f"r1{own}", "task": task, "ended": ended, "attempts": attempts, "tasks": list(tasks), "over": over}
 
 
 @pytest.mark.parametrize(
@@ -160,11 +161,27 @@ def part(task, ended=True, attempts=0, tasks=()):
         ({"a": [part("worker:0", ended=False)], "b": [part("worker:1", attempts=2, tasks=["worker:1"])]}, ("b", "r1.worker-1")),
         ({"b": [part("worker:1", attempts=2, tasks=["worker:1"])]}, ("b", "r1.worker-1")),
         ({"b": [part("worker:1", attempts=2, tasks=["worker:0", "worker:1"])]}, ("b", "r1.worker-1")),
+        # The training continues without the unit of the first chief.
+        ({"a": [part("worker:0", over=False)], "b": [part("worker:1", ended=False)]}, ("b", "r1.worker-1")),
+        # The first chief is back and takes part after the next restart.
+        (
+            {
+                "a": [part("worker:0", ended=False, attempts=2, tasks=["worker:1", "worker:2"])],
+                "b": [part("worker:1", ended=False, attempts=2, tasks=["worker:1", "worker:2"])],
+            },
+            ("b", "r1.worker-1"),
+        ),
     ],
 )
 def test_the_results_are_those_of_the_last_chief(parts, home):
     found = filters.training_home(parts, {"id": "r1", "machine": "a"})
     assert (found["machine"], found["part"]) == home
+
+
+def test_a_training_is_over_if_a_part_says_so_or_all_have_ended():
+    ended, running = part("worker:0", over=False), part("worker:1", ended=False)
+    for parts, over in (([ended, running], False), ([ended], True), ([part("worker:0"), running], True), ([], True)):
+        assert filters.training_home({"a": parts}, {"id": "r1", "machine": "a"})["over"] is over
 
 
 def test_the_first_chief_is_a_part_like_the_others_if_another_task_is_the_chief():

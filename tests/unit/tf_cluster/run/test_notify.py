@@ -124,6 +124,22 @@ def test_a_server_receives_why_a_run_failed(run, server, status):
     assert server.received[1][2]["failures"] == ["The program exited with status 1: OOM.", "Use smaller batches."]
 
 
+@pytest.mark.parametrize(
+    ("task", "more", "notifies"),
+    [
+        ("worker:0", {"part": {"final": True, "history": [{"tasks": ["worker:0", "worker:1"]}]}}, True),
+        ("worker:1", {"part": {"final": True, "history": [{"tasks": ["worker:0", "worker:1"]}]}}, False),
+        ("worker:1", {"part": {"final": True, "history": [{"tasks": ["worker:1"]}]}}, True),
+        ("worker:0", {"part": {}}, False),  # its unit was killed: the others continue
+        ("worker:0", {"part": {"attempts": 0, "final": False}}, True),  # nothing was started
+    ],
+)
+def test_the_last_chief_of_a_training_notifies(task, more, notifies):
+    training = {"chief": "worker:0", "survives": True}
+    assert notify.is_notifier({"notify": "http://a", "task": task, "ended": 1.0, "training": training, **more}) is notifies
+    assert notify.is_notifier({"task": task, "ended": 1.0, "training": training, **more}) is False
+
+
 def test_a_run_that_ended_with_its_machine_notifies_after_the_boot(run, monkeypatch):
     commands = []
     done = subprocess.CompletedProcess([], 0, "", "")

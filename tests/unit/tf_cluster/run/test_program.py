@@ -1422,4 +1422,26 @@ def test_each_part_of_a_training_returns_the_outcome_of_the_training(run):
     assert outcome["run_id"] == "r1"
     assert (outcome["training"]["chief"], outcome["training"]["first_chief"]) == ("worker:1", "worker:0")
     [part] = collect_run.parts(SimpleNamespace(run=run.id))["parts"]
-    assert part == {"id": run.id, "task": "worker:1", "ended": True, "attempts": 0, "tasks": []}
+    assert part == {"id": run.id, "task": "worker:1", "ended": True, "attempts": 0, "tasks": [], "over": True}
+
+
+def test_the_attempts_of_a_running_training_are_those_of_its_coordinator(run, tmp_path):
+    run.note(task="worker:1", shared=str(tmp_path), training={**plan(), "survives": True})
+    assert collect_run.parts(SimpleNamespace(run=run.id))["parts"][0]["tasks"] == []
+    folder = tmp_path / "tf-cluster/r1/coordinators"
+    folder.mkdir(parents=True)
+    content = {"task": "worker:1", "attempts": [{"attempt": 1, "tasks": ["worker:0"]}, {"attempt": 2, "tasks": ["worker:1"]}]}
+    (folder / "2.json").write_text(json.dumps(content), encoding="utf-8")
+    [part] = collect_run.parts(SimpleNamespace(run=run.id))["parts"]
+    assert part == {"id": run.id, "task": "worker:1", "ended": False, "attempts": 2, "tasks": ["worker:1"], "over": False}
+
+
+@pytest.mark.parametrize(
+    ("part", "over"),
+    [({}, False), ({"failure": "lost", "final": False}, False), ({"failure": "", "final": True}, True)],
+)
+def test_a_training_that_survives_is_over_when_its_coordinator_says_so(run, part, over):
+    run.note(task="worker:1", ended=time.time(), failure="", training={**plan(), "survives": True}, part=part)
+    assert runs.outcome(run.read())["over"] is over
+    run.note(cancelled="by jo")
+    assert runs.outcome(run.read())["over"] is True

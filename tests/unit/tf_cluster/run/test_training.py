@@ -136,7 +136,7 @@ def later(seconds, call):
 async def test_a_training_succeeds_if_all_programs_succeed(tmp_path):
     found = await Training(tmp_path, "", "time.sleep(0.5)").run()
     history = [{"attempt": 1, "tasks": ["worker:0", "worker:1"], "first_step": 0, "ended": "done"}]
-    done = {"failure": "", "outcome": "done", "attempts": 1}
+    done = {"failure": "", "outcome": "done", "attempts": 1, "final": True}
     assert found == [{**done, "history": history}, {**done, "history": []}]
 
 
@@ -524,7 +524,8 @@ async def test_the_others_continue_if_the_machine_of_the_coordinator_shuts_down(
     running = training.begin()
     await until(lambda: ran(tmp_path, 2) == [0, 1])
     training.members[0].leaving.set()
-    assert (await running["worker:0"])["failure"] == "the process of worker:0 was stopped from outside"
+    left = await running["worker:0"]
+    assert (left["failure"], left["final"]) == ("the process of worker:0 was stopped from outside", False)
     await until(lambda: ran(tmp_path, 1) == [0])
     (tmp_path / "enough").touch()
     assert (await running["worker:1"])["failure"] == ""
