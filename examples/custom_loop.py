@@ -30,7 +30,9 @@ parser.add_argument("--save-every", type=int, default=20)
 parser.add_argument("--fail-at", type=int, default=0, help="the step at which the second worker fails, the first time")
 parser.add_argument("--pause", type=float, default=0, help="seconds after each step")
 options = parser.parse_args()
-task = json.loads(os.environ["TF_CONFIG"])["task"]
+config = json.loads(os.environ["TF_CONFIG"])
+task = config["task"]
+is_chief = task["type"] == "chief" or (task["index"] == 0 and "chief" not in config.get("cluster", {}))
 results, kept = Path(os.environ["TF_RUN_DIR"]), Path(os.environ["TF_CHECKPOINT_DIR"])
 
 strategy = tf.distribute.get_strategy() if options.alone else tf.distribute.MultiWorkerMirroredStrategy()
@@ -90,7 +92,7 @@ for number in range(begin + 1, options.steps + 1):
     if number == EARLY:
         save_weights("early.npz")
     if number % options.save_every == 0:
-        if not shared or task["index"] == 0:
+        if not shared or is_chief:
             manager.save(checkpoint_number=number)
         print(f"step {number} of {options.steps}, loss {float(loss):.4f}", flush=True)
     if number == options.fail_at and task["index"] == 1 and not (kept / "failed").exists():

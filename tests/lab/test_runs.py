@@ -353,7 +353,7 @@ def test_a_run_does_not_start_while_a_task_does_not_answer(cluster, broken, line
     assert "tf-server@worker-1.service is" in said(done)
 
 
-def test_a_task_that_hangs_is_restarted_unless_a_run_is_in_progress(cluster, broken, program):
+def test_a_task_that_hangs_is_restarted_unless_a_run_uses_it(cluster, broken, program):
     time.sleep(3)  # the servers were cleared of the run before
     cluster.run(program("import time; time.sleep(40)"), "--extra-vars=detach=true", "--extra-vars=run_name=slow")
     broken("systemctl kill -s STOP tf-server@worker-1", "systemctl kill -s CONT tf-server@worker-1")
@@ -366,6 +366,14 @@ def test_a_task_that_hangs_is_restarted_unless_a_run_is_in_progress(cluster, bro
     )
     cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
     done = cluster.playbook("run_demo.yml", "--extra-vars=ready_timeout=3")
+    assert done.returncode == 0, said(done)
+    assert "worker:1 on test-worker-1, which does not answer and is used by no run" in said(done)
+
+
+def test_a_task_that_hangs_is_restarted_while_a_run_uses_others(cluster, broken, program):
+    cluster.run(program("import time; time.sleep(20)"), "--extra-vars=detach=true", '--extra-vars={"run_tasks": ["worker:0"]}')
+    broken("systemctl kill -s STOP tf-server@worker-1", "systemctl kill -s CONT tf-server@worker-1")
+    done, _folder = cluster.run(program("pass"), '--extra-vars={"run_tasks": ["worker:1"], "ready_timeout": 3}')
     assert done.returncode == 0, said(done)
     assert "worker:1 on test-worker-1, which does not answer and is used by no run" in said(done)
 

@@ -186,6 +186,37 @@ def test_a_training_continues_without_a_lost_machine(cluster, data, figures, how
     while running(cluster) and time.monotonic() < deadline:
         time.sleep(1)
     assert running(cluster) == []
+    # What the lost machine has written is collected when it is back.
+    run = found["run_id"]
+    done = cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={run}")
+    assert done.returncode == 0, said(done)
+    log = cluster.output / run / f"tasks/worker-{machine[-1]}/stdout.log"
+    assert "step 40 of 120" in log.read_text(encoding="utf-8")
+
+
+def test_a_training_continues_if_only_the_unit_of_its_chief_is_killed(cluster, data):  # noqa: F811
+    process = begin(cluster, data, train_min_tasks=2)
+    before = "".join(followed(process, "step 40 of 120"))
+    cluster.shell("shared-0", "systemctl kill --signal=KILL 'tf-run-worker-0-*'; echo done")
+    out, err = process.communicate(timeout=300)
+    text = before + out + err
+    assert process.returncode == 0, text
+    assert "the training continues, and this is the output on shared-1" in text
+    found = verdict(folder_of(type("Done", (), {"stdout": text})))
+    assert [attempt["tasks"][0] for attempt in found["training"]["history"]] == ["worker:0", "worker:1"]
+    assert found["result"]["accuracy"] > 0.8
+
+
+def test_fit_with_workers_continues_from_its_backup_in_the_shared_folder(cluster, data):  # noqa: F811
+    process = begin(
+        cluster, data, program=str(EXAMPLES / "fit_workers.py"), program_args="--fail-after 2 --epochs 4", program_keras=2
+    )
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert "A lost machine ends this training" not in out
+    found = verdict(folder_of(type("Done", (), {"stdout": out})))
+    assert found["training"]["attempts"] == 2
+    assert (found["result"]["first_epoch"], found["result"]["epochs"]) == (3, 4)
 
 
 @pytest.mark.parametrize("machine", ["shared-0", "shared-1"])

@@ -81,6 +81,7 @@ def test_a_failing_task_stops_the_training_and_is_named(cluster, train, program)
     done, folder = train(failing)
     assert done.returncode != 0
     assert time.monotonic() - begun < 30
+    assert "A lost machine ends this training, because its checkpoints are not shared (tf_shared in the inventory)." in said(done)
     found = verdict(folder)
     assert found["failures"] == [f"The program of worker:1 on machine {workers(cluster)[1]} exited with status 3."]
     assert found["seconds"] < 10

@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from ansible.release import __version__ as ansible_core
 
+from ..run.reason import names_in
 from ..run.text import plain_lines
 from . import benchmark_figure, profiles, trace_figure
 
@@ -91,8 +92,16 @@ def make_verdict(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     notes, left = [*collected.too_large(), *collected.not_collected()], collected.left_behind()
     verdict |= {name: lines for name, lines in (("notes", notes), ("left_behind", left)) if lines}
     verdict |= {"missing": outcome["left_out"]} if outcome.get("left_out") else {}
-    verdict |= {"names": outcome["names"]} if outcome.get("names") else {}
+    names = outcome.get("names") or training_names(outcome)
+    verdict |= {"names": names} if names else {}
     return verdict if result is None else {**verdict, "result": result}
+
+
+def training_names(outcome: dict[str, Any]) -> dict[str, str]:
+    """Return the names of a training's tasks in its last attempt -> their names in the cluster; empty if they are the same."""
+    history = (outcome.get("part") or {}).get("history") or [{"tasks": (outcome.get("training") or {}).get("machines", {})}]
+    names = names_in(history[-1]["tasks"])
+    return names if any(name != known for name, known in names.items()) else {}
 
 
 def tasks_of(facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -280,9 +289,11 @@ def add_trace(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) ->
     try:
         profiles.gather(folder)
         recorded = trace_figure.read(path)
-        trace = recorded if recorded and recorded.bars else profiles.read(folder, outcome.get("task", ""))
+        names, task = verdict.get("names", {}), outcome.get("task", "")
+        own = next((name for name, known in names.items() if known == task), task)
+        trace = recorded if recorded and recorded.bars else profiles.read(folder, own)
         if trace and trace.bars:
-            drawn = drawing(trace, machines_of(outcome, verdict), verdict.get("names", {}))
+            drawn = drawing(trace, machines_of(outcome, verdict), names)
             verdict["trace"] = trace_figure.totals(trace)
             return drawn
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # a program may have changed them

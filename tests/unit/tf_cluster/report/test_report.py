@@ -302,6 +302,13 @@ def test_a_part_of_a_training_that_could_not_be_collected_is_a_failure(run):
     assert found["failures"] == ["The results of worker:1 could not be collected: is machine m2 reachable?"]
 
 
+@pytest.mark.parametrize(("tasks", "names"), [(["worker:0", "worker:1"], None), (["worker:1"], {"worker:0": "worker:1"})])
+def test_a_training_of_some_tasks_maps_their_names_to_those_of_the_cluster(run, tasks, names):
+    history = [{"attempt": 1, "tasks": tasks, "first_step": 0, "ended": "done"}]
+    part = {"outcome": "done", "attempts": 1, "history": history}
+    assert run.report(training=TRAINING, part=part)["verdict"].get("names") == names
+
+
 def test_a_failed_run_names_the_failed_tasks(run):
     failed_tasks = {"10.0.0.2:2222": "does not answer: refused, nothing listens", "10.0.0.9:2222": "is no task of the cluster"}
     verdict = run.report("the program exited with status 1", failed_tasks=failed_tasks)["verdict"]
