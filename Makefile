@@ -16,7 +16,7 @@ UNIT_WORKERS ?= $(shell workers=$$((2 * $$(nproc))); echo $$((workers < 16 ? wor
 WITH_INDEX = INDEX=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); UV_DEFAULT_INDEX=$${UV_DEFAULT_INDEX:-$$INDEX}
 # One lock for every platform. Versions that are locked already stay, unless UPGRADE is set.
 COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --no-python-downloads --generate-hashes --no-annotate --no-header --no-emit-index-url
-# Certificates of the machine, for those behind a proxy of their own.
+# Certificates of the machine: a proxy may need them.
 export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)

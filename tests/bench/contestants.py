@@ -1,4 +1,4 @@
-"""Who is measured: environments of their own, and the program that each is measured by."""
+"""The systems that are compared: the environment of each, and the program that measures it."""
 
 from __future__ import annotations
 
@@ -165,8 +165,8 @@ def environment(packages):
 
 
 def last_line(text):
-    """Return the last line that says something."""
-    return ([line.strip() for line in text.splitlines() if line.strip()] or ["it says nothing"])[-1][:200]
+    """Return the last line that is not empty."""
+    return ([line.strip() for line in text.splitlines() if line.strip()] or ["it printed nothing"])[-1][:200]
 
 
 def measure(contestant, limit):

@@ -50,7 +50,7 @@ def end_all(limit=10.0):
 def run(command, environment, log, limit):
     """Run a program with its output in the file ``log``; return its exit status, None where it took more than ``limit`` seconds.
 
-    It has no terminal and a session of its own, so that an interrupt reaches us and nobody else.
+    It has no terminal and a separate session, so that an interrupt reaches only this process.
     """
     with open(log, "wb") as output:
         process = subprocess.Popen(

@@ -57,10 +57,10 @@ class Browser:
                 return message["result"]
 
     def message(self):
-        """Return the next message, and note what it tells of the page."""
+        """Return the next message, and note what it reports of the page."""
         deadline = time.monotonic() + LIMIT
         while b"\0" not in self.rest:
-            assert select.select([self.read], [], [], max(0, deadline - time.monotonic()))[0], "the browser says nothing"
+            assert select.select([self.read], [], [], max(0, deadline - time.monotonic()))[0], "the browser does not answer"
             data = os.read(self.read, 1 << 20)
             assert data, "the browser has ended"
             self.rest += data

@@ -1,4 +1,4 @@
-"""What breaks while a run goes on, and what becomes of the run: no output is lost, and who is to blame is named."""
+"""Failures during a run: no output is lost, and the verdict names the machine or the task that failed."""
 
 import json
 import os

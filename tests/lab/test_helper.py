@@ -1,4 +1,4 @@
-"""The helper for programs, by the examples of its documentation, on a cluster whose tasks may go away."""
+"""The helper for programs, by the examples of its documentation, on a cluster whose tasks are restarted and stopped."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Taking the cluster away leaves nothing but the runs, and says so."""
+"""teardown.yml: what is left on the machines, and what it reports."""
 
 from conftest import said
 

@@ -18,7 +18,7 @@ LIBRARIES = {"driver.c": "libcuda.so.1", "management.c": "libnvidia-ml.so.1", "r
 FOLDER = "/usr/local/lib/nvidia-stand-in"
 GPUS = "/etc/nvidia-stand-in.csv"
 RECORD = "/dev/shm/nvidia-stand-in"  # as in machine.h
-# By its name, whoever asks for the CUDA runtime gets the one that is loaded already: the installed packages stay as they are.
+# A program that loads the CUDA runtime by its name gets this one, which is loaded already. The installed packages stay unchanged.
 PRELOAD = f"{FOLDER}/libcudart.so.12"
 # Lets systemd enforce the device lists of units in a container with control groups of version 1: podman mounts the one of
 # devices read-only, and at another path than systemd expects. The container needs the capability SYS_ADMIN for this, and

@@ -15,7 +15,7 @@ configuration is invalid. Takes 0.3 s for a healthy cluster and at most the time
     other task   a TensorFlow server of another task
     other spec   a task of another cluster, or started with another config.json
     other version  its TensorFlow version differs from this machine's
-    no GPU       TensorFlow found fewer GPUs than the task should have, or a GPU computes incorrectly (--prove)
+    no GPU       TensorFlow found fewer GPUs than the task should have, or a GPU computes incorrectly (--gpu-check-timeout)
     no device    the task lacks a device that a program needs (--needs)
 
 ``runs`` are the runs whose state the task holds (see server/control.py).
@@ -50,7 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Check that every task of the cluster answers.")
     parser.add_argument("--config", default=os.environ.get("TF_CLUSTER_CONFIG", "config.json"))
     parser.add_argument("--timeout", type=float, default=10, help="seconds that a task has to answer")
-    parser.add_argument("--prove", type=float, default=0, help="seconds that the check of a task's GPUs may take; 0: no check")
+    parser.add_argument(
+        "--gpu-check-timeout", type=float, default=0, help="seconds that the check of a task's GPUs may take; 0: no check"
+    )
     parser.add_argument("--needs", nargs="*", default=[], help="required devices, such as /job:worker/task:1/device:GPU:0")
     parser.add_argument("--only", nargs="*", default=[], help="the tasks to check, such as worker:0; all by default")
     parser.add_argument(
@@ -87,10 +89,12 @@ def ask_all(spec: dict[str, list[str]], options: argparse.Namespace) -> dict[str
         task.thread = threading.Thread(target=task.ask, args=(deadline,), daemon=True)
         task.thread.start()
     for task in tasks:
-        task.thread.join(max(0.0, deadline + options.prove + 2 - time.monotonic()))
+        task.thread.join(max(0.0, deadline + options.gpu_check_timeout + 2 - time.monotonic()))
     reports = [dict(task.report) for task in tasks]
     lines = [
-        f"{task['task']}: {task['reason']} ({', '.join(task['gpus'])})" for task in reports if task["gpus"] and options.prove
+        f"{task['task']}: {task['reason']} ({', '.join(task['gpus'])})"
+        for task in reports
+        if task["gpus"] and options.gpu_check_timeout
     ]
     good = all(task["state"] == "answers" for task in reports)
     if not good and 0 < options.first < options.timeout:  # the caller continues with the remaining time
@@ -202,9 +206,9 @@ class Task:
             self.answer("no GPU", f"it should have {wanted} GPU(s), but TensorFlow found {len(found)}; see its journal")
         elif missing:
             self.answer("no device", f"the program needs {', '.join(missing)}; the task has {', '.join(sorted(short))}")
-        elif self.options.prove and found:
-            self.answer("no GPU", f"its GPUs computed nothing within {self.options.prove:.0f} s")
-            deadline = time.monotonic() + self.options.prove
+        elif self.options.gpu_check_timeout and found:
+            self.answer("no GPU", f"its GPUs computed nothing within {self.options.gpu_check_timeout:.0f} s")
+            deadline = time.monotonic() + self.options.gpu_check_timeout
             problem = gpu_check.problem(self.library, f"grpc://{self.report['address']}", found, deadline)
             if problem:
                 self.answer("no GPU", problem)

@@ -135,7 +135,7 @@ class Watch:
             return []
         self.due = None
         config = os.environ.get("TF_CLUSTER_CONFIG", "config.json")
-        words = [f"--config={config}", f"--part={Path(config).with_name('part.json')}", f"--lost={self.lost}"]
+        words = [f"--config={config}", f"--part={Path(config).with_name('part.json')}", f"--abort-after-silence={self.lost}"]
         self.process = subprocess.Popen(
             [*WATCHER, *words],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

@@ -67,9 +67,9 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
     unpack(run)
     run.note(
         run_id=run.id, program=options.program, arguments=plan["arguments"], task=options.task, asked=time.time(),
-        waiting=True, unit=f"tf-run-{job}-{index}-{run.id}.service", limit=options.timeout, wait=options.wait,
+        waiting=True, unit=f"tf-run-{job}-{index}-{run.id}.service", limit=options.timeout, wait=options.queue_timeout,
         detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
-        training=plan["training"], lost=options.lost, servers=plan["servers"], missing=plan["missing"],
+        training=plan["training"], lost=options.abort_after_silence, servers=plan["servers"], missing=plan["missing"],
         held=plan["held"], keep_state=options.keep_state, keras=options.keras, wants=plan["wants"], user=plan["user"],
         **notify.prepare(run, plan.get("notify", ""), options.task, plan["training"]),
     )  # fmt: skip
@@ -328,9 +328,12 @@ def main() -> None:
             sub.add_argument("--program", required=True, help="the file to run, in the tar file")
             sub.add_argument("--task", default="host:0")
             sub.add_argument("--timeout", type=number, default=600, help="seconds that the program may take")
-            sub.add_argument("--wait", type=number, default=600, help="seconds to wait for another run")
+            sub.add_argument("--queue-timeout", type=number, default=600, help="seconds to wait for another run")
             sub.add_argument(
-                "--lost", type=number, default=0, help="seconds without an answer of a task that stop the run; 0: never"
+                "--abort-after-silence",
+                type=number,
+                default=0,
+                help="seconds without an answer of a task that stop the run; 0: never",
             )
             sub.add_argument("--output-mb", type=number, default=100, help="megabytes of output to keep, plus its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")

@@ -1,10 +1,11 @@
 """Check the cluster's tasks during a run; report those that stop answering, answer again, or were restarted.
 
-    watch.py --config config.json --lost 0
+    watch.py --config config.json --abort-after-silence 0
 
 TensorFlow does not report a machine whose packets are dropped: a session waits. output.py starts this in the run's unit, and its
 output becomes part of the run's output. Tasks compute nothing for the check, so a busy task still answers. The results are
-written to part.json, for ending.py. With ``--lost`` it exits with TASK_LOST_STATUS if a task does not answer for so many seconds.
+written to part.json, for ending.py. With ``--abort-after-silence`` it exits with TASK_LOST_STATUS if a task does not answer for
+so many seconds.
 """
 
 from __future__ import annotations
@@ -177,7 +178,9 @@ def main() -> None:
     """Check the tasks until systemd stops this with the run, or a task is lost."""
     parser = argparse.ArgumentParser(description="Check the cluster's tasks during a run.")
     parser.add_argument("--config", required=True, help="cluster spec of the run")
-    parser.add_argument("--lost", type=float, default=0, help="seconds without an answer after which to exit; 0: never")
+    parser.add_argument(
+        "--abort-after-silence", type=float, default=0, help="seconds without an answer after which to exit; 0: never"
+    )
     parser.add_argument("--part", required=True, help="file for the results")
     options = parser.parse_args()
     cli.remove_proxy_variables()
@@ -192,7 +195,11 @@ def main() -> None:
     lines = 0
     while True:
         line = news.get()
-        lost = [task for task in tasks if options.lost and task.silent and task.silence() >= options.lost]
+        lost = [
+            task
+            for task in tasks
+            if options.abort_after_silence and task.silent and task.silence() >= options.abort_after_silence
+        ]
         if line and lines < MAX_LINES:
             lines += 1
             print(line if lines < MAX_LINES else "[cluster] further messages are not written", flush=True)

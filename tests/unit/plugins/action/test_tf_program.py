@@ -1,4 +1,4 @@
-"""The action tf_program: what goes to a machine, and that nothing comes back where it does not belong."""
+"""The action tf_program: what is sent to a machine, and that nothing is written outside of the given folder."""
 
 import base64
 import fcntl

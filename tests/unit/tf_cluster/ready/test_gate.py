@@ -13,7 +13,7 @@ from project import call, load
 ready = load("tf_cluster.ready.gate")
 
 
-class Deaf:
+class SilentLibrary:
     """Stands for TensorFlow's library where no server answers."""
 
     version = "2.21.0"
@@ -33,7 +33,9 @@ def ask(monkeypatch):
     monkeypatch.setattr(ready.capi, "message", lambda *_names: lambda **_fields: type("M", (), {"SerializeToString": bytes})())
 
     def ask(entry, seconds=0.3, library=None):
-        task = ready.Task("worker", 0, entry, library or Deaf(), "digest", SimpleNamespace(needs=[], prove=0))
+        task = ready.Task(
+            "worker", 0, entry, library or SilentLibrary(), "digest", SimpleNamespace(needs=[], gpu_check_timeout=0)
+        )
         task.ask(time.monotonic() + seconds)
         return task.report
 
@@ -42,7 +44,7 @@ def ask(monkeypatch):
 
 @pytest.fixture
 def listener():
-    """Return a function that listens on a port, says something to all who come, and returns its address."""
+    """Return a function that listens on a port, sends something to each client, and returns its address."""
     servers = []
 
     def listen(words):
@@ -108,7 +110,7 @@ def test_an_unknown_name_is_unreachable(ask):
     ],
 )
 def test_the_first_bytes_and_the_error_code_determine_the_state(ask, listener, words, code, state, reason):
-    report = ask(listener(words), library=Deaf(code))
+    report = ask(listener(words), library=SilentLibrary(code))
     assert report["state"] == state
     assert reason in report["reason"]
     assert "\n" not in report["reason"]
@@ -181,7 +183,7 @@ def test_tasks_that_do_not_answer_are_reported_early(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ready.py", "--json", "--timeout=10", "--first=0.1"])
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    options = SimpleNamespace(needs=[], only=[], prove=0, timeout=10.0, first=0.1)
+    options = SimpleNamespace(needs=[], only=[], gpu_check_timeout=0, timeout=10.0, first=0.1)
     found = ready.ask_all({"worker": [f"127.0.0.1:{port}"]}, options)
     assert found["lines"] == ["waiting for worker:0 (refused)"]
     assert found["next"] == ["--json", "--timeout=10", "--first=0.1", "--timeout=9.9", "--first=0"]

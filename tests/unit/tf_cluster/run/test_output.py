@@ -205,7 +205,7 @@ def test_new_output_is_synced_to_the_disk_regularly(monkeypatch):
 
 WATCHER = """
 import sys, time
-assert sys.argv[1:] == ["--config=config.json", "--part=part.json", "--lost=7.0"], sys.argv
+assert sys.argv[1:] == ["--config=config.json", "--part=part.json", "--abort-after-silence=7.0"], sys.argv
 print("[cluster] worker:1 does not answer", flush=True)
 {then}
 """

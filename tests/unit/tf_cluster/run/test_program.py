@@ -868,7 +868,7 @@ def started(run, monkeypatch, tmp_path):
     def started(
         stderr="",
         task="host:0",
-        wait=600.0,
+        queue_timeout=600.0,
         detach=False,
         trace=False,
         training=None,
@@ -883,8 +883,8 @@ def started(run, monkeypatch, tmp_path):
     ):
         commands = pretend_systemd(monkeypatch, stderr)
         options = SimpleNamespace(
-            run=run.id, program=program, task=task, timeout=60.0, wait=wait, detach=detach, output_mb=0.5, needs_result=False,
-            trace=trace, hold=False, reported=-1, lost=30.0, keep_state=keep, keras=keras,
+            run=run.id, program=program, task=task, timeout=60.0, queue_timeout=queue_timeout, detach=detach, output_mb=0.5,
+            needs_result=False, trace=trace, hold=False, reported=-1, abort_after_silence=30.0, keep_state=keep, keras=keras,
         )  # fmt: skip
         servers = {"10.0.0.1:2222": "00a1"}
         plan = {"arguments": ["--", "5 $HOME"], "training": training or {}, "servers": servers, "missing": list(missing)}
@@ -994,7 +994,7 @@ def test_a_program_whose_name_looks_like_an_option_is_started_as_a_program(start
     assert command[-3:] == ["./-c.py", "--", "5 $$HOME"]
 
 
-@pytest.mark.parametrize("name", ["timeout", "wait", "lost", "output-mb"])
+@pytest.mark.parametrize("name", ["timeout", "queue-timeout", "abort-after-silence", "output-mb"])
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "much"])
 def test_a_limit_that_is_not_a_finite_number_is_refused(name, value):
     done = call("tf_cluster.run", "stage", "r1", "--program=a.py", f"--{name}={value}", input="")
@@ -1135,14 +1135,14 @@ def test_following_a_queued_run_reports_the_wait_and_starts_the_run_once(started
 
 
 def test_following_a_queued_run_whose_command_was_lost_does_not_end_it(started, run, busy):
-    started(wait=1.0)
+    started(queue_timeout=1.0)
     run.note(queued=runs.clock() - 500)
     assert again(run_program.follow, run)["next"][0] == "follow"
     assert run.read()["waiting"] is True
 
 
 def test_following_a_detached_queued_run_does_not_time_out(started, run, busy):
-    assert "next" not in started(detach=True, wait=1.0)[0]
+    assert "next" not in started(detach=True, queue_timeout=1.0)[0]
     run.note(queued=runs.clock() - 5)
     reported = again(run_program.follow, run)["next"][-1]
     begun = time.monotonic()
@@ -1175,8 +1175,8 @@ def test_a_run_can_be_staged_without_being_started(started, run, monkeypatch):
     started()
     (run.folder / "run.json").unlink()
     options = SimpleNamespace(
-        run=run.id, program="demo.py", task="host:0", timeout=60.0, wait=1.0, detach=True, output_mb=0.5, needs_result=False,
-        trace=False, hold=True, lost=0.0, keep_state=False, keras=3,
+        run=run.id, program="demo.py", task="host:0", timeout=60.0, queue_timeout=1.0, detach=True, output_mb=0.5, needs_result=False,
+        trace=False, hold=True, abort_after_silence=0.0, keep_state=False, keras=3,
     )  # fmt: skip
     plan = b'{"arguments": [], "training": {}, "servers": {}, "missing": [], "held": [], "wants": {}, "user": "jo"}\n'
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(plan)))
@@ -1243,7 +1243,7 @@ def test_keras_2_is_chosen_in_the_environment_of_the_program(started, run):
 
 def test_the_wait_in_the_queue_times_out(started, capsys, run, busy):
     with pytest.raises(SystemExit) as caught:
-        started(wait=-1.0)
+        started(queue_timeout=-1.0)
     assert caught.value.code == 1
     assert "run_queue_timeout" in capsys.readouterr().err
     assert not run.folder.exists()
@@ -1329,7 +1329,7 @@ def test_the_folders_of_a_run_are_created_only_if_the_file_system_is_mounted(tmp
 def test_a_part_of_a_training_that_cannot_start_is_reported_to_the_others(started, run, busy, monkeypatch):
     reported = []
     monkeypatch.setattr(run_program.trainings, "refuse", lambda *words: reported.append(words))
-    answer, _command = started(task="worker:1", wait=-1.0, training=plan())
+    answer, _command = started(task="worker:1", queue_timeout=-1.0, training=plan())
     [(_plan, task, sentence)] = reported
     assert task == "worker:1"
     assert "worker:1 is used by run other" in sentence
@@ -1339,7 +1339,7 @@ def test_a_part_of_a_training_that_cannot_start_is_reported_to_the_others(starte
 
 def test_a_chief_that_cannot_start_fails(started, run, busy, capsys):
     with pytest.raises(SystemExit):
-        started(task="worker:0", wait=-1.0, training=plan())
+        started(task="worker:0", queue_timeout=-1.0, training=plan())
     assert "worker:0 is used by run other" in capsys.readouterr().err
     assert not run.folder.exists()
 
