@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -27,6 +28,23 @@ def playbook(tmp_path):
         )  # fmt: skip
 
     return playbook
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("example", ["10.10.100.87:2222", "10.10.102.74:2222", "10.10.100.87:2223"]),
+        ("workstation", ["127.0.0.1:2222", "127.0.0.1:2224", "127.0.0.1:2223"]),
+        ("lab", ["10.89.77.10:2222", "10.89.77.11:2222", "10.89.77.20:2223"]),
+    ],
+)
+def test_each_inventory_can_be_copied_and_shown(tmp_path, name, entries):
+    """As the README says for your own machines."""
+    shutil.copytree(ROOT / "inventory" / name, tmp_path / "mine")
+    command = ["ansible-playbook", f"--inventory={tmp_path}/mine", "playbooks/show_spec.yml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, said(done)
+    assert re.findall(r'"([0-9.]+:\d+)"', done.stdout) == entries, said(done)
 
 
 def said(done):

@@ -1175,8 +1175,8 @@ def test_a_run_can_be_staged_without_being_started(started, run, monkeypatch):
     started()
     (run.folder / "run.json").unlink()
     options = SimpleNamespace(
-        run=run.id, program="demo.py", task="host:0", timeout=60.0, queue_timeout=1.0, detach=True, output_mb=0.5, needs_result=False,
-        trace=False, hold=True, abort_after_silence=0.0, keep_state=False, keras=3,
+        run=run.id, program="demo.py", task="host:0", timeout=60.0, queue_timeout=1.0, detach=True, output_mb=0.5,
+        needs_result=False, trace=False, hold=True, abort_after_silence=0.0, keep_state=False, keras=3,
     )  # fmt: skip
     plan = b'{"arguments": [], "training": {}, "servers": {}, "missing": [], "held": [], "wants": {}, "user": "jo"}\n'
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(plan)))
