@@ -16,6 +16,7 @@ COLUMNS = {
     "task": "task", "machine": "machine", "address": "address", "unit": "unit", "state": "state", "since": "since",
     "restarts": "restarts", "memory_mb": "MB", "version": "TensorFlow", "run": "run", "reason": "reason",
 }  # fmt: skip
+MAX_UNCOLLECTED = 10  # runs that are listed
 
 
 def cluster_status(
@@ -58,11 +59,13 @@ def cluster_status(
     unknown = [name for name in cluster["machines"] if name not in states]
     complete = all(task["state"] in ("answers", "free", "runs") for task in tasks) and not (broken or unwanted or unknown)
     active = {run["run"] for state in states.values() for run in state.get("runs", [])}
+    uncollected = _uncollected(states)
     return {
         "ok": complete,
         "open": _firewall_problems(broken, unwanted, disabled, unknown),
         "held": _held_states(tasks, active),
-        "uncollected": _uncollected(states),
+        "uncollected": _uncollected_lines(uncollected),
+        "uncollected_runs": uncollected,
         "tasks": tasks,
     }
 
@@ -83,23 +86,28 @@ def _held_states(tasks: list[dict[str, Any]], active: Collection[str]) -> list[s
     ]
 
 
-def _uncollected(states: dict[str, State]) -> list[str]:
-    """Return a sentence on the runs that ended and were never collected, or nothing."""
-    found: dict[str, float | None] = {}
-    for state in states.values():
+def _uncollected(states: dict[str, State]) -> list[dict[str, Any]]:
+    """Return the runs that have ended and were never collected, oldest first, each with the machines that have it."""
+    found: dict[str, dict[str, Any]] = {}
+    for machine, state in states.items():
         for run in state.get("uncollected", []):
-            found.setdefault(run["run"], run["ended"])
+            found.setdefault(run["run"], {**run, "machines": []})["machines"].append(machine)
+    return sorted(found.values(), key=lambda run: run["ended"] or 0)
+
+
+def _uncollected_lines(found: list[dict[str, Any]]) -> list[str]:
+    """Return lines on the runs that were never collected, or nothing."""
     if not found:
         return []
-    oldest = min(found, key=lambda run: found[run] or 0)
-    ended = found[oldest]
     runs = "1 run has ended and was" if len(found) == 1 else f"{len(found)} runs have ended and were"
     kept = "it is" if len(found) == 1 else "they are"
-    when = _moment(ended) if ended else "at an unknown time"
-    return [
-        f"{runs} never collected, so {kept} not deleted. The oldest ended {when}. To collect it: "
-        f"ansible-playbook playbooks/collect.yml -e run={oldest}"
+    shown = [
+        f"  {run['run']} on {', '.join(run['machines'])}, ended {_moment(run['ended']) if run['ended'] else 'at an unknown time'}"
+        for run in found[:MAX_UNCOLLECTED]
     ]
+    more = [f"  and {len(found) - len(shown)} more: see uncollected_runs in status.json"] if len(found) > len(shown) else []
+    command = f"ansible-playbook playbooks/collect.yml -e run={found[0]['run']}"
+    return [f"{runs} never collected, so {kept} not deleted. To collect the oldest: {command}", *shown, *more]
 
 
 def _moment(seconds: float) -> str:

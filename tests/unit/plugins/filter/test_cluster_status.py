@@ -170,23 +170,31 @@ def test_tasks_that_hold_the_state_of_earlier_runs_are_reported():
 
 
 @pytest.mark.parametrize(
-    ("found", "sentence"),
+    ("found", "lines"),
     [
         (
             {"c": [{"run": "r1", "ended": 1767225600.0}]},
-            "1 run has ended and was never collected, so it is not deleted. The oldest ended 2026-01-01T00:00:00+00:00. "
-            "To collect it: ansible-playbook playbooks/collect.yml -e run=r1",
+            [
+                "1 run has ended and was never collected, so it is not deleted. To collect the oldest: ansible-playbook "
+                "playbooks/collect.yml -e run=r1",
+                "  r1 on c, ended 2026-01-01T00:00:00+00:00",
+            ],
         ),
         (
             {"a": [{"run": "r2", "ended": 5.0}], "c": [{"run": "r2", "ended": 5.0}, {"run": "r1", "ended": None}]},
-            "2 runs have ended and were never collected, so they are not deleted. The oldest ended at an unknown time. "
-            "To collect it: ansible-playbook playbooks/collect.yml -e run=r1",
+            [
+                "2 runs have ended and were never collected, so they are not deleted. To collect the oldest: ansible-playbook "
+                "playbooks/collect.yml -e run=r1",
+                "  r1 on c, ended at an unknown time",
+                "  r2 on a, c, ended 1970-01-01T00:00:05+00:00",
+            ],
         ),
     ],
 )
-def test_runs_that_were_never_collected_are_counted(found, sentence):
+def test_runs_that_were_never_collected_are_listed(found, lines):
     states = {machine: {**state, "uncollected": found.get(machine, [])} for machine, state in STATES.items()}
     status = filters.cluster_status(CLUSTER, GATE, states)
-    assert status["uncollected"] == [sentence]
+    assert status["uncollected"] == lines
+    assert [run["run"] for run in status["uncollected_runs"]] == [line.split()[0] for line in lines[1:]]
     assert status["ok"] is True
     assert filters.cluster_status(CLUSTER, GATE, STATES)["uncollected"] == []
