@@ -16,6 +16,7 @@ import contextlib
 import itertools
 import json
 import math
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ PROPERTIES = "Id,ActiveState,Description,Job"
 MAX_PHRASES = 3  # of what a run waits for
 SHUTDOWN = "its machine is shutting down"
 PART_SECONDS = 60  # in addition to its limit, after which a queued part of a training is useless: the others have given up
+END_SECONDS = 5.0  # that the end of a run waits for the lock: systemd allows ten
 LOCK = ".queue.lock"  # in the folder of the runs
 Notes = dict[str, Any]  # the content of a run.json
 
@@ -69,9 +71,9 @@ class ShutdownError(Exception):
 
 
 @contextlib.contextmanager
-def locked() -> Iterator[None]:
+def locked(seconds: float = runs.LOCK_TIMEOUT_SECONDS) -> Iterator[None]:
     """Hold the machine's lock of the queue. Raises BlockingIOError if another process holds it for long."""
-    with lock.held(runs.RUNS / LOCK, runs.LOCK_TIMEOUT_SECONDS):
+    with lock.held(runs.RUNS / LOCK, seconds):
         yield
 
 
@@ -88,7 +90,7 @@ def dispatch(ended: Run | None = None) -> dict[str, Waiting]:
     """Start all runs whose turn it is. Return what the others wait for. ``ended`` is a run whose unit calls this at its end."""
     if not runs.RUNS.exists():
         return {}  # nothing ever ran here
-    with locked():
+    with locked(END_SECONDS if ended else runs.LOCK_TIMEOUT_SECONDS):
         if ended:
             settle(ended)
         active = active_runs() - ({ended.id} if ended else set())
@@ -304,11 +306,14 @@ def active_runs() -> set[str]:
 
 def main() -> None:
     """Start the runs whose turn it is. Prints nothing: it would become part of a run's output."""
-    if len(sys.argv) > 1:
-        dispatch(Run(sys.argv[1]))
-    else:  # after a boot
+    if len(sys.argv) == 1:  # tf-runs.service
         dispatch()
         notify.start_missed()
+        return
+    try:
+        dispatch(Run(sys.argv[1]))
+    except OSError:  # systemd or the lock did not answer in time: tf-runs.service tries again until it succeeds
+        subprocess.run(["systemctl", "start", "--no-block", "tf-runs.service"], check=True, capture_output=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -285,6 +286,20 @@ def test_a_part_of_a_training_starts_again_however_long_it_ran(machine, monkeypa
     monkeypatch.setattr(runs, "clock", lambda: now + 120)  # of a container, whose clock goes on
     queue.dispatch()
     assert machine.started == ["t1.worker-1", "t1.worker-1"]
+
+
+def test_the_end_of_a_run_that_cannot_start_the_next_one_lets_systemd_try_again(machine, monkeypatch):
+    machine.request("r1")
+    machine.request("r2")
+    commands = []
+    monkeypatch.setattr(queue, "END_SECONDS", 0.1)
+    monkeypatch.setattr(queue.subprocess, "run", lambda words, **_more: commands.append(words))
+    monkeypatch.setattr(sys, "argv", ["queue.py", "r1"])
+    with queue.locked():
+        queue.main()
+    assert commands == [["systemctl", "start", "--no-block", "tf-runs.service"]]
+    machine.end("r1")
+    assert machine.started == ["r1", "r2"]
 
 
 def test_a_run_that_is_only_prepared_is_not_in_the_queue(machine):
