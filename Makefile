@@ -21,7 +21,7 @@ export UV_SYSTEM_CERTS := true
 # Where sudo wants a password, Ansible asks for it.
 export ANSIBLE_BECOME_ASK_PASS ?= $(if $(ROOT),$(shell sudo -n true 2>/dev/null && echo 0 || echo 1),0)
 
-.PHONY: compiler rsync help demo test lint unit molecule test-faults test-tunnel test-examples test-cuda test-gpu test-browser bench hooks changelog lab-check lab-down environment lock role-docs clean
+.PHONY: compiler rsync help demo test lint unit molecule test-faults test-tunnel test-cuda test-gpu test-browser bench hooks changelog lab-check lab-down environment lock role-docs clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -51,9 +51,6 @@ test-faults: lab-check environment ## Cause failures in labs and print their out
 
 test-tunnel: lab-check environment ## Encrypt a lab's traffic, watch its network, and print what the encryption costs
 	tests/molecule tunnel
-
-test-examples: lab-check environment ## Run the examples on a lab, and trace trainings
-	tests/molecule examples
 
 test-cuda: lab-check environment compiler ## CUDA's packages without a GPU, with the driver's packages and with a stand-in for the driver
 	tests/molecule cuda gpu_servers

@@ -208,7 +208,7 @@ def test_every_scenario_has_a_make_target_or_runs_with_the_others():
     script = (ROOT / "tests/molecule").read_text(encoding="utf-8")
     found = re.search(r"set -- ([a-z_ ]+)\n", script)
     assert found
-    targets = {"browser", "cuda", "examples", "gpu_servers", "faults", "shared", "tunnel"}  # of the Makefile
+    targets = {"browser", "cuda", "gpu_servers", "faults", "shared", "tunnel"}  # of the Makefile
     assert {*found[1].split()} | targets == {path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")}
 
 
