@@ -116,11 +116,8 @@ def attempts_so_far(noted: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         with acting_as(account()):
             newest = asyncio.run(Terms(folder / "coordinators").read())
-        return (
-            [{"attempt": int(each["attempt"]), "tasks": list(each["tasks"])} for each in newest.content["attempts"]]
-            if newest
-            else []
-        )
+        attempts = newest.content["attempts"] if newest else []
+        return [{"attempt": int(each["attempt"]), "tasks": list(each["tasks"])} for each in attempts]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -124,15 +124,14 @@ def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], s
     status = environment.get("EXIT_STATUS", "")
     training, part = noted.get("training") or {}, part_of(run)
     tasks = part["history"][-1]["tasks"] if "history" in part else list(training.get("machines", {}))
+    chief = tasks[0] if tasks else noted.get("task")
     return Ending(
         noted=noted,
         result=result_of(noted, environment.get("SERVICE_RESULT", "unknown"), environment.get("EXIT_CODE", ""), status),
         status=status,
         part=part,
         task_lost=seen["lost"],
-        result_missing=bool(noted.get("needs_result"))
-        and noted.get("task") in (tasks[:1] or [noted.get("task")])
-        and not has_result(run),
+        result_missing=bool(noted.get("needs_result")) and noted.get("task") == chief and not has_result(run),
         not_started=bool(layer_of(run).exists() or noted.get("clear_before") or noted.get("shared"))
         and not main_started(noted["unit"]),
         not_shared=not_shared(run),

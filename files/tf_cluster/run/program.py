@@ -330,10 +330,7 @@ def main() -> None:
             sub.add_argument("--timeout", type=number, default=600, help="seconds that the program may take")
             sub.add_argument("--queue-timeout", type=number, default=600, help="seconds to wait for another run")
             sub.add_argument(
-                "--abort-after-silence",
-                type=number,
-                default=0,
-                help="seconds without an answer of a task that stop the run; 0: never",
+                "--abort-after-silence", type=number, default=0, help="seconds without an answer of a task; 0: never"
             )
             sub.add_argument("--output-mb", type=number, default=100, help="megabytes of output to keep, plus its end")
             sub.add_argument("--needs-result", action="store_true", help="whether a missing result.json is a failure")

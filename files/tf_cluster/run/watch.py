@@ -178,9 +178,7 @@ def main() -> None:
     """Check the tasks until systemd stops this with the run, or a task is lost."""
     parser = argparse.ArgumentParser(description="Check the cluster's tasks during a run.")
     parser.add_argument("--config", required=True, help="cluster spec of the run")
-    parser.add_argument(
-        "--abort-after-silence", type=float, default=0, help="seconds without an answer after which to exit; 0: never"
-    )
+    parser.add_argument("--abort-after-silence", type=float, default=0, help="seconds without an answer; 0: never")
     parser.add_argument("--part", required=True, help="file for the results")
     options = parser.parse_args()
     cli.remove_proxy_variables()
@@ -192,14 +190,10 @@ def main() -> None:
         threading.Thread(
             target=task.watch, args=(news, max(INTERVAL_SECONDS, len(tasks) / TASKS_PER_SECOND)), daemon=True
         ).start()
-    lines = 0
+    lines, limit = 0, options.abort_after_silence
     while True:
         line = news.get()
-        lost = [
-            task
-            for task in tasks
-            if options.abort_after_silence and task.silent and task.silence() >= options.abort_after_silence
-        ]
+        lost = [task for task in tasks if limit and task.silent and task.silence() >= limit]
         if line and lines < MAX_LINES:
             lines += 1
             print(line if lines < MAX_LINES else "[cluster] further messages are not written", flush=True)
