@@ -312,6 +312,17 @@ def test_a_missing_result_is_a_failure_if_the_run_needs_a_result(run, monkeypatc
     assert ("left no result.json" in finish(run)["failure"]) is not left
 
 
+@pytest.mark.parametrize(("tasks", "needed"), [(["worker:0", "worker:1"], False), (["worker:1"], True)])
+def test_the_last_chief_of_a_training_has_to_leave_the_result(run, monkeypatch, tasks, needed):
+    run.note(needs_result=True, task="worker:1", training=plan())
+    history = [{"attempt": 1, "tasks": tasks, "first_step": 0, "ended": "done"}]
+    part = {"failure": "", "outcome": "done", "attempts": 1, "history": history, "final": True}
+    (run.folder / "part.json").write_text(json.dumps(part), encoding="utf-8")
+    for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert ("left no result.json" in finish(run)["failure"]) is needed
+
+
 def test_a_link_is_not_accepted_as_the_result(run, monkeypatch):
     run.note(needs_result=True)
     (run.folder / "results/result.json").symlink_to(run.folder / "run.json")
