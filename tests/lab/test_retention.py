@@ -125,7 +125,8 @@ def test_old_runs_are_deleted_once_they_are_collected(cluster, program):
     assert (folder / "verdict.json").exists()
     status = cluster.playbook("playbooks/status.yml")
     assert status.returncode == 0, said(status)
-    assert f"To collect it: ansible-playbook playbooks/collect.yml -e run={left}" in said(status)
+    assert f"To collect the oldest: ansible-playbook playbooks/collect.yml -e run={left}" in said(status)
+    assert f"{left} on {cluster.host}, ended" in said(status)
     assert cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={left}").returncode == 0
     assert left not in said(cluster.playbook("playbooks/status.yml"))
     line = "systemctl start tf-prune.service; journalctl --unit=tf-prune --lines=20 --output=cat --no-pager"
