@@ -64,7 +64,7 @@ REMEDIES = (
     ),
     (r"Keras cannot be imported", "Keras 2 is missing on the machine. Run 'ansible-playbook site.yml'"),
     (
-        r"_temp/\S+; (No such file or directory|Read-only file system)",
+        r"_temp(/\S+)?; (No such file or directory|Read-only file system)",
         "Each task writes its part of a checkpoint to its own disk. Save with "
         'tf.train.CheckpointOptions(experimental_io_device="/job:chief/task:0/device:CPU:0"), or the task of your program',
     ),

@@ -111,6 +111,12 @@ def test_the_exception_and_its_first_meaningful_line_are_found(lines, found, tas
     assert (remedy in result.remedy) if remedy else not result.remedy
 
 
+@pytest.mark.parametrize("path", ["ckpt-1_temp", "ckpt-1_temp/part-00001-of-00002.data"])
+def test_a_checkpoint_that_a_task_cannot_write_has_its_remedy(path):
+    lines = [*BEGIN, f"{ERRORS}.NotFoundError: From /job:ps/replica:0/task:0: /runs/r1/results/{path}; No such file or directory"]
+    assert "experimental_io_device" in reason.find_reason(lines, "chief:0", status="1").remedy
+
+
 def test_a_handled_exception_far_above_the_end_is_not_the_reason():
     handled = ["Traceback (most recent call last):", '  File "a.py", line 1', "tf.errors.UnavailableError: Socket closed"]
     lines = [*handled, *(f"step {number}: loss 3.1" for number in range(150)), "loss diverged, giving up"]
