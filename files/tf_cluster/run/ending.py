@@ -21,6 +21,7 @@ FULL_DISK_BYTES = 1024 * 1024  # a disk with less free space counts as full
 OUTPUT_LOST = "74"  # exit status of output.py: the program succeeded, but output is lost
 GATE_TIMEOUT_SECONDS = 4.0  # systemd allows ten seconds for ExecStopPost
 MAX_PART_BYTES = 1024 * 1024
+SHUT_DOWN = "the program was stopped because its machine was shut down or rebooted"
 
 
 class Ending(NamedTuple):
@@ -81,7 +82,7 @@ ENDINGS: tuple[tuple[Callable[[Ending], object], Callable[[Ending], str]], ...] 
     ),
     (
         lambda end: end.result in ("signal", "timeout") and end.shuts_down(),
-        lambda _end: "the program was stopped because its machine was shut down or rebooted",
+        lambda _end: SHUT_DOWN,
     ),
     (lambda end: end.result == "signal", lambda end: f"the program was killed by SIG{end.status}"),
     (lambda end: end.result == "core-dump", lambda end: f"the program crashed with SIG{end.status}"),
@@ -109,7 +110,7 @@ def note_ending(run: Run, environment: Mapping[str, str]) -> None:
     servers = noted.get("servers", {})
     reserved = noted.get("reserved", servers)  # a run of an older version uses all tasks
     servers = {entry: server for entry, server in servers.items() if entry in reserved}
-    if failure and servers and not noted.get("cancelled"):
+    if failure not in ("", SHUT_DOWN) and servers and not noted.get("cancelled"):
         more["failed_tasks"] = failed_tasks(servers, seen["silent"])
     run.note(ended=ended, failure=failure, exit_status=end.status, **more)
 

@@ -524,11 +524,13 @@ def test_a_canceled_run_is_stopped_and_names_the_user(run, monkeypatch):
 
 
 def test_a_run_that_ends_because_its_machine_shuts_down_says_so(run, monkeypatch):
-    run.note(reserved=[])
+    run.note(reserved=["a:1"], servers={"a:1": "01"})
     monkeypatch.setattr(runs, "is_shutting_down", lambda: True)
     for name, value in {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
         monkeypatch.setenv(name, value)
-    assert finish(run)["failure"] == "the program was stopped because its machine was shut down or rebooted"
+    noted = finish(run)
+    assert noted["failure"] == "the program was stopped because its machine was shut down or rebooted"
+    assert "failed_tasks" not in noted  # those of this machine stop too
 
 
 def test_a_task_in_a_reason_has_its_name_in_the_cluster(run, monkeypatch):
