@@ -214,7 +214,8 @@ def retrying(
     """
     import tensorflow as tf
 
-    retryable = (tf.errors.AbortedError, tf.errors.UnavailableError, tf.errors.DeadlineExceededError)
+    # Which one a restart of a task causes depends on what the step is waiting for.
+    retryable = (tf.errors.AbortedError, tf.errors.UnavailableError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
     for attempt in range(times + 1):
         if attempt:
             time.sleep(min(5.0, 0.5 * 2 ** (attempt - 1)))
