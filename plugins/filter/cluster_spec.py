@@ -299,7 +299,9 @@ class Inventory:
 
     def check_extra_peers(self, machines: Iterable[str]) -> None:
         """Refuse peers outside of the tunnel, which could not reach the tasks."""
-        having = [machine for machine in machines if self.tunnel and self.value(machine, "firewall_extra_peers")]
+        if not self.tunnel:
+            return
+        having = [machine for machine in machines if self.value(machine, "firewall_extra_peers")]
         if having:
             self.add_problem(
                 f"{having[0]}: firewall_extra_peers is set, but with tf_encryption, tasks are reached through the tunnel only. "

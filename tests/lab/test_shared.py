@@ -154,6 +154,11 @@ def begin(cluster, data, **values):  # noqa: F811
     return cluster.begin("ansible-playbook", "playbooks/train.yml", f"--extra-vars={json.dumps(words)}")
 
 
+def verdict_in(text):
+    """Return the verdict of the run whose command printed a text."""
+    return verdict(folder_of(type("Done", (), {"stdout": text})))
+
+
 def survived(cluster, process, figures, how, machine):
     """Lose a machine during a training, and return the verdict after its end."""
     before = "".join(followed(process, "step 40 of 120"))
@@ -165,7 +170,7 @@ def survived(cluster, process, figures, how, machine):
     text = before + after + out + err
     assert process.returncode == 0, text
     figures.append({"machine": f"{machine}, {how}", "seconds until the next step": round(seconds, 1)})
-    return verdict(folder_of(type("Done", (), {"stdout": text})))
+    return verdict_in(text)
 
 
 @pytest.mark.parametrize("machine", ["shared-0", "shared-1"])
@@ -202,7 +207,7 @@ def test_a_training_continues_if_only_the_unit_of_its_chief_is_killed(cluster, d
     text = before + out + err
     assert process.returncode == 0, text
     assert "the training continues, and this is the output on shared-1" in text
-    found = verdict(folder_of(type("Done", (), {"stdout": text})))
+    found = verdict_in(text)
     assert [attempt["tasks"][0] for attempt in found["training"]["history"]] == ["worker:0", "worker:1"]
     assert found["result"]["accuracy"] > 0.8
 
@@ -214,7 +219,7 @@ def test_fit_with_workers_continues_from_its_backup_in_the_shared_folder(cluster
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     assert "A lost machine ends this training" not in out
-    found = verdict(folder_of(type("Done", (), {"stdout": out})))
+    found = verdict_in(out)
     assert found["training"]["attempts"] == 2
     assert (found["result"]["first_epoch"], found["result"]["epochs"]) == (3, 4)
 

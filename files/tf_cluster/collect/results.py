@@ -93,8 +93,7 @@ def parts(options: argparse.Namespace) -> dict[str, Any]:
     for folder in [Run(options.run).folder, *runs.RUNS.glob(f"{Run(options.run).id}.*")]:
         if (folder / "run.json").exists():
             noted = noted_of(Run(folder.name))
-            attempts = noted.get("part", {}).get("history") or attempts_so_far(noted)
-            last = attempts[-1] if attempts else {"attempt": 0, "tasks": []}
+            last = last_attempt(noted)
             found.append(
                 {
                     "id": folder.name, "task": noted["task"], "ended": "ended" in noted, "over": runs.is_over(noted),
@@ -104,11 +103,16 @@ def parts(options: argparse.Namespace) -> dict[str, Any]:
     return {"parts": found}
 
 
-def attempts_so_far(noted: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the attempts of a running training that survives the loss of its coordinator; empty if they are not known."""
+def last_attempt(noted: dict[str, Any]) -> dict[str, Any]:
+    """Return number and tasks of a training's last attempt: 0 and none if they are not known.
+
+    While a training runs, they are known if it survives the loss of its coordinator.
+    """
+    unknown: dict[str, Any] = {"attempt": 0, "tasks": []}
+    history = noted.get("part", {}).get("history")
     folder = shared.folder_of(noted) if "ended" not in noted and (noted.get("training") or {}).get("survives") else None
-    if not folder:
-        return []
+    if history or not folder:
+        return history[-1] if history else unknown
     import asyncio  # which most calls do not need
 
     from ..run.coordination import Terms
@@ -116,10 +120,10 @@ def attempts_so_far(noted: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         with acting_as(account()):
             newest = asyncio.run(Terms(folder / "coordinators").read())
-        attempts = newest.content["attempts"] if newest else []
-        return [{"attempt": int(each["attempt"]), "tasks": list(each["tasks"])} for each in attempts]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+        last = newest.content["attempts"][-1] if newest else unknown
+        return {"attempt": int(last["attempt"]), "tasks": list(last["tasks"])}
+    except (OSError, ValueError, LookupError, TypeError):
+        return unknown
 
 
 def noted_of(run: Run) -> dict[str, Any]:

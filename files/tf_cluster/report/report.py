@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from ansible.release import __version__ as ansible_core
 
-from ..run.reason import names_in
+from ..run.reason import last_tasks, names_in, remedy_of
 from ..run.text import plain_lines
 from . import benchmark_figure, profiles, trace_figure
 
@@ -99,8 +99,7 @@ def make_verdict(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 def training_names(outcome: dict[str, Any]) -> dict[str, str]:
     """Return the names of a training's tasks in its last attempt -> their names in the cluster; empty if they are the same."""
-    history = (outcome.get("part") or {}).get("history") or [{"tasks": (outcome.get("training") or {}).get("machines", {})}]
-    names = names_in(history[-1]["tasks"])
+    names = names_in(last_tasks(outcome.get("training") or {}, outcome.get("part") or {}))
     return names if any(name != known for name, known in names.items()) else {}
 
 
@@ -135,10 +134,7 @@ class Collected:
         task = reason.get("task", "")
         named = f"{task} on machine {self.machine_of(task)}"
         failure = failure.replace(f"({task})", f"({named})") if task and self.machine_of(task) else failure
-        remedy = reason.get("remedy", "")
-        # If a task was lost, the sentence on that task says more.
-        more = [f"{remedy}."] if remedy and remedy not in failure and not self.outcome.get("failed_tasks") else []
-        return [f"{failure[0].upper()}{failure[1:]}.", *more]
+        return [f"{failure[0].upper()}{failure[1:]}.", *remedy_of(self.outcome)]
 
     def machine_of(self, task: str) -> str:
         """Return the machine of a task; empty if unknown."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import runs
-from .reason import Reason, reason_of
+from .reason import Reason, last_tasks, reason_of
 from .runs import USER, Run
 from .unit import CONFIG, INSTALL_TIMEOUT_SECONDS, PYTHON_MODULE, layer_of
 
@@ -124,7 +124,7 @@ def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], s
     """Return the facts about the end of a run."""
     status = environment.get("EXIT_STATUS", "")
     training, part = noted.get("training") or {}, part_of(run)
-    tasks = part["history"][-1]["tasks"] if "history" in part else list(training.get("machines", {}))
+    tasks = last_tasks(training, part)
     chief = tasks[0] if tasks else noted.get("task")
     return Ending(
         noted=noted,

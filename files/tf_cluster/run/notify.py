@@ -19,6 +19,7 @@ from typing import Any
 
 from ..spec import cluster_config
 from . import runs
+from .reason import last_tasks
 from .runs import Run
 
 URL_FILE = "notify.url"
@@ -76,9 +77,8 @@ def is_notifier(noted: dict[str, Any]) -> bool:
     training, part = noted.get("training") or {}, noted.get("part") or {}
     if "notify" not in noted or not training.get("survives"):
         return "notify" in noted
-    tasks = part["history"][-1]["tasks"] if "history" in part else [training["chief"]]
     ends = runs.is_over(noted) or noted.get("refused") or part.get("attempts") == 0  # the others may continue without the chief
-    return bool(noted["task"] == tasks[0] and ends)
+    return bool(noted["task"] == last_tasks(training, part)[0] and ends)
 
 
 def start_missed() -> None:

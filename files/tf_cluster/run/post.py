@@ -23,6 +23,7 @@ from typing import Any
 from ..server.server import notify as tell_systemd
 from . import runs
 from .notify import outcome, problem
+from .reason import remedy_of
 from .runs import Run
 
 TIMEOUT_SECONDS = 10.0  # of one attempt
@@ -34,10 +35,8 @@ MAX_RESULT_BYTES = 64 * 1024  # a larger result.json is left out
 def verdict(noted: dict[str, Any], result: object, problem: str = "") -> dict[str, Any]:
     """Return what is posted: the fields of verdict.json that this machine knows. ``problem``: why the result is invalid."""
     timed = runs.timed(noted)
-    failure, reason = noted.get("failure", ""), noted.get("reason") or {}
-    failures = [f"{failure[0].upper()}{failure[1:]}."] if failure else []
-    if failure and reason.get("remedy") and reason["remedy"] not in failure and not noted.get("failed_tasks"):
-        failures.append(f"{reason['remedy']}.")
+    failure = noted.get("failure", "")
+    failures = [f"{failure[0].upper()}{failure[1:]}.", *remedy_of(noted)] if failure else []
     failures += [f"{address} {text}." for address, text in (noted.get("failed_tasks") or {}).items()]
     started = datetime.datetime.fromtimestamp(timed["started"], datetime.timezone.utc).isoformat(timespec="seconds")
     failures += [problem] if problem else []

@@ -195,10 +195,11 @@ def start(run: Run, noted: Notes, choice: Choice) -> None:
     begun: dict[str, Any] = {"started": time.time()}
     if before:  # its machine was rebooted, and the clock started again
         begun = {"resumed": True, "started_clock": runs.clock() - (time.time() - before)}
-    clear_before = clearing_before(run, noted, choice.tasks)
+    cleared = cleared_since(noted["asked"])
+    clear_before = clearing_before(run, noted, choice.tasks, cleared)
     # The gate found these servers before others were started in their place, by earlier runs or at this start.
     servers = noted.get("servers", {})
-    renewed = choice.tasks if clear_before else cleared_since(noted["asked"]) & servers.keys()
+    renewed = choice.tasks if clear_before else cleared & servers.keys()
     noted = run.note(
         **begun, waiting=False, own=choice.own, reserved=choice.tasks, uncleared=dirty, clear_before=clear_before,
         servers={**servers, **dict.fromkeys(renewed, "")},
@@ -220,15 +221,18 @@ def end(run: Run, failure: str, **facts: object) -> None:
     notify.start(run)
 
 
-def clearing_before(run: Run, noted: Notes, tasks: list[str]) -> str:
-    """Return why the servers may hold state of earlier runs, for clear.py; empty if they are known to hold none."""
+def clearing_before(run: Run, noted: Notes, tasks: list[str], cleared: set[str]) -> str:
+    """Return why the servers may hold state of earlier runs, for clear.py; empty if they are known to hold none.
+
+    ``cleared`` are the tasks that runs have cleared since the request.
+    """
     if noted["training"]:
         return ""  # its tasks have their own servers
     others = [(other, its) for other, its in unfinished() if other.id != run.id]
     if any(set(its.get("uncleared", ())) & set(tasks) for _other, its in others):
         return "lost"
     held = set(noted["held"]) & set(tasks)  # as the gate found it
-    return "held" if held - cleared_since(noted["asked"]) else ""
+    return "held" if held - cleared else ""
 
 
 def cleared_since(asked: float) -> set[str]:

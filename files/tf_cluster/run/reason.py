@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .text import plain_lines
 
@@ -138,6 +138,20 @@ def find_reason(lines: list[str], own: str = "", tasks: Sequence[str] = (), stat
         return None
     last = next((line for line in reversed(lines) if line.strip() and not AFTER.match(line)), "")
     return Reason("", shortened(last.strip()), "", "") if last else None
+
+
+def remedy_of(noted: Mapping[str, Any]) -> list[str]:
+    """Return the remedy for a failed run as a sentence, if its failure does not contain it.
+
+    If a task was lost, the sentence on that task says more.
+    """
+    remedy = (noted.get("reason") or {}).get("remedy", "")
+    return [f"{remedy}."] if remedy and remedy not in noted["failure"] and not noted.get("failed_tasks") else []
+
+
+def last_tasks(training: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    """Return the tasks of the last attempt of a training, of which the first is the chief; ``part`` is what part.json has."""
+    return list(part["history"][-1]["tasks"] if part.get("history") else training.get("machines", []))
 
 
 def names_in(tasks: Sequence[str]) -> dict[str, str]:

@@ -52,6 +52,11 @@ def said(done):
     return " ".join((done.stdout + done.stderr).split())
 
 
+def problems(done):
+    """Return the lines of the last message of a command that printed JSON."""
+    return json.loads(done.stdout)["plays"][-1]["tasks"][-1]["hosts"]["w0"]["msg"].splitlines()
+
+
 def test_an_unknown_tag_fails_with_limit(playbook):
     done = playbook("site.yml", "--tags=nosuch", "--limit=h")
     assert done.returncode == 2
@@ -110,7 +115,7 @@ def test_a_misspelt_variable_of_a_command_fails_before_the_next_play(playbook, t
     given = ["--extra-vars=detatch=true run_wait={{ none }}", f"--extra-vars=@{tmp_path}/more.yml", "--extra-vars={tf_task: 2}"]
     done = playbook("playbooks/lab_down.yml", "--check", *given, ANSIBLE_STDOUT_CALLBACK="json")
     assert done.returncode == 2
-    assert json.loads(done.stdout)["plays"][-1]["tasks"][-1]["hosts"]["w0"]["msg"].splitlines() == [
+    assert problems(done) == [
         "Unknown variable detatch. Did you mean detach?",
         "Unknown variable run_wait. Did you mean run_queue_timeout?",
         "Unknown variable alow_missing. Did you mean allow_missing?",
@@ -128,7 +133,7 @@ def test_each_inventory_problem_is_a_separate_line(playbook):
     more = "[all:vars]\ntf_task={'worker': 2}\n"
     done = playbook("playbooks/show_spec.yml", more=more, ANSIBLE_STDOUT_CALLBACK="json")
     assert done.returncode == 2
-    assert json.loads(done.stdout)["plays"][-1]["tasks"][-1]["hosts"]["w0"]["msg"].splitlines() == [
+    assert problems(done) == [
         "The inventory cannot be used.",
         "w0: unknown variable tf_task. Did you mean tf_tasks?",
         "h: unknown variable tf_task. Did you mean tf_tasks?",
@@ -139,7 +144,7 @@ def test_a_variable_that_cannot_be_evaluated_is_a_problem_like_the_others(playbo
     more = "[all:vars]\ntf_task=1\n[host:vars]\ntf_tasks={'host': [{'port': '{{ nosuch }}'}]}\ntf_address={{ 1 / 0 }}\n"
     done = playbook("playbooks/show_spec.yml", more=more, ANSIBLE_STDOUT_CALLBACK="json")
     assert done.returncode == 2
-    assert json.loads(done.stdout)["plays"][-1]["tasks"][-1]["hosts"]["w0"]["msg"].splitlines() == [
+    assert problems(done) == [
         "The inventory cannot be used.",
         "w0: unknown variable tf_task. Did you mean tf_tasks?",
         "h: unknown variable tf_task. Did you mean tf_tasks?",

@@ -135,7 +135,7 @@ def test_a_server_receives_why_a_run_failed(run, server, status):
     ],
 )
 def test_the_last_chief_of_a_training_notifies(task, more, notifies):
-    training = {"chief": "worker:0", "survives": True}
+    training = {"chief": "worker:0", "machines": {"worker:0": "a", "worker:1": "b"}, "survives": True}
     assert notify.is_notifier({"notify": "http://a", "task": task, "ended": 1.0, "training": training, **more}) is notifies
     assert notify.is_notifier({"task": task, "ended": 1.0, "training": training, **more}) is False
 

@@ -283,7 +283,7 @@ def test_a_part_of_a_training_starts_again_however_long_it_ran(machine, monkeypa
     machine.request("t1.worker-1", training=training, task="worker:1", wait=30, shared="/mnt/a")
     machine.active.clear()  # its machine is rebooted
     now = runs.clock()
-    monkeypatch.setattr(runs, "clock", lambda: now + 120)  # of a container, whose clock goes on
+    monkeypatch.setattr(runs, "clock", lambda: now + 120)  # of a container, whose clock continues
     queue.dispatch()
     assert machine.started == ["t1.worker-1", "t1.worker-1"]
 

@@ -135,6 +135,7 @@ def test_a_program_that_loads_its_data_first_is_reported_too(monkeypatch):
     news = queue.Queue()
     watch_tasks.watch_own_task(news, {"worker": ["10.0.0.1:2222"], "host": [f"10.0.0.3:{port}"]})
     assert "host:0 has no server" in news.get_nowait()
+    assert list(sessions) == []  # not before it had a session
 
 
 def test_the_processor_time_of_a_process_is_found():
