@@ -62,10 +62,9 @@ def until(cluster, run, word, seconds=60):
 
 
 def age(cluster, run, days):
-    """Let a run have ended so many days ago."""
-    script = f"import json; p = '{RUNS}/{run}/run.json'; n = json.load(open(p)); n['ended'] -= {days} * 86400; "
-    script += "json.dump(n, open(p, 'w'))"
-    cluster.shell("host", f'python3 -c "{script}"')
+    """Let a run have ended so many days ago. Its servers may still be cleared, which adds notes."""
+    script = f"from tf_cluster.run.runs import Run; r = Run('{run}'); r.note(ended=r.read()['ended'] - {days} * 86400)"
+    cluster.shell("host", f'PYTHONPATH=/opt/tf-cluster/lib python3 -c "{script}"')
 
 
 def kept(cluster):
