@@ -184,7 +184,7 @@ def explained(task: str, wanted: Wanted, taken: Mapping[str, str], claimed: Mapp
         phrases = phrases or [f"{task} runs {len(wanted.own)} programs (run_slots)"]
     first = next((claimed[entry] for entry in wanted.tasks if entry in claimed and entry not in taken), None)
     phrases += [f"run {first} is before it"] if first and not phrases else []
-    return Waiting(position, "; ".join(phrases[:MAX_PHRASES]), bool(users) and all(is_over(run) for run in users))
+    return Waiting(position, "; ".join(phrases[:MAX_PHRASES]), bool(users) and all(is_clearing(run) for run in users))
 
 
 def start(run: Run, noted: Notes, choice: Choice) -> None:
@@ -290,7 +290,7 @@ def uses(run_id: str) -> list[str]:
     return []
 
 
-def is_over(run_id: str) -> bool:
+def is_clearing(run_id: str) -> bool:
     """Return whether a run has ended and only clears its servers."""
     try:
         return runs.has_ended(runs.RUNS / run_id)
