@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.run import notify
 
 ENTRIES = ("main.py", "__main__.py")
 KERAS = ("2", "3")  # versions of tf.keras
 DATA_ON = ("host", "tasks")  # the machine of the program, or also those of the tasks
 YEAR = 366 * 24 * 3600
+SWITCHES = ("detach", "run_keep_state", "run_needs_result", "trace")
 # Variable -> lowest value, highest value and unit.
 LIMITS = {
     "run_timeout": (1, YEAR, "seconds"),
@@ -43,7 +45,7 @@ def program_arguments(given: object) -> list[str]:
 
 
 def program_problems(program: object, given: dict[str, Any] | None = None) -> list[str]:
-    """Return a sentence for each problem of a program, its data, arguments and limits."""
+    """Return a sentence for each problem of a program, its data, arguments, switches and limits."""
     # Not pathlib: it raises an error for an impossible file name, such as one that is too long.
     given = given or {}
     data = given.get("program_data", [])
@@ -85,7 +87,7 @@ def _name_problems(path: Path, data: list[str]) -> list[str]:
 
 
 def _option_problems(given: dict[str, Any]) -> list[str]:
-    """Return a sentence for each problem of a program's requirements, arguments and limits."""
+    """Return a sentence for each problem of a program's requirements, arguments, switches and limits."""
     problems, requirements = [], given.get("program_requirements")
     if requirements and not isinstance(requirements, str):
         problems.append(f"program_requirements is {requirements!r}. Set the path of one requirements file.")
@@ -99,6 +101,7 @@ def _option_problems(given: dict[str, Any]) -> list[str]:
         problems.append(f"program_keras is {given['program_keras']!r}. Set {' or '.join(KERAS)}, the version of tf.keras.")
     if given.get("run_notify") and (sentence := notify.problem(given["run_notify"])):
         problems.append(sentence)
+    problems += [f"{name} is {given[name]!r}. Set true or false." for name in SWITCHES if not _is_switch(given.get(name, False))]
     for name in LIMITS.keys() & given.keys():
         lowest, highest, unit = LIMITS[name]
         try:
@@ -108,6 +111,15 @@ def _option_problems(given: dict[str, Any]) -> list[str]:
         if not lowest <= number <= highest:
             problems.append(f"{name} is {given[name]!r}. Set a number of {unit} from {lowest} to {highest}.")
     return problems
+
+
+def _is_switch(value: object) -> bool:
+    """Return whether a value is one of those that Ansible takes for true or false."""
+    try:
+        boolean(value)
+    except TypeError:
+        return False
+    return True
 
 
 def task_problems(task: object, cluster: dict[str, Any]) -> list[str]:

@@ -251,7 +251,7 @@ asked_for = st.fixed_dictionaries(
             ("program_data", "program_keras", "program_requirements"), st.one_of(st.lists(texts, max_size=2), texts, values)
         ),
         "program_args": st.one_of(texts, values),
-        **dict.fromkeys(program.LIMITS, st.one_of(st.floats(), texts, values)),
+        **dict.fromkeys((*program.LIMITS, *program.SWITCHES), st.one_of(st.floats(), texts, values)),
     },
 )
 

@@ -8,12 +8,12 @@ import yaml
 from project import ROOT, load
 
 problems = load("plugins/filter/controller_problems.py").controller_problems
-PREFLIGHT = yaml.safe_load((ROOT / "roles/preflight/vars/main.yml").read_text(encoding="utf-8"))
+REQUIRED = yaml.safe_load((ROOT / "playbooks/command.yml").read_text(encoding="utf-8"))[0]["tasks"][0]["vars"]
 TASKS = [*ROOT.glob("roles/*/*/*.yml"), *ROOT.glob("playbooks/*.yml")]
 
 
 def test_nothing_is_missing_in_the_development_environment():
-    assert problems(PREFLIGHT["__preflight_collections"], PREFLIGHT["__preflight_packages"]) == []
+    assert problems(REQUIRED["command_collections"], REQUIRED["command_packages"]) == []
 
 
 def test_missing_collections_and_packages_are_reported_with_the_install_command():
@@ -31,17 +31,17 @@ def test_missing_collections_and_packages_are_reported_with_the_install_command(
 def test_the_checked_collections_are_those_that_roles_and_playbooks_use():
     text = "".join(path.read_text(encoding="utf-8") for path in TASKS if path.parent.name != "meta")
     used = set(re.findall(r"(?m)(?:^ *-? *|')((?:community|ansible|containers)\.[a-z]+)\.[a-z_]+(?=:|')", text))
-    assert used - {"ansible.builtin"} == set(PREFLIGHT["__preflight_collections"])
+    assert used - {"ansible.builtin"} == set(REQUIRED["command_collections"])
 
 
 def test_the_checked_collections_are_dependencies_of_this_collection():
     galaxy = yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))
-    assert set(PREFLIGHT["__preflight_collections"]) <= set(galaxy["dependencies"])
+    assert set(REQUIRED["command_collections"]) <= set(galaxy["dependencies"])
 
 
 def test_the_checked_packages_are_those_of_the_execution_environment():
     lines = (ROOT / "meta/ee-requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if not line.startswith("#")] == PREFLIGHT["__preflight_packages"]
+    assert [line for line in lines if not line.startswith("#")] == REQUIRED["command_packages"]
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def test_arguments_are_split_as_in_a_shell(given, words):
         *(("program_data", given, "a list of paths") for given in (5, None, {"a": 1}, [5], [["a"]])),
         *(("run_abort_after_silence", given, "a number of seconds from 0") for given in (-1, "inf", "nan", "soon", 10**400)),
         *(("run_output_mb", given, "a number of megabytes from 0") for given in (-1, "inf", "nan", "much")),
+        *((name, given, "Set true or false") for name in program.SWITCHES for given in ("maybe", "", 2, None, [True])),
         *(("program_keras", given, "Set 2 or 3") for given in (1, 4, "2.0", "three", "", True, None, [2])),
         *(("run_timeout", given, "seconds from 1") for given in (-1, 0, "inf", "nan", "soon", True, None)),
         *(("run_queue_timeout", given, "seconds from 0") for given in (-1, "inf", "nan", "soon")),
@@ -157,7 +158,7 @@ def test_invalid_options_of_a_run_are_reported(tmp_path, name, given, words):
 def test_valid_options_of_a_run_are_accepted(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     given = {"program_args": ["a"], "program_requirements": str(tmp_path / "a.py"), "run_timeout": "3600", "run_queue_timeout": 0}
-    given |= {"run_abort_after_silence": "60", "run_output_mb": 0.5, "program_keras": "2"}
+    given |= {"run_abort_after_silence": "60", "run_output_mb": 0.5, "program_keras": "2", "trace": "yes", "detach": 1}
     assert problems(str(tmp_path / "a.py"), given) == []
 
 
