@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import ipaddress
 import itertools
@@ -11,12 +10,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.common.yaml import yaml_load
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.spec.cluster_config import RUN_JOBS
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.variables import misspelt_variable
 
 # A task of the cluster: job, index, machine, address, reached_by, port, options; later name and standing.
 Task = dict[str, Any]
@@ -32,33 +30,15 @@ MAX_TASKS_PER_JOB = 4096  # on one machine
 PER_GPU = "per_gpu"  # value in tf_tasks: one task per GPU
 # Numbers in an entry of tf_tasks, with the lowest and the highest value.
 ENTRY_NUMBERS = {"index": (0, 99999), "port": (1, 65535)}
-MACHINE_VARIABLES = (
-    "runs_keep_days", "runs_keep_gb", "tf_address", "tf_encryption", "tf_jobs", "tf_shared", "tf_tasks", "tf_task_options",
-    "tf_tunnel_address", "tf_tunnel_network",
-)  # fmt: skip
 KEPT = {"runs_keep_days": "days", "runs_keep_gb": "gigabytes"}  # how long runs are kept: variable -> unit
 MAX_KEPT = 1_000_000
 SHARED_PATH = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+/?")  # systemd's units contain it without quotes
 # Folders that servers and runs do not see, or see their own of (roles/server/files/confined.conf).
 HIDDEN_FOLDERS = ("/dev", "/home", "/proc", "/root", "/run", "/sys", "/tmp", "/var/tmp")  # noqa: S108
 UNRELATED_GROUPS = ("hosts",)  # a usual group name, so not necessarily a misspelling of 'host'
-CONTROLLER_VARIABLES = ("tf_cache", "tf_output")  # not suggested: Terraform's variables have similar names
 OWN_GROUPS = ("tf_machines", "tf_host", "tf_gpu_machines", "tf_tunnel_machines")  # of the role spec
 CAPTURED = "A captured exception marker was tripped: "  # Ansible's words before the error of a template
 MIN_SIMILARITY = 0.8  # from 0 to 1, of two names of which one is a misspelling of the other
-# Looked for among the variables of a command only: in an inventory, similar names are usually another tool's.
-SHORT_OPTIONS = ("detach", "port", "program", "run", "seconds", "trace")
-RENAMED = {
-    "cuda_fleet": "cuda_machines",
-    "cuda_may_differ": "cuda_allow_driver_mismatch",
-    "firewall_more_peers": "firewall_extra_peers",
-    "lab_keep_tools": "lab_keep_image",
-    "ready_must": "ready_required",
-    "ready_prove": "ready_gpu_check_timeout",
-    "run_arguments": "run_args",
-    "run_lost": "run_abort_after_silence",
-    "run_wait": "run_queue_timeout",
-}
 TRAIN_PORT_OFFSET = 1000  # added to a task's port for its process of a training
 RUN_SLOTS, MAX_RUN_SLOTS = 4, 64  # programs that run as one task at the same time
 TUNNEL_NETWORK = "fd74:6663:6c75::/64"  # from the private addresses (RFC 4193)
@@ -311,7 +291,7 @@ class Inventory:
     def check_names(self, machine: str) -> None:
         """Find misspelt variables."""
         for name in self.variables[machine]:
-            if known := _misspelt_variable(name):
+            if known := misspelt_variable(name):
                 self.add_problem(f"{machine}: unknown variable {name}. Did you mean {known}?")
 
     def check_kept(self, machine: str) -> None:
@@ -588,58 +568,6 @@ def _plain(name: str) -> str:
     """Return the letters of a name, in lower case and without the s of a plural."""
     letters = re.sub("[^a-z]", "", name.lower())
     return letters[:-1] if letters.endswith("s") and len(letters) > 2 else letters
-
-
-def option_problems(names: Iterable[str]) -> list[str]:
-    """Return a sentence for each variable of a command that has an old name or a misspelt one."""
-    known = {*_known_variables(), *SHORT_OPTIONS} if names else set()
-    meant = {name: RENAMED.get(name) or _nearest(name, known) for name in names}
-    return [f"Unknown variable {name}. Did you mean {option}?" for name, option in meant.items() if option]
-
-
-@functools.cache
-def _misspelt_variable(name: str) -> str:
-    """Return the variable of this project that ``name`` misspells, or "". Other tools use ``tf_`` as well."""
-    return _nearest(name, _known_variables())
-
-
-def _nearest(name: str, known: set[str]) -> str:
-    """Return the known name that ``name`` misspells, or ""."""
-    # Variables of Ansible start with ansible_, private ones of roles with __.
-    if name in known or name in CONTROLLER_VARIABLES or name.startswith(("ansible_", "__")):
-        return ""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.85 if name.startswith("tf_") else 0.88)
-    return near[0] if near else ""
-
-
-@functools.cache
-def _known_variables() -> set[str]:
-    """Return the names of the machines' variables and of the documented role variables."""
-    specs = (Path(__file__).parents[2] / "roles").glob("*/meta/argument_specs.yml")
-    entries = [entry for path in specs for entry in yaml_load(path.read_text(encoding="utf-8"))["argument_specs"].values()]
-    return {
-        *MACHINE_VARIABLES,
-        "spec_cluster",
-        "spec_gpus",
-        "allow_missing",
-        "firewall_extra_peers",
-        "program_args",
-        "program_data",
-        "program_data_on",
-        "program_keras",
-        "program_requirements",
-        "run_name",
-        "run_slots",
-        "run_tasks",
-        "train_jobs",
-        "train_restarts",
-        "train_join",
-        "train_min_tasks",
-        "train_ends_with",
-        "train_port_offset",
-        "benchmark_seconds",
-        *(name for entry in entries for name in entry.get("options", {})),
-    }
 
 
 class FilterModule:

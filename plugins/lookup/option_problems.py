@@ -7,7 +7,7 @@ from typing import Any
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.lookup import LookupBase
 from ansible.utils.vars import load_extra_vars
-from ansible_collections.distributed.tensorflow.plugins.filter import cluster_spec
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils import variables as project
 
 DOCUMENTATION = """
 name: option_problems
@@ -38,4 +38,4 @@ class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible has no types
 
     def run(self, terms: list[Any], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[str]:
         """Return the problems. Ansible has read the variables already; no variable contains their names alone."""
-        return cluster_spec.option_problems(load_extra_vars(DataLoader()))
+        return project.option_problems(load_extra_vars(DataLoader()))

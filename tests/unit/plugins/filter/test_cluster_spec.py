@@ -201,36 +201,6 @@ def test_variables_of_other_tools_are_ignored():
     assert cluster_of(three(one=foreign))["problems"] == []
 
 
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("detatch", "detach"),
-        ("alow_missing", "allow_missing"),
-        ("progam", "program"),
-        ("traces", "trace"),
-        ("run_timout", "run_timeout"),
-        ("train_job", "train_jobs"),
-        ("benchmark_second", "benchmark_seconds"),
-        ("lab_nam", "lab_name"),
-        *module.RENAMED.items(),
-    ],
-)
-def test_a_misspelt_variable_of_a_command_is_reported(name, meant):
-    assert module.option_problems([name]) == [f"Unknown variable {name}. Did you mean {meant}?"]
-
-
-@pytest.mark.parametrize(
-    "name", ["runs", "racer", "my_run", "program_dir", "tf_version", "tf_outputs", "tower_user_name", "ansible_user"]
-)
-def test_command_variables_of_other_tools_are_ignored(name):
-    assert module.option_problems([name]) == []
-
-
-def test_the_new_name_of_each_renamed_variable_exists():
-    assert module.option_problems(module.RENAMED.values()) == []
-    assert set(module.RENAMED.values()) <= module._known_variables()
-
-
 def test_a_similar_group_name_is_accepted_if_its_machines_are_in_the_group_of_the_job():
     assert cluster_of({**three(), "two": ("worker workers", {})})["problems"] == []
 

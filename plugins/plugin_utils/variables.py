@@ -1,0 +1,81 @@
+"""The variables of this project: their names, and which one a user means."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+from ansible.module_utils.common.yaml import yaml_load
+
+MACHINE_VARIABLES = (
+    "runs_keep_days", "runs_keep_gb", "tf_address", "tf_encryption", "tf_jobs", "tf_shared", "tf_tasks", "tf_task_options",
+    "tf_tunnel_address", "tf_tunnel_network",
+)  # fmt: skip
+CONTROLLER_VARIABLES = ("tf_cache", "tf_output")  # not suggested: Terraform's variables have similar names
+# Looked for among the variables of a command only: in an inventory, similar names are usually another tool's.
+SHORT_OPTIONS = ("detach", "port", "program", "run", "seconds", "trace")
+RENAMED = {
+    "cuda_fleet": "cuda_machines",
+    "cuda_may_differ": "cuda_allow_driver_mismatch",
+    "firewall_more_peers": "firewall_extra_peers",
+    "lab_keep_tools": "lab_keep_image",
+    "ready_must": "ready_required",
+    "ready_prove": "ready_gpu_check_timeout",
+    "run_arguments": "run_args",
+    "run_lost": "run_abort_after_silence",
+    "run_wait": "run_queue_timeout",
+}
+
+
+def option_problems(names: Iterable[str]) -> list[str]:
+    """Return a sentence for each variable of a command that has an old name or a misspelt one."""
+    known = {*known_variables(), *SHORT_OPTIONS} if names else set()
+    meant = {name: RENAMED.get(name) or _nearest(name, known) for name in names}
+    return [f"Unknown variable {name}. Did you mean {option}?" for name, option in meant.items() if option]
+
+
+@functools.cache
+def misspelt_variable(name: str) -> str:
+    """Return the variable of this project that ``name`` misspells, or "". Other tools use ``tf_`` as well."""
+    return _nearest(name, known_variables())
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    """Return the known name that ``name`` misspells, or ""."""
+    # Variables of Ansible start with ansible_, private ones of roles with __.
+    if name in known or name in CONTROLLER_VARIABLES or name.startswith(("ansible_", "__")):
+        return ""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.85 if name.startswith("tf_") else 0.88)
+    return near[0] if near else ""
+
+
+@functools.cache
+def known_variables() -> set[str]:
+    """Return the names of the machines' variables and of the documented role variables."""
+    specs = (Path(__file__).parents[2] / "roles").glob("*/meta/argument_specs.yml")
+    entries = [entry for path in specs for entry in yaml_load(path.read_text(encoding="utf-8"))["argument_specs"].values()]
+    return {
+        *MACHINE_VARIABLES,
+        "spec_cluster",
+        "spec_gpus",
+        "allow_missing",
+        "firewall_extra_peers",
+        "program_args",
+        "program_data",
+        "program_data_on",
+        "program_keras",
+        "program_requirements",
+        "run_name",
+        "run_slots",
+        "run_tasks",
+        "train_jobs",
+        "train_restarts",
+        "train_join",
+        "train_min_tasks",
+        "train_ends_with",
+        "train_port_offset",
+        "benchmark_seconds",
+        *(name for entry in entries for name in entry.get("options", {})),
+    }
