@@ -14,18 +14,15 @@ LINK_SECONDS = 1.3  # per link
 MAX_REASONS = 5  # that are shown
 
 
-def benchmark_problems(seconds: Any, iperf: object) -> list[str]:
-    """Return a sentence for each invalid option."""
-    problems = []
+def benchmark_problems(seconds: Any) -> list[str]:
+    """Return a sentence if the time for the benchmark is invalid."""
     try:
         number = math.nan if isinstance(seconds, bool) else float(seconds)
     except (TypeError, ValueError):
         number = math.nan
-    if not MIN_SECONDS <= number <= MAX_SECONDS:
-        problems.append(f"benchmark_seconds is {seconds!r}. Set a number from {MIN_SECONDS} to {MAX_SECONDS}.")
-    if str(iperf).lower() not in ("true", "false", "yes", "no"):
-        problems.append(f"benchmark_iperf is {iperf!r}. Set true or false.")
-    return problems
+    if MIN_SECONDS <= number <= MAX_SECONDS:
+        return []
+    return [f"benchmark_seconds is {seconds!r}. Set a number from {MIN_SECONDS} to {MAX_SECONDS}."]
 
 
 def network_links(cluster: Cluster, seconds: float | str) -> list[Link]:
@@ -33,7 +30,7 @@ def network_links(cluster: Cluster, seconds: float | str) -> list[Link]:
     names = list(cluster["machines"])
     pairs = [(name, names[(place + shift) % len(names)]) for shift in range(1, len(names)) for place, name in enumerate(names)]
     first = {name: tasks[0] for name, tasks in cluster["machines"].items()}
-    offset = int(cluster["train_port_offset"])
+    offset = cluster["train_port_offset"]
     return [
         {"from": begin, "to": end, "address": first[end]["address"].strip("[]"), "port": first[end]["port"] + offset}
         for begin, end in pairs[: max(1, int(float(seconds) / LINK_SECONDS))]

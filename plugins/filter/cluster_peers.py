@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from collections.abc import Callable
 from typing import Any
+
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.addresses import extra_peers, resolve
 
 Cluster = dict[str, Any]  # as the filter cluster_spec returns it
 
 
 def cluster_peers(cluster: Cluster, more: object = ()) -> dict[str, list[str]]:
     """Return the IP addresses of a cluster's machines. Raise ValueError for a name without a usable address."""
-    more = [item.strip() for item in more.split(",") if item.strip()] if isinstance(more, str) else more or []
-    if not isinstance(more, (list, tuple)):
-        raise ValueError(f"firewall_extra_peers is {more!r}. Set a list of addresses.")
     own = [tasks[0]["address"].strip("[]") for tasks in cluster["machines"].values()]
-    addresses = {found for text in [*own, *map(str, more)] for found in _addresses(text, len(own) == 1)}
+    addresses = {found for text in [*own, *extra_peers(more)] for found in resolve(text, len(own) == 1)}
     by_version: dict[int, list[str]] = {4: [], 6: []}
     for address in sorted(addresses, key=lambda address: (address.version, int(address))):
         by_version[address.version].append(str(address))
     return {"ipv4": by_version[4], "ipv6": by_version[6]}
-
-
-def _addresses(text: str, allow_loopback: bool) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    try:
-        return [ipaddress.ip_address(text)]
-    except ValueError:
-        pass
-    try:
-        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(text, None, type=socket.SOCK_STREAM)}
-    except (OSError, ValueError) as error:  # ValueError: the name is invalid
-        reason = getattr(error, "strerror", None) or "invalid name"
-        raise ValueError(
-            f"The controller cannot resolve the name {text!r} ({reason}). Set an IP address in tf_address or "
-            "firewall_extra_peers."
-        ) from None
-    usable = [address for address in map(ipaddress.ip_address, found) if allow_loopback or not address.is_loopback]
-    if not usable:
-        raise ValueError(
-            f"The controller resolves the name {text!r} to a loopback address. Set tf_address to the address that other machines "
-            "use."
-        )
-    return usable
 
 
 def tunnel_machines(cluster: Cluster) -> list[dict[str, str]]:

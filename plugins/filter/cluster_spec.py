@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import ipaddress
@@ -9,12 +10,18 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.spec.cluster_config import RUN_JOBS
-from ansible_collections.distributed.tensorflow.plugins.plugin_utils.variables import misspelt_variable
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.addresses import extra_peers, resolve
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports import MAX_PORT, all_training_ports, offset_problem
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.variables import (
+    checked_variables,
+    invalid_value,
+    misspelt_variable,
+)
 
 # A task of the cluster: job, index, machine, address, reached_by, port, options; later name and standing.
 Task = dict[str, Any]
@@ -29,7 +36,7 @@ NEXT_PORT = 2224
 MAX_TASKS_PER_JOB = 4096  # on one machine
 PER_GPU = "per_gpu"  # value in tf_tasks: one task per GPU
 # Numbers in an entry of tf_tasks, with the lowest and the highest value.
-ENTRY_NUMBERS = {"index": (0, 99999), "port": (1, 65535)}
+ENTRY_NUMBERS = {"index": (0, 99999), "port": (1, MAX_PORT)}
 KEPT = {"runs_keep_days": "days", "runs_keep_gb": "gigabytes"}  # how long runs are kept: variable -> unit
 MAX_KEPT = 1_000_000
 SHARED_PATH = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+/?")  # systemd's units contain it without quotes
@@ -61,13 +68,17 @@ OPTIONS: dict[str, tuple[str, Any]] = {
 }
 
 
-def cluster_spec(groups: Groups, hostvars: HostVars, provisional: bool = False) -> dict[str, Any]:
-    """Return the cluster that the inventory describes, or all problems of the inventory."""
+def cluster_spec(groups: Groups, hostvars: HostVars, provisional: bool = False, firewall: bool = False) -> dict[str, Any]:
+    """Return the cluster that the inventory describes, or all problems of the inventory.
+
+    With ``firewall``, also the ports and names that a firewall needs are checked. The controller then resolves names.
+    """
     inventory = Inventory(groups, hostvars, provisional)
     inventory.read()
-    if inventory.problems:
-        return {"problems": list(dict.fromkeys(inventory.problems))}
-    return {"problems": [], **inventory.cluster()}
+    cluster = {} if inventory.problems else inventory.cluster()
+    if cluster and firewall:
+        inventory.check_firewall(cluster)
+    return {"problems": list(dict.fromkeys(inventory.problems))} if inventory.problems else {"problems": [], **cluster}
 
 
 def complete_tasks(tasks: Iterable[Mapping[str, Any]]) -> list[Task]:
@@ -98,7 +109,8 @@ class Inventory:
     jobs: Sequence[str]
     tunnel: Network | None  # None without encryption
     problems: list[str]
-    train_port_offset: Any  # not validated here, because only trainings and the firewall need it
+    train_port_offset: int
+    run_slots: int
     output: str  # path of the folder for results
     shared: str  # path that is the same file system on all machines; empty: there is none
     tunnel_names: dict[str, str]  # machine -> name of the tunnel's interface
@@ -134,8 +146,11 @@ class Inventory:
         machines = dict.fromkeys(name for job in self.jobs for name in self.groups.get(job, []))
         self.check_own_groups(machines)
         self.check_extra_peers(machines)
+        self.check_values(machines)
         offset = self.common("train_port_offset", machines)
-        self.train_port_offset = TRAIN_PORT_OFFSET if offset is None else offset
+        self.train_port_offset = TRAIN_PORT_OFFSET if offset is None else _whole(offset) or 0
+        if not 1 <= self.train_port_offset <= MAX_PORT:
+            self.add_problem(f"train_port_offset is {offset!r}. Set a number from 1 to {MAX_PORT}.")
         slots = self.common("run_slots", machines)
         self.run_slots = RUN_SLOTS if slots is None else _whole(slots) or 0
         if not 1 <= self.run_slots <= MAX_RUN_SLOTS:
@@ -288,11 +303,41 @@ class Inventory:
                 "Remove one of them."
             )
 
+    def check_firewall(self, cluster: dict[str, Any]) -> None:
+        """Find names that the controller cannot resolve, and ports that do not exist."""
+        guarded = [machine for machine in cluster["machines"] if machine not in self.open_machines]
+        names = [tasks[0]["address"].strip("[]") for tasks in cluster["machines"].values()] if guarded else []
+        for machine in guarded:
+            try:
+                names += extra_peers(self.value(machine, "firewall_extra_peers"))
+            except ValueError as error:
+                self.add_problem(str(error))
+        for name in dict.fromkeys(names):
+            try:
+                resolve(name, len(cluster["machines"]) == 1)
+            except ValueError as error:
+                self.add_problem(str(error))
+        if guarded:
+            self.problems += offset_problem(cluster, max(highest for _parts, _control, highest in all_training_ports(cluster)))
+
     def check_names(self, machine: str) -> None:
         """Find misspelt variables."""
         for name in self.variables[machine]:
             if known := misspelt_variable(name):
                 self.add_problem(f"{machine}: unknown variable {name}. Did you mean {known}?")
+
+    def check_values(self, machines: Collection[str]) -> None:
+        """Find values that the roles do not accept."""
+        for name in sorted(checked_variables()):
+            found: dict[str, str] = {}
+            for machine in machines:
+                with contextlib.suppress(Exception):  # a template may use facts, which only the role has
+                    value = _evaluated(self.variables[machine].get(name))
+                    if wanted := invalid_value(name, value):
+                        found[machine] = f"{name} is {value!r}. Set {wanted}."
+            once = len(found) == len(machines) and len(set(found.values())) == 1  # set for all machines
+            for machine, sentence in found.items():
+                self.add_problem(sentence if once else f"{machine}: {sentence}")
 
     def check_kept(self, machine: str) -> None:
         """Check how long the machine keeps runs."""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.run import notify
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.variables import is_switch
 
 ENTRIES = ("main.py", "__main__.py")
 KERAS = ("2", "3")  # versions of tf.keras
@@ -101,7 +101,7 @@ def _option_problems(given: dict[str, Any]) -> list[str]:
         problems.append(f"program_keras is {given['program_keras']!r}. Set {' or '.join(KERAS)}, the version of tf.keras.")
     if given.get("run_notify") and (sentence := notify.problem(given["run_notify"])):
         problems.append(sentence)
-    problems += [f"{name} is {given[name]!r}. Set true or false." for name in SWITCHES if not _is_switch(given.get(name, False))]
+    problems += [f"{name} is {given[name]!r}. Set true or false." for name in SWITCHES if not is_switch(given.get(name, False))]
     for name in LIMITS.keys() & given.keys():
         lowest, highest, unit = LIMITS[name]
         try:
@@ -111,15 +111,6 @@ def _option_problems(given: dict[str, Any]) -> list[str]:
         if not lowest <= number <= highest:
             problems.append(f"{name} is {given[name]!r}. Set a number of {unit} from {lowest} to {highest}.")
     return problems
-
-
-def _is_switch(value: object) -> bool:
-    """Return whether a value is one of those that Ansible takes for true or false."""
-    try:
-        boolean(value)
-    except TypeError:
-        return False
-    return True
 
 
 def task_problems(task: object, cluster: dict[str, Any]) -> list[str]:

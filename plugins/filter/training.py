@@ -10,6 +10,8 @@ from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports impor
     MAX_PORT,
     TRAINING_JOBS,
     Cluster,
+    all_training_ports,
+    offset_problem,
     own_addresses,
     task_name,
     tasks_of,
@@ -42,8 +44,7 @@ def training(
     jobs = [job.strip() for job in jobs.split(",")] if isinstance(jobs, str) else list(jobs)
     problems = [problem for job in jobs if (problem := _job_problem(job, cluster))]
     numbers: dict[str, Any] = {}
-    offset = cluster["train_port_offset"]
-    for name, value, lowest in (("train_port_offset", offset, 1), ("train_restarts", restarts, 0), ("train_join", join, 1)):
+    for name, value, lowest in (("train_restarts", restarts, 0), ("train_join", join, 1)):
         try:
             numbers[name] = float(value) if name == "train_join" else int(value)
         except (TypeError, ValueError):
@@ -65,9 +66,9 @@ def training(
     ]
     if problems:
         return {"problems": problems}
-    ports, control, highest = training_ports(cluster, jobs, numbers["train_port_offset"])
-    if highest > MAX_PORT:
-        return {"problems": [f"train_port_offset is {offset}, which leads to port {highest}. Set a smaller number."]}
+    ports, control, highest = training_ports(cluster, jobs)
+    if problems := offset_problem(cluster, highest):
+        return {"problems": problems}
     tasks = [task for job in TRAINING_JOBS if job in jobs for task in tasks_of(cluster, job) if task_name(task) in chosen]
     least, survives = len(tasks), bool(cluster.get("shared")) and numbers["train_restarts"] > 0
     if min_tasks not in ("", None):
@@ -102,13 +103,8 @@ def cluster_ports(cluster: Cluster, machine: str | None = None) -> list[int]:
     """Return the sorted ports of one or all machines: of tasks, of their trainings, and of programs that run at the same time."""
     own = [task for name, tasks in cluster["machines"].items() if machine in (None, name) for task in tasks]
     ports = {task["port"] for task in own}
-    jobs = [job for job in TRAINING_JOBS if tasks_of(cluster, job)]
-    for chosen in {(job,) for job in jobs} | {tuple(jobs)} if jobs else ():
-        problems = training(cluster, jobs=chosen)["problems"]
-        if problems:
-            raise ValueError(" ".join(problems))
-        for assigned in training_ports(cluster, list(chosen), int(cluster["train_port_offset"]))[:2]:
-            ports |= {port for name, port in assigned.items() if machine in (None, cluster["tasks"][name])}
+    for parts, control, _highest in all_training_ports(cluster):
+        ports |= {port for name, port in (*parts.items(), *control.items()) if machine in (None, cluster["tasks"][name])}
     for task in own:
         if task["job"] in RUN_JOBS:
             ports |= {int(entry.rpartition(":")[2]) for entry in own_addresses(cluster, task_name(task))}

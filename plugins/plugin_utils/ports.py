@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 Cluster = dict[str, Any]  # as the filter cluster_spec returns it
@@ -39,12 +40,25 @@ def task_name(task: Task) -> str:
     return f"{task['job']}:{task['index']}"
 
 
-def training_ports(cluster: Cluster, jobs: list[str], offset: int) -> tuple[dict[str, int], dict[str, int], int]:
+def training_ports(cluster: Cluster, jobs: Sequence[str]) -> tuple[dict[str, int], dict[str, int], int]:
     """Return task -> port of its part of a training, task -> port of the coordinator if it is the chief, and the highest port."""
+    offset = cluster["train_port_offset"]
     tasks, free = [task for job in TRAINING_JOBS if job in jobs for task in tasks_of(cluster, job)], Ports(cluster, offset)
     parts = {task_name(task): free.port(task, task["port"]) for task in tasks}
     control = {task_name(task): free.port(task, task["port"] + offset) for task in tasks}
     return parts, control, free.highest
+
+
+def all_training_ports(cluster: Cluster) -> list[tuple[dict[str, int], dict[str, int], int]]:
+    """Return the ports of each training that the cluster can run: of one of the jobs, and of both."""
+    return [training_ports(cluster, jobs) for jobs in (*([job] for job in TRAINING_JOBS), TRAINING_JOBS)]
+
+
+def offset_problem(cluster: Cluster, highest: int) -> list[str]:
+    """Return a sentence if the highest port of trainings does not exist."""
+    if highest <= MAX_PORT:
+        return []
+    return [f"train_port_offset is {cluster['train_port_offset']}, which leads to port {highest}. Set a smaller number."]
 
 
 def own_addresses(cluster: Cluster, name: str) -> list[str]:
@@ -55,11 +69,10 @@ def own_addresses(cluster: Cluster, name: str) -> list[str]:
     found = [task for tasks in cluster["machines"].values() for task in tasks if task_name(task) == name]
     if not found:
         return []
-    [task], offset = found, int(cluster["train_port_offset"])
+    [task], offset = found, cluster["train_port_offset"]
     free = Ports(cluster, offset)
-    for jobs in (*([job] for job in TRAINING_JOBS), list(TRAINING_JOBS)):
-        for assigned in training_ports(cluster, jobs, offset)[:2]:
-            for other, port in assigned.items():
-                free.taken[cluster["tasks"][other]].add(port)
+    for parts, control, _highest in all_training_ports(cluster):
+        for other, port in (*parts.items(), *control.items()):
+            free.taken[cluster["tasks"][other]].add(port)
     ports = [task["port"], *(free.port(task, task["port"] + 2 * offset) for _slot in range(1, int(cluster["run_slots"])))]
     return [f"{task['address']}:{port}" for port in ports if port <= MAX_PORT]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.common.yaml import yaml_load
+from ansible.module_utils.parsing.convert_bool import boolean
 
 MACHINE_VARIABLES = (
     "runs_keep_days", "runs_keep_gb", "tf_address", "tf_encryption", "tf_jobs", "tf_shared", "tf_tasks", "tf_task_options",
@@ -52,10 +55,55 @@ def _nearest(name: str, known: set[str]) -> str:
 
 
 @functools.cache
-def known_variables() -> set[str]:
-    """Return the names of the machines' variables and of the documented role variables."""
+def checked_variables() -> frozenset[str]:
+    """Return the role variables that are numbers, switches or words of a list, without those that program_problems checks."""
+    kinds = ("bool", "int", "float")
+    checked = [name for name, option in role_options().items() if option.get("type") in kinds or "choices" in option]
+    return frozenset(name for name in checked if not name.startswith("run_"))
+
+
+def invalid_value(name: str, value: Any) -> str:
+    """Return what to set instead of a value that a role does not accept for its variable; empty if it does, or is unset."""
+    option = role_options()[name]
+    if value is None:
+        return ""
+    if choices := option.get("choices"):
+        return "" if str(value) in map(str, choices) else f"{', '.join(map(str, choices[:-1]))} or {choices[-1]}"
+    if option["type"] == "bool":
+        return "" if is_switch(value) else "true or false"
+    number = math.nan if isinstance(value, bool) else _number(value)
+    if option["type"] == "int":
+        return "" if number % 1 == 0 else "a whole number"
+    return "" if math.isfinite(number) else "a number"
+
+
+def is_switch(value: Any) -> bool:
+    """Return whether Ansible takes a value for true or false."""
+    try:
+        boolean(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+@functools.cache
+def role_options() -> dict[str, Mapping[str, Any]]:
+    """Return the documented variables of all roles, with what argument_specs say about each."""
     specs = (Path(__file__).parents[2] / "roles").glob("*/meta/argument_specs.yml")
     entries = [entry for path in specs for entry in yaml_load(path.read_text(encoding="utf-8"))["argument_specs"].values()]
+    return {name: option for entry in entries for name, option in entry.get("options", {}).items()}
+
+
+@functools.cache
+def known_variables() -> set[str]:
+    """Return the names of the machines' variables and of the documented role variables."""
     return {
         *MACHINE_VARIABLES,
         "spec_cluster",
@@ -77,5 +125,5 @@ def known_variables() -> set[str]:
         "train_ends_with",
         "train_port_offset",
         "benchmark_seconds",
-        *(name for entry in entries for name in entry.get("options", {})),
+        *role_options(),
     }

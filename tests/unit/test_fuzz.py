@@ -226,13 +226,13 @@ def test_random_addresses_and_ports_give_firewall_peers_or_a_message(given_addre
     else:
         assert {ipaddress.ip_address(address).version for address in found["ipv4"]} <= {4}
         assert {ipaddress.ip_address(address).version for address in found["ipv6"]} <= {6}
-    task = {"job": "worker", "index": 0, "port": 2222, "address": "10.0.0.1", "machine": "m"}
-    cluster = {"machines": {"m": [task]}, "tasks": {"worker:0": "m"}, "train_port_offset": offset, "run_slots": 4}
-    found, sentence = outcome(ValueError, training.cluster_ports, cluster, "m")
-    if sentence:
-        assert "train_port_offset" in sentence
-        assert a_sentence(sentence)
+    groups = {"all": ["m"], "worker": ["m"], "host": ["m"]}
+    hostvars = {"m": {"ansible_host": "10.0.0.1", "train_port_offset": offset}}
+    cluster = cluster_spec.cluster_spec(groups, hostvars, firewall=True)
+    if cluster["problems"]:
+        assert all("train_port_offset" in sentence and a_sentence(sentence) for sentence in cluster["problems"])
     else:
+        found = training.cluster_ports(cluster, "m")
         assert all(1 <= port <= 65535 for port in found)
         assert 2222 in found
 

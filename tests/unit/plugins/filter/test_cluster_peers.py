@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import socket
 import subprocess
 
 import pytest
@@ -30,7 +31,7 @@ def test_a_name_is_resolved_to_its_addresses():
 def test_a_name_is_resolved_again_in_each_call(monkeypatch):
     """Each site.yml resolves names again, without a cache."""
     answers = ["192.0.2.7", "192.0.2.8"]
-    monkeypatch.setattr(filters.socket, "getaddrinfo", lambda *_words, **_more: [(None, None, None, "", (answers.pop(0), 0))])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_words, **_more: [(None, None, None, "", (answers.pop(0), 0))])
     found = [filters.cluster_peers(cluster("10.0.0.1"), ["gateway.example"])["ipv4"] for _call in range(2)]
     assert found == [["10.0.0.1", "192.0.2.7"], ["10.0.0.1", "192.0.2.8"]]
 

@@ -47,6 +47,11 @@ def three(**changes):
     }
 
 
+def everywhere(name, value):
+    """Return the three machines, all with this variable."""
+    return three(**{machine: {name: value} for machine in ("one", "two", "boss")})
+
+
 def with_tasks(worker):
     """Return the three machines, the first with what tf_tasks says of its job worker."""
     return three(one={"tf_tasks": {"worker": worker}})
@@ -634,10 +639,74 @@ def test_complete_tasks_does_not_change_tasks_of_the_cluster():
     assert module.complete_tasks(tasks) == tasks
 
 
-@pytest.mark.parametrize(("given", "found"), [({}, 1000), ({"train_port_offset": "500"}, "500")])
+@pytest.mark.parametrize(("given", "found"), [({}, 1000), ({"train_port_offset": "500"}, 500)])
 def test_train_port_offset_is_the_default_or_the_given_value(given, found):
     machines = {name: (jobs, {**variables, **given}) for name, (jobs, variables) in three().items()}
     assert cluster_of(machines)["train_port_offset"] == found
+
+
+@pytest.mark.parametrize("value", ["x", 0, 70000, "", 1.5, True, [1000]])
+def test_an_invalid_train_port_offset_is_reported_once(value):
+    [sentence] = cluster_of(everywhere("train_port_offset", value))["problems"]
+    assert sentence == f"train_port_offset is {value!r}. Set a number from 1 to 65535."
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("firewall_enabled", "ture", "true or false"),
+        ("tunnel_port", "high", "a whole number"),
+        ("preflight_disk_mb", 1.5, "a whole number"),
+        ("ready_timeout", "soon", "a number"),
+        ("ready_timeout", True, "a number"),
+        ("cuda_driver", "nouveau", "distribution, nvidia or none"),
+        ("cuda_reboot", [], "true or false"),
+    ],
+)
+def test_a_value_that_a_role_does_not_accept_is_reported(name, value, wanted):
+    """Once if all machines have it, as a variable of the group all has."""
+    expected = f"{name} is {value!r}. Set {wanted}."
+    assert cluster_of(three(two={name: value}))["problems"] == [f"two: {expected}"]
+    assert cluster_of(everywhere(name, value))["problems"] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("firewall_enabled", "no"), ("firewall_enabled", 1), ("tunnel_port", "51820"), ("ready_timeout", "2.5"),
+        ("cuda_driver", "none"), ("cuda_branch", None), ("run_timeout", "soon"), ("lab_packages", 5),
+    ],
+)  # fmt: skip
+def test_a_value_that_a_role_accepts_or_checks_itself_is_no_problem(name, value):
+    assert cluster_of(three(two={name: value}))["problems"] == []
+
+
+def test_a_role_variable_that_needs_facts_is_left_to_the_role():
+    class Template:
+        def __bool__(self):
+            raise KeyError("ansible_facts")
+
+    assert cluster_of(three(two={"cuda_driver": Template(), "cuda_reboot": Template()}))["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"firewall_extra_peers": ["nosuch.invalid"]}, ["The controller cannot resolve the name 'nosuch.invalid'"]),
+        ({"firewall_extra_peers": 5}, ["firewall_extra_peers is 5. Set a list of addresses."]),
+        ({"ansible_host": "no-such-machine.invalid"}, ["cannot resolve the name 'no-such-machine.invalid'"]),
+        ({"train_port_offset": 63500}, ["train_port_offset is 63500, which leads to port 129222"]),
+        ({"firewall_extra_peers": ["a.invalid", "b.invalid"]}, ["'a.invalid'", "'b.invalid'"]),
+    ],
+)
+def test_what_the_firewall_cannot_use_is_reported_before_anything_is_installed(variables, words):
+    groups, hostvars = {"all": ["m"], "worker": ["m"], "host": ["m"]}, {"m": {"ansible_host": "10.0.0.1", **variables}}
+    found = cluster_spec(groups, hostvars, firewall=True)["problems"]
+    assert len(found) == len(words)
+    assert [word for word, sentence in zip(words, found, strict=True) if word not in sentence] == []
+    assert cluster_spec(groups, hostvars)["problems"] == []
+    hostvars["m"]["firewall_enabled"] = False
+    assert cluster_spec(groups, hostvars, firewall=True)["problems"] == []
 
 
 def test_train_port_offset_that_differs_between_machines_is_reported():
