@@ -26,6 +26,8 @@ PROMPT_SECONDS = 2  # that one prompt lasts; the terminal has no lines of this p
 ONE_LINE_UP = "\x1b[1A"  # Ansible ends a prompt's text with a line break
 # Not the shared connection: the forward would outlast this command.
 OPTIONS = ("-N", "-T", "-S", "none", "-o", "ExitOnForwardFailure=yes")
+# ssh runs the local command when it listens. That the port is in use would not show it: another forward may have taken it.
+LISTENS = ("-o", "PermitLocalCommand=yes", "-o", "LocalCommand=echo listens")
 REFUSED, IN_USE = "administratively prohibited", "Address already in use"  # messages of ssh
 
 
@@ -35,7 +37,8 @@ class Forward:
     def __init__(self, action: ActionBase) -> None:
         self.action, self.port = action, 0
         self.process: subprocess.Popen[bytes] | None = None
-        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        self.output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self.interrupted, self.closing = threading.Event(), threading.Event()
         self.prompts = threading.Thread(target=self.wait_for_interrupt, daemon=True)
 
@@ -49,6 +52,7 @@ class Forward:
         """Close the forward."""
         self.closing.set()
         self.close()
+        self.output.close()
         self.errors.close()
         self.prompts.join()  # Ansible shows nothing while it prompts
 
@@ -105,15 +109,16 @@ class Forward:
 
     def listens(self, local: int, target: str) -> bool:
         """Start ssh; return whether it listens on the local port before it exits or the time is over."""
-        command = ssh.command(self.action, options=(*OPTIONS, "-L", f"{LOOPBACK}:{local}:{target}"))
-        self.errors.seek(0)
-        self.errors.truncate()
+        command = ssh.command(self.action, options=(*OPTIONS, *LISTENS, "-L", f"{LOOPBACK}:{local}:{target}"))
+        for file in (self.output, self.errors):
+            file.seek(0)
+            file.truncate()
         connection = self.action._connection
         password = connection.get_option("password") or self.action._play_context.password
         settings = {name: value for name, value in connection._init_shm().items() if name == "env"}
         pipe = connection.sshpass_pipe if command[0] == "sshpass" else ()
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors, pass_fds=pipe, **settings
+            command, stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.errors, pass_fds=pipe, **settings
         )
         if pipe:
             with open(pipe[1], "wb") as file, contextlib.suppress(BrokenPipeError):
@@ -122,7 +127,7 @@ class Forward:
         deadline = time.monotonic() + START_SECONDS
         try:
             while self.process.poll() is None and time.monotonic() < deadline:
-                if not free_port(local):
+                if "listens" in text_of(self.output):
                     return True
                 time.sleep(POLL_SECONDS)
         finally:
@@ -133,9 +138,8 @@ class Forward:
         return False
 
     def messages(self) -> str:
-        """Return what ssh has printed."""
-        self.errors.seek(0)
-        return self.errors.read().decode(errors="replace")
+        """Return what ssh has reported."""
+        return text_of(self.errors)
 
     def problem(self) -> str:
         """Return a sentence on why ssh failed."""
@@ -146,6 +150,12 @@ class Forward:
                 "sshd_config (and PermitOpen, if it is set)."
             )
         return f"The forward of port {self.port} was closed: {words or 'ssh exited without a message'}"
+
+
+def text_of(file: IO[bytes]) -> str:
+    """Return what a process has written to a file so far."""
+    size = os.fstat(file.fileno()).st_size
+    return os.pread(file.fileno(), size, 0).decode(errors="replace")
 
 
 def free_port(port: int) -> int:

@@ -35,6 +35,7 @@ class Ending(NamedTuple):
     result_missing: bool  # whether the required result.json is missing
     not_started: bool  # whether the preparation failed: servers could not be cleared, or packages not be installed
     disk_full: bool
+    missing: str = ""  # the server for which the program waited, as a sentence without full stop
     not_shared: str = ""  # why the shared file system cannot be used
     lacks_packages: bool = False  # whether packages of the run are not installed
     shuts_down: Callable[[], bool] = lambda: False  # whether the machine does, which stops all units
@@ -88,7 +89,10 @@ ENDINGS: tuple[tuple[Callable[[Ending], object], Callable[[Ending], str]], ...] 
     (lambda end: end.result == "core-dump", lambda end: f"the program crashed with SIG{end.status}"),
     (
         lambda end: end.result == "timeout",
-        lambda end: f"the program was still running after {end.noted.get('limit')} s and was stopped (run_timeout)",
+        lambda end: (
+            f"the program was still running after {end.noted.get('limit')} s and was stopped (run_timeout)"
+            f"{f'; {end.missing}' if end.missing else ''}"
+        ),
     ),
     (lambda end: end.result == "oom-kill", lambda _end: "the program was killed because the machine ran out of memory"),
     (lambda _end: True, lambda end: f"the program failed with systemd's result {end.result!r}"),
@@ -132,6 +136,7 @@ def ending_of(run: Run, noted: dict[str, Any], environment: Mapping[str, str], s
         status=status,
         part=part,
         task_lost=seen["lost"],
+        missing=seen["missing"],
         result_missing=bool(noted.get("needs_result")) and noted.get("task") == chief and not has_result(run),
         not_started=bool(layer_of(run).exists() or noted.get("clear_before") or noted.get("shared"))
         and not main_started(noted["unit"]),
@@ -227,12 +232,13 @@ def main_started(unit: str) -> bool:
 
 
 def watch_report(run: Run) -> dict[str, Any]:
-    """Return the report of watch.py: address -> seconds without an answer, and whether the run was stopped for it."""
+    """Return the report of watch.py: address -> seconds without an answer, whether that stopped the run, a missing server."""
     try:
         left = read_part(run)
-        return {"silent": {str(entry): float(seconds) for entry, seconds in left["silent"].items()}, "lost": left["lost"] is True}
+        silent = {str(entry): float(seconds) for entry, seconds in left["silent"].items()}
+        return {"silent": silent, "lost": left["lost"] is True, "missing": str(left.get("missing", ""))}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        return {"silent": {}, "lost": False}
+        return {"silent": {}, "lost": False, "missing": ""}
 
 
 def failed_tasks(servers: dict[str, str], silent: dict[str, float]) -> dict[str, str]:

@@ -229,7 +229,9 @@ def prune(days: float, gigabytes: float, check: bool) -> dict[str, Any]:
     if not check:
         lines += [f"{hidden} could not be removed completely" for hidden in interrupted()]
     if gigabytes and left > gigabytes * 1e9:
-        lines.append(f"{left / 1e9:.1f} GB are left, more than {gigabytes:g} GB (runs_keep_gb): they are in use or not collected")
+        lines.append(
+            f"{left / 1e9:.1f} GB are left, more than {gigabytes:g} GB (runs_keep_gb): they are in use, not collected or new"
+        )
     return {"lines": lines, "deleted": deleted, "freed_bytes": freed}
 
 

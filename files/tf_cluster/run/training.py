@@ -444,7 +444,7 @@ class Coordinator:
         if "refused" in message:
             return f"{self.name(task)} could not start: {message['refused']}"
         if "leaves" in message:
-            return f"the process of {self.name(task)} {message['leaves']}"
+            return left_sentence(self.name(task), message["leaves"])
         return f"the process of {self.name(task)} was lost: its machine, network or systemd stopped it"
 
 
@@ -542,7 +542,7 @@ class Member:
                         term = await terms.read() or term
                     return {**final_message(term), **over}
                 if self.left or self.leaving.is_set():
-                    return {"over": f"the process of {self.task} {self.left or STOPPED}"}
+                    return {"over": left_sentence(self.task, self.left or STOPPED)}
                 self.outcome = "was lost and did not take part in the last attempt"
         finally:
             following.cancel()
@@ -752,6 +752,11 @@ def exit_description(status: int, output: Path, task: str, tasks: Sequence[str])
 def log(sentence: str) -> None:
     """Print a sentence to the run's output."""
     print(f"[training] {sentence}", flush=True)
+
+
+def left_sentence(task: str, left: str) -> str:
+    """Return a sentence on a task that systemd stopped. The time limit is that of the whole training."""
+    return f"the training {left}" if "run_timeout" in left else f"the process of {task} {left}"
 
 
 def control_of(training: dict[str, Any], task: str) -> str:

@@ -146,8 +146,8 @@ def has_session(pids: list[int], remote: set[int]) -> bool:
     return False
 
 
-def watch_own_task(news: queue.Queue[str], spec: dict[str, list[str]]) -> None:
-    """Report once that the program has a session, waits, and runs no server for its own task.
+def watch_own_task(news: queue.Queue[str], spec: dict[str, list[str]], missing: list[str]) -> None:
+    """Report once that the program has a session, waits, and runs no server for its own task; add it to ``missing``.
 
     A session without device filters waits until every task of its cluster answers, without any message.
     """
@@ -167,10 +167,11 @@ def watch_own_task(news: queue.Queue[str], spec: dict[str, list[str]]) -> None:
             continue  # it may load its data first
         checks += 1
         if idle and ports.port_is_free(own):
-            news.put(
-                f"[cluster] {user['task']} has no server: a session without device_filters waits for it. Start it in the program "
+            missing.append(
+                f"{user['task']} has no server: a session without device_filters waits for it. Start it in the program "
                 f'(tf.distribute.Server(spec, "{job}", {index})), or set device_filters'
             )
+            news.put(f"[cluster] {missing[0]}")
             return
 
 
@@ -185,7 +186,8 @@ def main() -> None:
     library, spec = capi.Library(), cluster_config.load(options.config)
     tasks = [Watched(job, index, entry, library) for job, index, entry in cluster_config.standing_tasks(spec)]
     news: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=watch_own_task, args=(news, spec), daemon=True).start()
+    missing: list[str] = []
+    threading.Thread(target=watch_own_task, args=(news, spec, missing), daemon=True).start()
     for task in tasks:
         threading.Thread(
             target=task.watch, args=(news, max(INTERVAL_SECONDS, len(tasks) / TASKS_PER_SECOND)), daemon=True
@@ -198,15 +200,15 @@ def main() -> None:
             lines += 1
             print(line if lines < MAX_LINES else "[cluster] further messages are not written", flush=True)
         if line or lost:
-            write_part(Path(options.part), tasks, lost)
+            write_part(Path(options.part), tasks, lost, missing)
         if lost:
             os._exit(TASK_LOST_STATUS)
 
 
-def write_part(path: Path, tasks: list[Watched], lost: list[Watched]) -> None:
+def write_part(path: Path, tasks: list[Watched], lost: list[Watched], missing: list[str]) -> None:
     """Write the results for ending.py, which adds them to the run's notes."""
     silent = {task.entry: round(task.silence(), 1) for task in tasks if task.silence()}
-    path.write_text(json.dumps({"silent": silent, "lost": bool(lost)}), encoding="utf-8")
+    path.write_text(json.dumps({"silent": silent, "lost": bool(lost), "missing": " ".join(missing)}), encoding="utf-8")
 
 
 if __name__ == "__main__":

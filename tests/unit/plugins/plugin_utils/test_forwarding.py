@@ -109,6 +109,17 @@ def test_an_ssh_failure_is_reported_with_its_reason(forward, lines):
     assert lines == []
 
 
+def test_the_port_of_another_process_is_not_taken_for_the_forward(forward, tmp_path):
+    """Two forwards may choose the same free port at the same time."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\nsleep 0.3\necho 'bind [127.0.0.1]: Address already in use' >&2\nexit 255\n", encoding="utf-8")
+    ssh.chmod(0o755)
+    forward.action._connection.set_option("ssh_executable", str(ssh))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert not forward.listens(other.getsockname()[1], "127.0.0.1:6006")
+    assert forwarding.IN_USE in forward.messages()
+
+
 def test_a_closed_forward_is_an_error(forward):
     forward.process = subprocess.Popen(["false"])
     forward.process.wait()
@@ -118,6 +129,7 @@ def test_a_closed_forward_is_an_error(forward):
 
 def test_a_machine_that_does_not_permit_forwarding_is_an_error(forward):
     forward.errors.write(b"channel 2: open failed: administratively prohibited: open failed\r\n")
+    forward.errors.flush()
     forward.process, forward.port = subprocess.Popen(["sleep", "60"]), 6006
     with pytest.raises(AnsibleActionFail, match=r"does not permit the forward of port 6006\. Set 'AllowTcp"):
         forward.is_over()

@@ -1068,7 +1068,16 @@ def test_failed_tasks_are_noted_after_a_failed_run(run, monkeypatch, gate):
 )
 def test_an_invalid_report_of_the_watch_counts_as_no_silence(run, text):
     (run.folder / "part.json").write_text(text, encoding="utf-8")
-    assert ending.watch_report(run) == {"silent": {}, "lost": False}
+    assert ending.watch_report(run) == {"silent": {}, "lost": False, "missing": ""}
+
+
+def test_the_missing_server_for_which_a_program_waited_is_the_cause_of_its_timeout(run, monkeypatch):
+    report = {"silent": {}, "lost": False, "missing": "host:0 has no server"}
+    (run.folder / "part.json").write_text(json.dumps(report), encoding="utf-8")
+    for name, value in {"SERVICE_RESULT": "timeout", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
+        monkeypatch.setenv(name, value)
+    run.note(limit=90)
+    assert finish(run)["failure"].endswith("after 90 s and was stopped (run_timeout); host:0 has no server")
 
 
 def test_the_tasks_are_not_checked_after_a_successful_run(run, monkeypatch):

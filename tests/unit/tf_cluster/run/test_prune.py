@@ -163,7 +163,7 @@ def test_uncollected_runs_count_towards_the_limit_and_are_kept(place):
     make(place, "new", days=1)
     answer = prune.prune(30, 0.002, check=False)
     assert left(place) == ["kept"]
-    assert answer["lines"][-1] == "0.0 GB are left, more than 0.002 GB (runs_keep_gb): they are in use or not collected"
+    assert answer["lines"][-1] == "0.0 GB are left, more than 0.002 GB (runs_keep_gb): they are in use, not collected or new"
 
 
 def test_unused_data_is_deleted_by_its_last_use(place):

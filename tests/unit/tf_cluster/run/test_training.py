@@ -229,10 +229,7 @@ async def test_a_training_that_exceeds_its_timeout_reports_the_timeout(tmp_path)
     training = Training(tmp_path, "time.sleep(60)", "time.sleep(60)")
     training.members[1].limit = 0.5
     found = await training.run()
-    assert (
-        found[0]["failure"]
-        == "the process of worker:1 on machine b was stopped after 0.5 s (run_timeout); still running: worker:0, worker:1"
-    )
+    assert found[0]["failure"] == "the training was stopped after 0.5 s (run_timeout); still running: worker:0, worker:1"
 
 
 @in_a_loop
@@ -558,8 +555,9 @@ async def test_a_training_that_waits_for_a_lost_task_can_be_stopped(tmp_path, re
         (tmp_path / "run.json").write_text('{"cancelled": "by somebody"}', encoding="utf-8")
         training.members[1].leaving.set()
     found = await asyncio.wait_for(asyncio.gather(*running.values()), 30)
-    cause = "stopped after 600 s (run_timeout)" if reason == "run_timeout" else "stopped from outside"
-    assert [each["failure"].split("; ")[-1] for each in found] == [f"the process of worker:1 on machine b was {cause}"] * 2
+    outside = "the process of worker:1 on machine b was stopped from outside"
+    cause = "the training was stopped after 600 s (run_timeout)" if reason == "run_timeout" else outside
+    assert [each["failure"].split("; ")[-1] for each in found] == [cause] * 2
     assert ran(tmp_path, 2) == []
 
 

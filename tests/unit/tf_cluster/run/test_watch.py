@@ -65,8 +65,10 @@ def test_silent_and_lost_tasks_are_written_to_part_json(clock, task, tmp_path):
     for seconds in (6, 6):
         clock.now += seconds
         task.note("", "no answer")
-    watch_tasks.write_part(tmp_path / "part.json", [task], [task])
-    assert json.loads((tmp_path / "part.json").read_text(encoding="utf-8")) == {"silent": {"10.0.0.2:2222": 12.0}, "lost": True}
+    watch_tasks.write_part(tmp_path / "part.json", [task], [task], ["host:0 has no server"])
+    assert json.loads((tmp_path / "part.json").read_text(encoding="utf-8")) == {
+        "silent": {"10.0.0.2:2222": 12.0}, "lost": True, "missing": "host:0 has no server",
+    }  # fmt: skip
 
 
 class EndedError(Exception):
@@ -115,11 +117,12 @@ def test_a_program_that_waits_for_its_missing_server_is_reported(monkeypatch, bu
     monkeypatch.setattr(watch_tasks, "IDLE_SECONDS", 0.01)
     monkeypatch.setenv("TF_RUN_ID", "r1")
     monkeypatch.setenv("TF_CONFIG", '{"task": {"type": "host", "index": 0}}')
-    news = queue.Queue()
-    watch_tasks.watch_own_task(news, {"worker": ["10.0.0.1:2222"], "host": [f"10.0.0.3:{port}"]})
-    assert (not news.empty()) is reported
+    news, missing = queue.Queue(), []
+    watch_tasks.watch_own_task(news, {"worker": ["10.0.0.1:2222"], "host": [f"10.0.0.3:{port}"]}, missing)
+    assert (not news.empty()) is bool(missing) is reported
     if reported:
-        assert news.get().startswith("[cluster] host:0 has no server: a session without device_filters waits for it.")
+        assert missing[0].startswith("host:0 has no server: a session without device_filters waits for it.")
+        assert news.get() == f"[cluster] {missing[0]}"
 
 
 def test_a_program_that_loads_its_data_first_is_reported_too(monkeypatch):
@@ -132,8 +135,8 @@ def test_a_program_that_loads_its_data_first_is_reported_too(monkeypatch):
     monkeypatch.setattr(watch_tasks, "IDLE_SECONDS", 0.01)
     monkeypatch.setenv("TF_RUN_ID", "r1")
     monkeypatch.setenv("TF_CONFIG", '{"task": {"type": "host", "index": 0}}')
-    news = queue.Queue()
-    watch_tasks.watch_own_task(news, {"worker": ["10.0.0.1:2222"], "host": [f"10.0.0.3:{port}"]})
+    news, missing = queue.Queue(), []
+    watch_tasks.watch_own_task(news, {"worker": ["10.0.0.1:2222"], "host": [f"10.0.0.3:{port}"]}, missing)
     assert "host:0 has no server" in news.get_nowait()
     assert list(sessions) == []  # not before it had a session
 
