@@ -9,7 +9,8 @@ from typing import Any
 Cluster = dict[str, Any]  # as the filter cluster_spec returns it
 Link = dict[str, Any]  # from and to (machines), address, port; after the measurement also gigabytes_per_second or failure
 
-MIN_SECONDS, MAX_SECONDS = 10, 86400
+MIN_SECONDS = 10
+MAX_SECONDS = 86400
 LINK_SECONDS = 1.3  # per link
 MAX_REASONS = 5  # that are shown
 

@@ -47,7 +47,8 @@ OWN_GROUPS = ("tf_machines", "tf_host", "tf_gpu_machines", "tf_tunnel_machines")
 CAPTURED = "A captured exception marker was tripped: "  # Ansible's words before the error of a template
 MIN_SIMILARITY = 0.8  # from 0 to 1, of two names of which one is a misspelling of the other
 TRAIN_PORT_OFFSET = 1000  # added to a task's port for its process of a training
-RUN_SLOTS, MAX_RUN_SLOTS = 4, 64  # programs that run as one task at the same time
+RUN_SLOTS = 4  # programs that run as one task at the same time
+MAX_RUN_SLOTS = 64
 TUNNEL_NETWORK = "fd74:6663:6c75::/64"  # from the private addresses (RFC 4193)
 # Variables of roles that playbooks need as well. The roles have the same defaults, for plays that call them alone.
 FIREWALL_ENABLED = True

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.run import notify
 from ansible_collections.distributed.tensorflow.plugins.plugin_utils.variables import is_switch
 
@@ -102,6 +103,8 @@ def _option_problems(given: dict[str, Any]) -> list[str]:
     if given.get("run_notify") and (sentence := notify.problem(given["run_notify"])):
         problems.append(sentence)
     problems += [f"{name} is {given[name]!r}. Set true or false." for name in SWITCHES if not is_switch(given.get(name, False))]
+    if boolean(given.get("run_keep_state", False), strict=False) and given.get("run_tasks") not in ("", None):
+        problems.append("run_keep_state is set, but a run with run_tasks keeps no state. Remove one of them.")
     for name in LIMITS.keys() & given.keys():
         lowest, highest, unit = LIMITS[name]
         try:

@@ -31,9 +31,12 @@ def reservation(cluster: Cluster, wanted: Any = "", task: str = "host:0", others
         for found in tasks
         if found["standing"]
     }
-    result = {"problems": [], "count": 0, "names": [], "tasks": [], "none": False, "own": own_addresses(cluster, task)}
+    own = own_addresses(cluster, task)
+    result = {"problems": [], "count": 0, "names": [], "tasks": [], "none": False, "own": own}
     if wanted in ("", None):
         return result
+    # Only with the task's own address, which is left to a run of all tasks, can its sessions share variables (partial.py).
+    result["own"] = own[1:] + own[:1]
     text = str(wanted).strip()
     if text.isdecimal() and not isinstance(wanted, bool):
         workers = len(tasks_of(cluster, "worker"))

@@ -41,8 +41,8 @@ def option_problems(names: Iterable[str]) -> list[str]:
 
 @functools.cache
 def misspelt_variable(name: str) -> str:
-    """Return the variable of this project that ``name`` misspells, or "". Other tools use ``tf_`` as well."""
-    return _nearest(name, known_variables())
+    """Return the variable of this project that ``name`` misspells or once was, or "". Other tools use ``tf_`` as well."""
+    return RENAMED.get(name) or _nearest(name, known_variables())
 
 
 def _nearest(name: str, known: set[str]) -> str:

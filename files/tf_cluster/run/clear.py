@@ -34,6 +34,7 @@ MAX_START_SECONDS = 120.0  # for all servers before a program starts
 START_SECONDS = 30.0  # before a program starts: servers that do not answer may be starting
 CLEARING_SECONDS = 6.0  # after a run, until a server has ended; systemd allows ten seconds
 GPU_CLEARING_SECONDS = 60.0  # before a program starts, until the new server listens: CUDA starts again
+WAITING_SECONDS = 5.0  # before a program starts, until the output says what it waits for
 POLL_SECONDS, RETRY_SECONDS = 0.02, 0.5
 MAX_PROBLEMS = 20  # in the report
 
@@ -155,6 +156,12 @@ def own_server(library: capi.Library, spec: dict[str, list[str]], task: str) -> 
     return spec[job][int(index)]
 
 
+def join(threads: list[threading.Thread], deadline: float) -> None:
+    """Wait for threads until a time of the monotonic clock."""
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
 def main() -> None:
     """Clear the servers of this unit's run."""
     parser = argparse.ArgumentParser(description="Clear the servers of a run.")
@@ -202,11 +209,18 @@ def clear_all(task: str, users: control.Users, options: argparse.Namespace) -> l
 
     # Not concurrent.futures, which takes longer to import than all other modules. Daemons: a frozen server may hold a thread up.
     threads = [threading.Thread(target=clear_one, args=server, daemon=True) for server in servers]
+    begun = time.monotonic()
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + (END_SECONDS if options.ended else MAX_START_SECONDS)
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    if not options.ended:
+        join(threads, begun + WAITING_SECONDS)
+        waits = [f"{task} on {entry}" for (task, entry), thread in zip(servers, threads, strict=True) if thread.is_alive()]
+        if waits:
+            print(
+                f"[cluster] waits for {', '.join(waits)} to be cleared of earlier runs, up to {MAX_START_SECONDS:.0f} s",
+                flush=True,
+            )
+    join(threads, begun + (END_SECONDS if options.ended else MAX_START_SECONDS))
     return [problem for problem in problems.values() if problem]
 
 

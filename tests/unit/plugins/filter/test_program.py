@@ -155,6 +155,13 @@ def test_invalid_options_of_a_run_are_reported(tmp_path, name, given, words):
     assert words in sentence
 
 
+@pytest.mark.parametrize(("keep", "tasks", "count"), [("yes", 0, 1), (True, ["worker:0"], 1), (True, "", 0), (False, 2, 0)])
+def test_state_cannot_be_kept_for_a_run_of_a_part_of_the_tasks(tmp_path, keep, tasks, count):
+    (tmp_path / "a.py").write_text("", encoding="utf-8")
+    found = problems(str(tmp_path / "a.py"), {"run_keep_state": keep, "run_tasks": tasks})
+    assert found == ["run_keep_state is set, but a run with run_tasks keeps no state. Remove one of them."] * count
+
+
 def test_valid_options_of_a_run_are_accepted(tmp_path):
     (tmp_path / "a.py").write_text("", encoding="utf-8")
     given = {"program_args": ["a"], "program_requirements": str(tmp_path / "a.py"), "run_timeout": "3600", "run_queue_timeout": 0}

@@ -10,10 +10,10 @@ VARIABLES = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))
 COMMENT = VARIABLES["__tensorflow_account_comment"]
 
 
-def tasks(name):
-    """Return the calls of the module user in one of the role's files, each with its condition."""
+def tasks(name, module):
+    """Return the calls of a module in one of the role's files, each with its condition."""
     found = yaml.safe_load((ROLE / f"tasks/{name}.yml").read_text(encoding="utf-8"))
-    return [(task["ansible.builtin.user"], task["when"]) for task in found if "ansible.builtin.user" in task]
+    return [(task[module], task.get("when")) for task in found if module in task]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,8 @@ def tasks(name):
     ],
 )
 def test_only_a_new_account_or_the_account_of_the_role_is_changed(account, called):
-    [(created, when)] = tasks("prepare")
+    [(created, _always)] = tasks("account", "ansible.builtin.user")
+    [(_file, when)] = tasks("prepare", "ansible.builtin.include_tasks")
     assert created["comment"] == "{{ __tensorflow_account_comment }}"
     expression = VARIABLES[when].strip("{} ")
     given = {"ansible_facts": {"tf_machine": {"account": account}}, "__tensorflow_account_comment": COMMENT}
@@ -48,7 +49,7 @@ def test_the_comment_of_the_account_is_valid_in_passwd():
     ],
 )
 def test_only_an_account_with_the_comment_is_removed(account, own):
-    [(removed, when)] = tasks("remove")
+    [(removed, when)] = tasks("remove", "ansible.builtin.user")
     assert removed["state"] == "absent"
     expression = VARIABLES[when].strip("{} ")
     compiled = jinja2.Environment(autoescape=True).compile_expression(expression)
