@@ -21,6 +21,7 @@ MAX_BYTES = 100_000_000  # of all profiles that are read: some 15 s
 HOST_PLANE, GPU_PLANE = "/host:CPU", re.compile(r"/device:(GPU:\d+)")
 STREAM = re.compile(r"Stream #(\d+)")
 OPERATION = re.compile(r"([\w.][\w./>-]*):([A-Z_]\w*)")  # as TensorFlow's own tools recognise one: name and type
+HANDLER = re.compile(r"\w+Service")  # of calls from other tasks, which encloses the operations and the waits of a call
 MOVES = ("_Send", "_Recv", "_HostSend", "_HostRecv", "_Arg", "_Retval")  # types that compute nothing
 COLLECTIVE = re.compile(r"(Nccl|Collective)\w+")
 DEVICE = r"/job:(\w+)/replica:\d+/task:(\d+)/\S*?"
@@ -139,7 +140,9 @@ def operations(profile: Profile) -> Iterator[Bar]:
     """Return the operations that threads of the task executed. Those on a GPU are there while they start their kernels."""
     for event in profile.events:
         found = OPERATION.fullmatch(event.name)
-        if found and event.plane.name == HOST_PLANE and not found[2].startswith(MOVES) and not COLLECTIVE.fullmatch(found[2]):
+        if not found or event.plane.name != HOST_PLANE or HANDLER.fullmatch(found[1]):
+            continue
+        if not found[2].startswith(MOVES) and not COLLECTIVE.fullmatch(found[2]):
             yield profile.bar(event, found[1], "operation", CPU, op=found[2])
 
 

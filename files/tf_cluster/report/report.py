@@ -298,7 +298,7 @@ def add_trace(folder: Path, outcome: dict[str, Any], verdict: dict[str, Any]) ->
     if outcome.get("trace"):
         reason = "it did not import TensorFlow"
         if recorded:
-            reason = "it ran neither a session step nor an eager operation"
+            reason = "it ran neither a session step nor an eager operation, or used TensorFlow's profiler itself"
         elif path.exists():
             reason = "the program wrote its own trace.json"
         verdict["trace"] = {"missing": f"The program left no trace: {reason}."}

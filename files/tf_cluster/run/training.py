@@ -38,6 +38,7 @@ CHIEF_SECONDS = 5.0  # for the chief's program to exit after another one has fai
 WAITING_SECONDS = 2.0  # until tasks are reported that have not joined, or are still running after the end of another one
 POLL_SECONDS = 0.1
 STOPPED = "was stopped from outside"
+LEFT_OUT = "was lost and did not take part in the last attempt"
 SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_ATTEMPTS = 100  # of which the last ones are noted
@@ -246,7 +247,7 @@ class Coordinator:
             restarts_all = bool(failure) and attempt <= restarts and await self.stop(attempt, tasks)
             if self.terms and failure:  # often, the other programs fail before a machine counts as lost
                 lost = [self.sentence(task, {"lost": True}) for task in tasks if task not in self.members]
-                failure = "; ".join([failure, *(sentence for sentence in lost if sentence not in failure)])
+                failure = "; ".join([*(sentence for sentence in lost if sentence not in failure), failure])
             self.attempts[-1]["ended"] = failure or "done"
             if restarts_all:
                 tasks, failure = await self.restart(tasks, failure, self.may_leave)
@@ -267,7 +268,11 @@ class Coordinator:
             last["ended"] = "; ".join(filter(None, [lost, last["ended"]]))
         if self.attempt > self.training["restarts"]:
             return [], last["ended"]
-        return await self.restart(last["tasks"], last["ended"], may_leave=False)  # the others have not connected yet
+        found = await self.restart(last["tasks"], last["ended"], may_leave=False)  # the others have not connected yet
+        # A coordinator whose machine was disconnected has lost all other tasks.
+        there = {self.sentence(task, {"lost": True}) for task in self.members} - {lost}
+        last["ended"] = "; ".join(part for part in last["ended"].split("; ") if part not in there)
+        return found
 
     async def restart(self, tasks: list[str], failure: str, may_leave: bool) -> tuple[list[str], str]:
         """Wait for the tasks that were lost; return the tasks of the next attempt, or a sentence if there are too few.
@@ -461,7 +466,7 @@ class Member:
         self.checkpoints = shared.checkpoints(noted) or output.with_name("checkpoints")
         self.port = cluster_config.split_address(self.training["entries"][self.task])[1]
         self.process: asyncio.subprocess.Process | None = None
-        self.attempt, self.outcome = 0, "was not started"
+        self.attempt, self.outcome = 0, LEFT_OUT if self.resumed else "was not started"
         self.tasks = list(self.training["machines"])  # of the attempt
         self.leaving, self.left = asyncio.Event(), ""
         self.coordinator: Coordinator | None = None
@@ -543,7 +548,7 @@ class Member:
                     return {**final_message(term), **over}
                 if self.left or self.leaving.is_set():
                     return {"over": left_sentence(self.task, self.left or STOPPED)}
-                self.outcome = "was lost and did not take part in the last attempt"
+                self.outcome = LEFT_OUT
         finally:
             following.cancel()
 

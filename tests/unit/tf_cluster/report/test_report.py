@@ -110,8 +110,8 @@ def test_profiles_of_an_eager_program_are_counted_and_shown(run):
     run.write("trace.json", '{"otherData": {"format": "tf-cluster-1"}, "traceEvents": []}')
     shutil.copytree(ROOT / "tests/unit/recorded/profile_eager", run.folder / "profile/plugins/profile/20260101-000000-1")
     answer = run.report(trace=True, task="host:0", machine="m3")
-    assert answer["verdict"]["trace"] == {"steps": 3, "operations": 55, "transfers": 19}
-    assert "Traced 3 steps, 55 operations, 19 transfers: report.html shows them" in answer["lines"]
+    assert answer["verdict"]["trace"] == {"steps": 3, "operations": 26, "transfers": 19}
+    assert "Traced 3 steps, 26 operations, 19 transfers: report.html shows them" in answer["lines"]
     page = run.text("report.html")
     assert "<tr><td>worker:0</td><td>worker:1</td>" in page  # from where to where
     assert "What took longest" in page
