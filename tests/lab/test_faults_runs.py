@@ -55,6 +55,18 @@ with tf_cluster.session(deadline=30) as session:
     while True:
         session.run(fetched)
 """
+# A training in which each task leaves a file.
+TRAINING = """
+import json, os, time
+import tensorflow as tf
+tf.distribute.MultiWorkerMirroredStrategy()
+task = json.loads(os.environ["TF_CONFIG"])["task"]
+with open(os.environ["TF_RUN_DIR"] + "/kept.txt", "w") as file:
+    file.write(f"{task['type']} {task['index']}")
+for number in range(600):
+    print("step", number, flush=True)
+    time.sleep(0.5)
+"""
 # Lets worker:0 take more memory than its machine has.
 GLUTTON = """
 import tensorflow as tf, tf_cluster
@@ -549,6 +561,38 @@ def test_queued_runs_end_with_their_reason_if_the_disk_of_the_host_machine_is_fu
         "nothing written before",
         "each run ended with its reason; the next ran",
     )
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_the_results_of_the_others_are_collected_if_the_chief_of_a_training_is_lost(cluster, faults, repairs, tmp_path, detached):
+    """Without a shared folder. A command that follows the training collects them, and so does collect.yml."""
+    (tmp_path / "train.py").write_text(TRAINING, encoding="utf-8")
+    process = cluster.begin(
+        "ansible-playbook", "playbooks/train.yml", f"--extra-vars=program={tmp_path}/train.py", f"--extra-vars=detach={detached}"
+    )
+    text = "" if not detached else process.communicate(timeout=120)[0]
+    while not detached and "step 2" not in text:
+        text += process.stdout.readline()
+    training = re.search(r"the run (\S+) starts on", text)[1]
+    cluster.inside(SECOND, f"until grep -q 'step 2' {RUNS}/{training}.worker-1/stdout.log; do sleep 0.2; done")
+    repairs += [lambda: cluster.podman("start", FIRST), lambda: cluster.wait_for(FIRST)]
+    cluster.podman("kill", FIRST)
+    begun = time.monotonic()
+    if detached:
+        cluster.inside(SECOND, f"timeout 60 sh -c 'until grep -q ended {RUNS}/{training}.worker-1/run.json; do sleep 0.5; done'")
+        done = cluster.playbook("playbooks/collect.yml", f"--extra-vars=run={training}")
+        status, text = done.returncode, said(done)
+    else:
+        out, err = process.communicate(timeout=180)
+        status, text = process.returncode, " ".join((text + out + err).split())
+    assert status != 0
+    assert "The results of worker:0 could not be collected: is machine faults-worker-0 reachable?" in text
+    folder = cluster.output / training
+    assert "The connection to the chief, worker:0, was lost." in verdict(folder)["failures"]
+    assert "step 2" in (folder / "stdout.log").read_text(encoding="utf-8")
+    assert (folder / "kept.txt").read_text(encoding="utf-8") == "worker 1"
+    fault = f"machine of a training's chief stopped, {'collect.yml' if detached else 'train.yml'}"
+    faults.note(fault, time.monotonic() - begun, "what that machine had", "what the others have is collected")
 
 
 def test_a_run_with_allow_missing_uses_the_tasks_that_answer(cluster, faults, run, repairs, tmp_path):
