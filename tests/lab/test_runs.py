@@ -258,7 +258,7 @@ def test_a_run_does_not_start_if_the_inventory_has_changed(cluster, tmp_path):
     assert "config.json is out of date" in said(done), said(done)
 
 
-@pytest.mark.parametrize(("run", "words"), [("no-such-run", "there is no run no-such-run"), ("../x", "set it to a run's ID")])
+@pytest.mark.parametrize(("run", "words"), [("no-such-run", "There is no run no-such-run on "), ("../x", "set it to a run's ID")])
 def test_attach_reports_an_unknown_or_invalid_run_id(cluster, run, words):
     done = cluster.playbook("playbooks/attach.yml", f"--extra-vars=run={run}")
     assert done.returncode != 0
