@@ -109,11 +109,14 @@ def test_a_task_that_hangs_during_a_benchmark_is_named_and_the_others_are_measur
     assert "The slowest link: " in text
 
 
-def test_invalid_variables_are_reported_before_a_run_starts(cluster):
-    done = cluster.playbook(PLAYBOOK, "--extra-vars=benchmark_seconds=soon", "--extra-vars=benchmark_iperf=perhaps")
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [("benchmark_seconds", "soon", "a number from 10 to 86400"), ("benchmark_iperf", "perhaps", "true or false")],
+)
+def test_invalid_variables_are_reported_before_a_run_starts(cluster, name, value, wanted):
+    done = cluster.playbook(PLAYBOOK, f"--extra-vars={name}={value}")
     assert done.returncode != 0
-    assert "benchmark_seconds is 'soon'. Set a number from 10 to 86400." in said(done)
-    assert "benchmark_iperf is 'perhaps'. Set true or false." in said(done)
+    assert f"{name} is '{value}'. Set {wanted}." in said(done)
     assert "the run " not in said(done)
 
 
