@@ -104,7 +104,7 @@ def test_a_killed_task_is_restarted_by_systemd(cluster):
     [
         ("test-worker-0", {"tf_address": "10.89.78.99"}, "test-worker-0: 10.89.78.99 is not an address of this machine"),
         ("test-worker-0", {"tf_adress": "10.89.78.10"}, "test-worker-0: unknown variable tf_adress. Did you mean tf_address?"),
-        ("test-worker-0", {"tensorflow_source": "whels"}, "must be one of: wheels, index, got: whels"),
+        ("test-worker-0", {"tensorflow_source": "whels"}, "test-worker-0: tensorflow_source is 'whels'. Set wheels or index."),
     ],
 )
 def test_invalid_variables_are_reported_and_change_nothing(cluster, changed_inventory, machine, variables, sentence):

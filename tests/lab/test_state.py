@@ -123,7 +123,7 @@ def begin(cluster, program):
     identity, lines = "", []
     for line in run.stdout:
         lines.append(line)
-        named = re.search(r"the run (\S+) starts", line)
+        named = re.search(r"the run (\S+) is sent", line)
         identity = named[1] if named else identity
         if "written" in line:
             return run, identity
