@@ -681,6 +681,11 @@ def test_a_value_that_a_role_accepts_or_checks_itself_is_no_problem(name, value)
     assert cluster_of(three(two={name: value}))["problems"] == []
 
 
+def test_the_old_name_of_a_variable_is_reported():
+    [sentence] = cluster_of(three(two={"firewall_more_peers": ["192.0.2.1"]}))["problems"]
+    assert sentence == "two: unknown variable firewall_more_peers. Did you mean firewall_extra_peers?"
+
+
 def test_a_role_variable_that_needs_facts_is_left_to_the_role():
     class Template:
         def __bool__(self):

@@ -73,6 +73,13 @@ def test_each_concurrent_program_of_a_machine_has_a_separate_server_address():
     assert not ports & {port for machine in "ab" for port in training.cluster_ports(cluster(), machine)}
 
 
+@pytest.mark.parametrize("wanted", [0, 1, ["worker:0"]])
+def test_a_run_of_a_part_of_the_tasks_takes_the_own_address_of_its_task_last(wanted):
+    """With it, the sessions of a run of all tasks share variables."""
+    whole = filters.reservation(cluster())["own"]
+    assert filters.reservation(cluster(), wanted)["own"] == [*whole[1:], whole[0]]
+
+
 def test_run_slots_sets_the_number_of_concurrent_programs():
     assert len(filters.reservation(cluster(run_slots=1))["own"]) == 1
     assert len(filters.reservation(cluster(run_slots="8"), "", "chief:0")["own"]) == 8

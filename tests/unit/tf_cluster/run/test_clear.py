@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from project import load
@@ -138,6 +139,21 @@ def test_a_server_that_does_not_answer_is_reported(monkeypatch):
     assert len(tries) == 1
     assert clear.clear(None, "worker:0", "a:1", clearing()) == "worker:0 on a:1 does not answer: Deadline Exceeded"
     assert len(tries) > 2  # before a program, a server may be starting
+
+
+def test_a_wait_for_servers_before_a_program_is_reported(monkeypatch, capsys, tmp_path):
+    """A server that hangs answers late or never."""
+    (tmp_path / "config.json").write_text('{"worker": ["a:1", "b:1"], "host": ["c:1"]}', encoding="utf-8")
+    monkeypatch.setattr(clear, "CONFIG", tmp_path / "config.json")
+    monkeypatch.setenv("TF_CLUSTER_CONFIG", str(tmp_path / "config.json"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(clear.capi, "Library", lambda: None)
+    monkeypatch.setattr(clear, "own_server", lambda *_given: "")
+    monkeypatch.setattr(clear, "clear", lambda _library, task, *_given: time.sleep(0.5 if task == "worker:1" else 0) or "")
+    monkeypatch.setattr(clear, "WAITING_SECONDS", 0.1)
+    for ended, words in ((False, "[cluster] waits for worker:1 on b:1 to be cleared of earlier runs, up to 120 s\n"), (True, "")):
+        assert clear.clear_all("host:0", {"r1": user()}, SimpleNamespace(ended=ended, lost=True)) == []
+        assert capsys.readouterr().out == words
 
 
 def test_a_cleared_server_is_reported_with_the_run_whose_state_it_held(monkeypatch, capsys):

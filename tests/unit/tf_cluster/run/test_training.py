@@ -512,7 +512,8 @@ async def test_a_training_fails_if_too_few_tasks_are_left(tmp_path):
     found = await running["worker:0"]
     assert "worker:1 on machine b did not return within 4 s (train_join)" in found["failure"]
     assert "only 1 of 2 tasks are left (train_min_tasks: 2)" in found["failure"]
-    assert (await training.member("worker:1", resumed=True).run())["failure"] == found["failure"]  # it returns when all is over
+    late = await training.member("worker:1", resumed=True).run()  # it returns when all is over
+    assert (late["failure"], late["outcome"]) == (found["failure"], train_task.LEFT_OUT)
 
 
 @in_a_loop
@@ -568,6 +569,21 @@ async def test_attempts_are_counted_although_only_the_last_ones_are_kept(tmp_pat
     coordinator = train_task.Coordinator({**training.plan, "restarts": 146}, tmp_path, "worker:1", training.members[1].terms)
     assert await coordinator.claim(training.members[1].terms, coordination.Term(1, {"task": "worker:0", "attempts": kept}))
     assert (coordinator.attempt, (await coordinator.take_over())[0]) == (147, [])
+
+
+@in_a_loop
+async def test_tasks_that_only_a_disconnected_coordinator_lost_are_not_named(tmp_path):
+    training = Surviving(tmp_path, ROUND, ROUND, ROUND)
+    coordinator = train_task.Coordinator(training.plan, tmp_path, "worker:1", training.members[1].terms)
+    lost = {task: coordinator.sentence(task, {"lost": True}) for task in training.plan["machines"]}
+    ended = f"{lost['worker:1']}; {lost['worker:2']}; the program of worker:0 exited with status 1"
+    kept = [{"attempt": 1, "tasks": [*training.plan["machines"]], "first_step": 0, "ended": ended}]
+    assert await coordinator.claim(training.members[1].terms, coordination.Term(1, {"task": "worker:0", "attempts": kept}))
+    coordinator.members = {"worker:1": None}
+    coordinator.heard = dict.fromkeys(training.plan["machines"], -1000.0)
+    assert (await coordinator.take_over())[0] == ["worker:1"]
+    named = f"{lost['worker:0']}; {lost['worker:2']}; the program of worker:0 exited with status 1"
+    assert coordinator.attempts[-1]["ended"] == named
 
 
 @in_a_loop
