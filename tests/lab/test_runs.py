@@ -354,17 +354,19 @@ def test_a_run_does_not_start_while_a_task_does_not_answer(cluster, broken, line
 
 
 def test_a_task_that_hangs_is_restarted_unless_a_run_uses_it(cluster, broken, program):
-    time.sleep(3)  # the servers were cleared of the run before
-    cluster.run(program("import time; time.sleep(40)"), "--extra-vars=detach=true", "--extra-vars=run_name=slow")
+    text = "print('begun', flush=True); import time; time.sleep(40)"
+    done, _folder = cluster.run(program(text), "--extra-vars=detach=true", "--extra-vars=run_name=slow")
+    slow = re.search(r"The run (\S+) continues", said(done))[1]
+    # Before, servers may be cleared of the run before, which ends them.
+    cluster.shell(
+        "host", f"timeout 60 sh -c 'until grep -q begun /var/lib/tf-cluster/runs/{slow}/stdout.log; do sleep 0.2; done'"
+    )
     broken("systemctl kill -s STOP tf-server@worker-1", "systemctl kill -s CONT tf-server@worker-1")
     done = cluster.playbook("run_demo.yml", "--extra-vars=ready_timeout=3")
     assert done.returncode != 0
     assert "worker:1 test-worker-1 10.89.78.11:2222 hangs" in said(done), said(done)
     assert "tf-server@worker-1.service is" in said(done)
-    [run] = re.findall(
-        r"run (\S+-slow-\S+)", cluster.shell("host", "systemctl show --property=Description 'tf-run-*'")[cluster.host]
-    )
-    cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={run}")
+    cluster.playbook("playbooks/cancel.yml", f"--extra-vars=run={slow}")
     done = cluster.playbook("run_demo.yml", "--extra-vars=ready_timeout=3")
     assert done.returncode == 0, said(done)
     assert "worker:1 on test-worker-1, which does not answer and is used by no run" in said(done)
