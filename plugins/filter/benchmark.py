@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
+
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.variables import number_of
 
 Cluster = dict[str, Any]  # as the filter cluster_spec returns it
 Link = dict[str, Any]  # from and to (machines), address, port; after the measurement also gigabytes_per_second or failure
@@ -17,11 +18,7 @@ MAX_REASONS = 5  # that are shown
 
 def benchmark_problems(seconds: Any) -> list[str]:
     """Return a sentence if the time for the benchmark is invalid."""
-    try:
-        number = math.nan if isinstance(seconds, bool) else float(seconds)
-    except (TypeError, ValueError):
-        number = math.nan
-    if MIN_SECONDS <= number <= MAX_SECONDS:
+    if MIN_SECONDS <= number_of(seconds) <= MAX_SECONDS:
         return []
     return [f"benchmark_seconds is {seconds!r}. Set a number from {MIN_SECONDS} to {MAX_SECONDS}."]
 

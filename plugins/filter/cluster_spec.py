@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import ipaddress
 import itertools
-import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from ansible_collections.distributed.tensorflow.plugins.plugin_utils.variables i
     checked_variables,
     invalid_value,
     misspelt_variable,
+    number_of,
 )
 
 # A task of the cluster: job, index, machine, address, reached_by, port, options; later name and standing.
@@ -79,7 +79,7 @@ def cluster_spec(groups: Groups, hostvars: HostVars, provisional: bool = False, 
     cluster = {} if inventory.problems else inventory.cluster()
     if cluster and firewall:
         inventory.check_firewall(cluster)
-    return {"problems": list(dict.fromkeys(inventory.problems))} if inventory.problems else {"problems": [], **cluster}
+    return {"problems": list(dict.fromkeys(inventory.problems)), **({} if inventory.problems else cluster)}
 
 
 def complete_tasks(tasks: Iterable[Mapping[str, Any]]) -> list[Task]:
@@ -344,11 +344,7 @@ class Inventory:
         """Check how long the machine keeps runs."""
         for name, unit in KEPT.items():
             value = self.value(machine, name)
-            try:
-                number = math.nan if isinstance(value, bool) else 0 if value is None else float(value)
-            except (TypeError, ValueError, OverflowError):
-                number = math.nan
-            if not 0 <= number <= MAX_KEPT:
+            if value is not None and not 0 <= number_of(value) <= MAX_KEPT:
                 self.add_problem(f"{machine}: {name} is {value!r}. Set a number of {unit} from 0 to {MAX_KEPT}.")
 
     def read_machine(self, machine: str) -> list[Task]:

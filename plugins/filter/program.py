@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import warnings
@@ -12,7 +11,7 @@ from typing import Any
 
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.run import notify
-from ansible_collections.distributed.tensorflow.plugins.plugin_utils.variables import is_switch
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.variables import is_switch, number_of
 
 ENTRIES = ("main.py", "__main__.py")
 KERAS = ("2", "3")  # versions of tf.keras
@@ -107,11 +106,7 @@ def _option_problems(given: dict[str, Any]) -> list[str]:
         problems.append("run_keep_state is set, but a run with run_tasks keeps no state. Remove one of them.")
     for name in LIMITS.keys() & given.keys():
         lowest, highest, unit = LIMITS[name]
-        try:
-            number = math.nan if isinstance(given[name], bool) else float(given[name])
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not lowest <= number <= highest:
+        if not lowest <= number_of(given[name]) <= highest:
             problems.append(f"{name} is {given[name]!r}. Set a number of {unit} from {lowest} to {highest}.")
     return problems
 

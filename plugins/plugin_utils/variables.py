@@ -71,7 +71,7 @@ def invalid_value(name: str, value: Any) -> str:
         return "" if str(value) in map(str, choices) else f"{', '.join(map(str, choices[:-1]))} or {choices[-1]}"
     if option["type"] == "bool":
         return "" if is_switch(value) else "true or false"
-    number = math.nan if isinstance(value, bool) else _number(value)
+    number = number_of(value)
     if option["type"] == "int":
         return "" if number % 1 == 0 else "a whole number"
     return "" if math.isfinite(number) else "a number"
@@ -86,9 +86,10 @@ def is_switch(value: Any) -> bool:
     return True
 
 
-def _number(value: Any) -> float:
+def number_of(value: Any) -> float:
+    """Return a number, also from text; NaN for anything else, such as true and false."""
     try:
-        return float(value)
+        return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
 
