@@ -183,6 +183,7 @@ def test_a_training_continues_without_a_lost_machine(cluster, data, figures, how
     assert first["tasks"] == ["worker:0", "worker:1", "worker:2"]
     assert (second["tasks"], second["ended"]) == (left, "done")
     assert f"the process of {task} on machine {machine} was lost" in first["ended"]
+    assert not re.search(rf"process of ({'|'.join(left)})|\(({'|'.join(left)})\)", first["ended"])
     assert 40 <= second["first_step"] == found["result"]["began_at"] < 120
     assert found["result"]["accuracy"] > 0.8
     assert found["result"]["replicas"] == 2
@@ -197,6 +198,9 @@ def test_a_training_continues_without_a_lost_machine(cluster, data, figures, how
     assert done.returncode == 0, said(done)
     log = cluster.output / run / f"tasks/worker-{machine[-1]}/stdout.log"
     assert "step 40 of 120" in log.read_text(encoding="utf-8")
+    tasks = verdict(cluster.output / run)["training"]["tasks"]
+    assert [tasks[name]["outcome"] for name in left] == ["done", "done"]
+    assert tasks[task]["outcome"] == "was lost and did not take part in the last attempt"
 
 
 def test_a_training_continues_if_only_the_unit_of_its_chief_is_killed(cluster, data):  # noqa: F811

@@ -129,6 +129,11 @@ class Coordinator:
         return bool(self.training.get("ends_with") == "chief")
 
     @property
+    def least(self) -> int:
+        """Return with how many tasks the training continues after others were lost."""
+        return int(self.training.get("min_tasks") or len(self.training["machines"]))
+
+    @property
     def control(self) -> str:
         """Return the address of this coordinator."""
         return control_of(self.training, self.task)
@@ -250,7 +255,7 @@ class Coordinator:
                 failure = "; ".join([*(sentence for sentence in lost if sentence not in failure), failure])
             self.attempts[-1]["ended"] = failure or "done"
             if restarts_all:
-                tasks, failure = await self.restart(tasks, failure, self.may_leave)
+                tasks, failure = await self.restart(tasks, failure)
             else:
                 break
         self.over = {"over": failure, "attempts": max(1, self.attempt)}
@@ -268,30 +273,44 @@ class Coordinator:
             last["ended"] = "; ".join(filter(None, [lost, last["ended"]]))
         if self.attempt > self.training["restarts"]:
             return [], last["ended"]
-        found = await self.restart(last["tasks"], last["ended"], may_leave=False)  # the others have not connected yet
-        # A coordinator whose machine was disconnected has lost all other tasks.
-        there = {self.sentence(task, {"lost": True}) for task in self.members} - {lost}
-        last["ended"] = "; ".join(part for part in last["ended"].split("; ") if part not in there)
-        return found
+        there, missing = await self.remaining(last["tasks"])
+        last["ended"] = self.without_mistakes(last["ended"], lost)
+        return self.next_tasks(there, missing, last["ended"])
 
-    async def restart(self, tasks: list[str], failure: str, may_leave: bool) -> tuple[list[str], str]:
+    def without_mistakes(self, failure: str, lost: str) -> str:
+        """Return what the lost coordinator noted on a failure, without what only the loss of its connections caused.
+
+        If its machine was disconnected, all other tasks were lost for it, and its program failed without them. Its own loss,
+        ``lost``, is kept.
+        """
+        parts = failure.split("; ")
+        there = {self.sentence(task, {"lost": True}) for task in self.members} - {lost}
+        if there.isdisjoint(parts):
+            return failure
+        own = f"the program of {self.name(self.predecessor)} "
+        end = next((place for place, part in enumerate(parts) if part.startswith(own)), len(parts))
+        return "; ".join(part for part in parts[:end] if part not in there)
+
+    async def restart(self, tasks: list[str], failure: str) -> tuple[list[str], str]:
         """Wait for the tasks that were lost; return the tasks of the next attempt, or a sentence if there are too few.
 
-        With ``may_leave``, another task coordinates the training if most tasks were lost at once.
+        Another task coordinates the training if most tasks were lost at once.
         """
-        everyone = self.training["machines"]
-        least = self.training.get("min_tasks") or len(everyone)
-        if self.terms and may_leave and len(self.members) < least <= len(set(tasks) - set(self.members)):
+        if self.terms and self.may_leave and len(self.members) < self.least <= len(set(tasks) - set(self.members)):
             log("the other tasks may continue without this machine, which may be the one that is disconnected")
             self.left.set()
             await asyncio.sleep(HEARTBEAT_TIMEOUT_SECONDS)  # run() ends this
-        there, lost = await self.remaining(tasks)
+        return self.next_tasks(*await self.remaining(tasks), failure)
+
+    def next_tasks(self, there: list[str], lost: list[str], failure: str) -> tuple[list[str], str]:
+        """Return the tasks of the next attempt after a failure, or a sentence if too few are connected."""
         if self.fatal:  # by a message that came meanwhile
             return [], f"{failure}; {self.fatal}"
         names = " and ".join(map(self.name, lost))
-        if self.terms and len(there) < least:
+        if self.terms and len(there) < self.least:
             back = f"{names} did not return within {self.training['join']:g} s (train_join)"
-            return [], f"{failure}; {back}, and only {len(there)} of {len(everyone)} tasks are left (train_min_tasks: {least})"
+            left = f"only {len(there)} of {len(self.training['machines'])} tasks are left (train_min_tasks: {self.least})"
+            return [], f"{failure}; {back}, and {left}"
         whom = f"restarting without {names}" if lost else "all tasks restart"
         log(f"{failure}; {whom} (attempt {self.attempt + 1} of {self.training['restarts'] + 1})")
         return there, ""

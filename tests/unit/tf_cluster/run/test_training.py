@@ -571,19 +571,36 @@ async def test_attempts_are_counted_although_only_the_last_ones_are_kept(tmp_pat
     assert (coordinator.attempt, (await coordinator.take_over())[0]) == (147, [])
 
 
+UNHEALTHY = "exited with status 1: UnavailableError: unhealthy tasks: (worker:1). See there; or here"
+
+
+@pytest.mark.parametrize(
+    ("noted", "named"),
+    [
+        ([], []),
+        (["lost worker:2", f"failed worker:0 {UNHEALTHY}"], ["lost worker:2", f"failed worker:0 {UNHEALTHY}"]),
+        (["lost worker:1", "lost worker:2", f"failed worker:0 {UNHEALTHY}"], ["lost worker:2"]),
+        (["lost worker:1", "failed worker:1 was killed by SIGKILL"], ["failed worker:1 was killed by SIGKILL"]),
+    ],
+)
 @in_a_loop
-async def test_tasks_that_only_a_disconnected_coordinator_lost_are_not_named(tmp_path):
+async def test_what_only_a_disconnected_coordinator_saw_is_not_noted(tmp_path, capsys, noted, named):
+    """Other tasks were lost for it, which are there, and its program failed without them."""
     training = Surviving(tmp_path, ROUND, ROUND, ROUND)
     coordinator = train_task.Coordinator(training.plan, tmp_path, "worker:1", training.members[1].terms)
-    lost = {task: coordinator.sentence(task, {"lost": True}) for task in training.plan["machines"]}
-    ended = f"{lost['worker:1']}; {lost['worker:2']}; the program of worker:0 exited with status 1"
-    kept = [{"attempt": 1, "tasks": [*training.plan["machines"]], "first_step": 0, "ended": ended}]
-    assert await coordinator.claim(training.members[1].terms, coordination.Term(1, {"task": "worker:0", "attempts": kept}))
+
+    def sentence(short):
+        kind, task, *how = short.split(" ", 2)
+        return coordinator.sentence(task, {"lost": True} if kind == "lost" else {"ended": how[0]})
+
+    kept = {"attempt": 1, "tasks": [*training.plan["machines"]], "first_step": 0, "ended": "; ".join(map(sentence, noted))}
+    assert await coordinator.claim(training.members[1].terms, coordination.Term(1, {"task": "worker:0", "attempts": [kept]}))
     coordinator.members = {"worker:1": None}
     coordinator.heard = dict.fromkeys(training.plan["machines"], -1000.0)
     assert (await coordinator.take_over())[0] == ["worker:1"]
-    named = f"{lost['worker:0']}; {lost['worker:2']}; the program of worker:0 exited with status 1"
-    assert coordinator.attempts[-1]["ended"] == named
+    ended = "; ".join([sentence("lost worker:0"), *map(sentence, named)])
+    assert coordinator.attempts[-1]["ended"] == ended
+    assert f"{ended}; restarting without worker:0" in capsys.readouterr().out
 
 
 @in_a_loop
