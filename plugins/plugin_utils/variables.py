@@ -56,9 +56,10 @@ def _nearest(name: str, known: set[str]) -> str:
 
 @functools.cache
 def checked_variables() -> frozenset[str]:
-    """Return the role variables that are numbers, switches or words of a list, without those that program_problems checks."""
+    """Return the role variables that are numbers, switches or words, without those that program_problems checks."""
     kinds = ("bool", "int", "float")
-    checked = [name for name, option in role_options().items() if option.get("type") in kinds or "choices" in option]
+    words = [name for name, option in role_options().items() if "choices" in option or option.get("elements") in ("str", "path")]
+    checked = [name for name, option in role_options().items() if option.get("type") in kinds] + words
     return frozenset(name for name in checked if not name.startswith("run_"))
 
 
@@ -69,6 +70,9 @@ def invalid_value(name: str, value: Any) -> str:
         return ""
     if choices := option.get("choices"):
         return "" if str(value) in map(str, choices) else f"{', '.join(map(str, choices[:-1]))} or {choices[-1]}"
+    if option["type"] == "list":
+        words = value if isinstance(value, list) else [value]  # a string is split at its commas
+        return "" if all(isinstance(word, str) for word in words) else "a list of words"
     if option["type"] == "bool":
         return "" if is_switch(value) else "true or false"
     number = number_of(value)

@@ -8,7 +8,7 @@ import yaml
 from project import ROOT, load
 
 problems = load("plugins/filter/controller_problems.py").controller_problems
-REQUIRED = yaml.safe_load((ROOT / "playbooks/command.yml").read_text(encoding="utf-8"))[0]["tasks"][0]["vars"]
+REQUIRED = yaml.safe_load((ROOT / "playbooks/command.yml").read_text(encoding="utf-8"))[0]["vars"]
 TASKS = [*ROOT.glob("roles/*/*/*.yml"), *ROOT.glob("playbooks/*.yml")]
 
 
