@@ -56,10 +56,9 @@ def _nearest(name: str, known: set[str]) -> str:
 
 @functools.cache
 def checked_variables() -> frozenset[str]:
-    """Return the role variables that are numbers, switches or words, without those that program_problems checks."""
-    kinds = ("bool", "int", "float")
-    words = [name for name, option in role_options().items() if "choices" in option or option.get("elements") in ("str", "path")]
-    checked = [name for name, option in role_options().items() if option.get("type") in kinds] + words
+    """Return the role variables that are numbers, switches, lists or one of some words, without those of program_problems."""
+    kinds = ("bool", "int", "float", "list")
+    checked = [name for name, option in role_options().items() if option.get("type") in kinds or "choices" in option]
     return frozenset(name for name in checked if not name.startswith("run_"))
 
 
@@ -71,8 +70,7 @@ def invalid_value(name: str, value: Any) -> str:
     if choices := option.get("choices"):
         return "" if str(value) in map(str, choices) else f"{', '.join(map(str, choices[:-1]))} or {choices[-1]}"
     if option["type"] == "list":
-        words = value if isinstance(value, list) else [value]  # a string is split at its commas
-        return "" if all(isinstance(word, str) for word in words) else "a list of words"
+        return "" if isinstance(value, (list, str, int, float)) else "a list"  # Ansible makes a list of text and numbers
     if option["type"] == "bool":
         return "" if is_switch(value) else "true or false"
     number = number_of(value)

@@ -107,9 +107,8 @@ def test_every_playbook_checks_its_tags_and_variables(playbook):
     done = playbook("--list-tasks", "--tags=nosuch", *names)
     listed = dict(part.split("\n", 1) for part in done.stdout.split("\nplaybook: ")[1:])
     assert list(listed) == names
-    assert [
-        name for name in names if "Report problems of the controller, the inventory and the command" not in listed[name]
-    ] == []
+    check = "Report problems of the controller, the inventory and the command"
+    assert [name for name in names if check not in listed[name]] == []
 
 
 def test_a_misspelt_variable_of_a_command_fails_before_the_next_play(playbook, tmp_path):
