@@ -60,18 +60,36 @@ def reservation(cluster: Cluster, wanted: Any = "", task: str = "host:0", others
     return {**result, "names": names, "tasks": [standing[name] for name in names]}
 
 
-def run_collection(machines: dict[str, list[Task]], run_machine: str, outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the ``tasks`` and ``parts`` of a run that each machine has. Machines with nothing of the run are left out.
+def run_collection(
+    machines: dict[str, list[Task]], run: dict[str, Any], outcome: dict[str, Any], present: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Return what each machine has of a run, and what to do with it. Machines with nothing of the run are left out.
 
-    ``run_machine`` has the run's folder. ``outcome``: the run's notes.
+    ``run`` (tf_run): its ``machine`` has the run's folder; a training may continue without a part that has ended (``over``).
+    ``outcome``: the run's notes. ``present``: the machines that can be reached.
+
+    For each machine: ``tasks`` and ``parts`` of the run, ``results`` (whether it has the run's folder), ``end`` (whether its
+    parts have to end), ``note`` (whether to note that the run is collected) and ``optional`` (whether it may be unreachable).
     """
+    training, over = outcome.get("training") or {}, "ended" in outcome and run.get("over", True)
+    history = outcome.get("part", {}).get("history")
+    last = [training["machines"][task] for task in history[-1]["tasks"]] if history else list(machines)
     found = {}
     for machine, tasks in machines.items():
         reserved = _reserved_tasks(tasks, outcome)
-        parts = training_parts(outcome.get("training"), machine)
-        if machine == run_machine or parts or any(task["standing"] for task in reserved):
-            found[machine] = {"tasks": reserved, "parts": parts}
-    return found
+        parts = training_parts(training, machine)
+        if machine == run["machine"] or parts or any(task["standing"] for task in reserved):
+            found[machine] = {
+                "tasks": reserved,
+                "parts": parts,
+                "results": machine == run["machine"],
+                "end": over,
+                # Left out by the run, or lost by a training. The report names missing results.
+                "optional": machine != run["machine"] and bool(outcome.get("missing") or machine not in last),
+            }
+    # A run that is not noted is kept, and status.yml lists it: also if a machine with a part of it is unreachable.
+    note = over and all(machine in present for machine, its in found.items() if its["parts"])
+    return {machine: {**its, "note": note} for machine, its in found.items()}
 
 
 def _reserved_tasks(tasks: list[Task], outcome: dict[str, Any]) -> list[Task]:

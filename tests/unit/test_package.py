@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 
 import pytest
 from project import ROOT
@@ -46,3 +48,11 @@ def test_every_used_attribute_of_a_module_exists(path):
     used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
     known = [(modules[node.value.id], node.attr) for node in used if node.value.id in modules]
     assert [f"{own.__name__}.{name}" for own, name in known if not hasattr(own, name)] == []
+
+
+@pytest.mark.parametrize("name", ["run.program", "run.clear", "collect.results", "ready.gate", "status.units"])
+def test_calls_of_a_run_do_not_wait_for_asyncio(name):
+    # Each call would take 25 ms longer; only trainings need it.
+    code = f"import sys, tf_cluster.{name}; print('asyncio' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ROOT / "files"}, capture_output=True, check=True)
+    assert done.stdout == b"False\n"

@@ -40,7 +40,6 @@ from .. import cli
 from ..spec import cluster_config
 from ..transfer.transfer import inbox
 from . import notify, queue, runs
-from . import training as trainings
 from .ending import note_ending
 from .runs import USER, Run
 from .text import plain_lines
@@ -133,8 +132,10 @@ def give_up(run: Run, sentence: str, forget: bool = False) -> dict[str, Any]:
         cli.fail(sentence, 1)
     part = {"failure": sentence, "outcome": "was not started", "attempts": 0}
     queue.end(run, sentence, part=part)
+    from .training import refuse  # loads asyncio, which most calls do not need
+
     try:
-        trainings.refuse(training, task, sentence)
+        refuse(training, task, sentence)
     except OSError as error:
         cli.fail(f"{sentence}; {error}", 1)
     return {"lines": [f"{task}: {sentence}"]}

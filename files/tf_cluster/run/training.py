@@ -30,10 +30,11 @@ from ..server import ports
 from ..spec import cluster_config
 from . import reason, runs, shared
 from .coordination import Term, Terms, in_thread
+from .unit import STOP_SECONDS, start_seconds
 
 HEARTBEAT_SECONDS = 5.0
 HEARTBEAT_TIMEOUT_SECONDS = 30.0  # without a heartbeat, after which the connection counts as lost
-TERM_SECONDS, STOP_SECONDS = 5.0, 10.0  # for one program to exit after SIGTERM; for all programs to stop
+TERM_SECONDS = 5.0  # for one program to exit after SIGTERM
 CHIEF_SECONDS = 5.0  # for the chief's program to exit after another one has failed, if the training ends with the chief
 WAITING_SECONDS = 2.0  # until tasks are reported that have not joined, or are still running after the end of another one
 POLL_SECONDS = 0.1
@@ -703,11 +704,6 @@ class Member:
         while end_all(signal.SIGKILL) and time.monotonic() < deadline:  # they may have started new processes
             await asyncio.sleep(POLL_SECONDS)
         self.process = None
-
-
-def start_seconds(training: dict[str, Any]) -> float:
-    """Return how long all tasks may take to join, in seconds: some of them may be queued before."""
-    return float(training["join"]) + float(training["queue_timeout"])
 
 
 def adopt_orphans() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from ..spec import cluster_config
 from . import shared
-from . import training as trainings
 from .runs import USER, Run
 
 STARTUP = Path(__file__).resolve().with_name("startup")
@@ -23,6 +22,7 @@ CONFIG = Path("/etc/tf-cluster/config.json")
 TASKS = Path("/etc/tf-cluster/tasks")
 SHARED = Path("/etc/tf-cluster/shared")  # has the path that all machines share, if there is one (role server)
 WRITABLE = ("program", "results", "checkpoints", "part.json")  # parts of a run's folder that the program may change
+STOP_SECONDS = 10.0  # for all programs of a training to stop
 INSTALL_TIMEOUT_SECONDS = 1800  # systemd's default of 90 s is too short for large packages
 
 
@@ -106,7 +106,7 @@ def properties_of(run: Run, noted: dict[str, Any], task: str) -> list[str]:
     """Return the properties of a run's unit in addition to its drop-ins (role server); ``task`` such as "host-0"."""
     log, layer, seconds = run.folder / "stdout.log", layer_of(run), noted["limit"]
     if noted["training"]:  # its process ends the program in time, from when all tasks have joined
-        seconds += trainings.start_seconds(noted["training"]) + trainings.STOP_SECONDS
+        seconds += start_seconds(noted["training"]) + STOP_SECONDS
     properties = [
         f"Description=run {run.id}", f"User={USER}", f"WorkingDirectory={run.folder / 'program'}",
         f"StandardOutput=append:{log}", f"StandardError=append:{log}", f"RuntimeMaxSec={seconds}",
@@ -128,6 +128,11 @@ def properties_of(run: Run, noted: dict[str, Any], task: str) -> list[str]:
     if noted["training"]:
         properties.append("KillMode=mixed")  # training.py stops the program and tells the others
     return properties
+
+
+def start_seconds(training: dict[str, Any]) -> float:
+    """Return how long all tasks may take to join, in seconds: some of them may be queued before."""
+    return float(training["join"]) + float(training["queue_timeout"])
 
 
 def command_of(noted: dict[str, Any]) -> list[str]:

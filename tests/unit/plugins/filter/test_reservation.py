@@ -104,18 +104,52 @@ def test_a_training_uses_named_tasks_and_prefers_free_workers():
     assert sentence == "run_tasks contains ps:0, which is not a task of train_jobs (worker)."
 
 
+WORKERS = [{"job": "worker", "index": i, "address": "10.0.0.1", "port": 2222 + 2 * i, "standing": True} for i in range(2)]
+OTHER = {"job": "worker", "index": 2, "address": "10.0.0.2", "port": 2222, "standing": False}
+MACHINES = {"a": WORKERS, "b": [OTHER], "c": []}
+TRAINING = {"id": "r1", "chief": "worker:2", "machines": {"worker:2": "b", "worker:3": "c"}}
+
+
+def collection(outcome, *present, **run):
+    """Return what each machine has of a run whose program ran on b."""
+    return filters.run_collection(MACHINES, {"machine": "b", **run}, outcome, present)
+
+
+def which(found, name):
+    """Return the machines for which a switch is set."""
+    return [machine for machine, its in found.items() if its[name]]
+
+
 def test_run_collection_lists_the_tasks_and_parts_of_a_run_by_machine():
-    workers = [{"job": "worker", "index": i, "address": "10.0.0.1", "port": 2222 + 2 * i, "standing": True} for i in range(2)]
-    other = {"job": "worker", "index": 2, "address": "10.0.0.2", "port": 2222, "standing": False}
-    machines = {"a": workers, "b": [other], "c": []}
-    whole = filters.run_collection(machines, "b", {})
-    assert whole == {"a": {"tasks": workers, "parts": []}, "b": {"tasks": machines["b"], "parts": []}}
-    part = filters.run_collection(machines, "b", {"names": {"worker:0": "worker:1"}, "reserved": ["10.0.0.1:2224"]})
-    assert part == {"a": {"tasks": workers[1:], "parts": []}, "b": {"tasks": [], "parts": []}}
-    assert filters.run_collection(machines, "b", {"names": {"worker:0": "worker:1"}}) == whole  # a run of version 0.9
-    training = {"id": "r1", "chief": "worker:2", "machines": {"worker:2": "b", "worker:3": "c"}}
-    found = filters.run_collection(machines, "b", {"names": {"a": "a"}, "reserved": [], "training": training})
-    assert found == {
-        "b": {"tasks": [other], "parts": []},
+    def has(outcome):
+        return {machine: {"tasks": its["tasks"], "parts": its["parts"]} for machine, its in collection(outcome).items()}
+
+    whole = {"a": {"tasks": WORKERS, "parts": []}, "b": {"tasks": [OTHER], "parts": []}}
+    assert has({}) == whole
+    part = has({"names": {"worker:0": "worker:1"}, "reserved": ["10.0.0.1:2224"]})
+    assert part == {"a": {"tasks": WORKERS[1:], "parts": []}, "b": {"tasks": [], "parts": []}}
+    assert has({"names": {"worker:0": "worker:1"}}) == whole  # a run of version 0.9
+    assert has({"names": {"a": "a"}, "reserved": [], "training": TRAINING}) == {
+        "b": {"tasks": [OTHER], "parts": []},
         "c": {"tasks": [], "parts": [{"task": "worker:3", "name": "worker-3", "id": "r1.worker-3"}]},
     }
+    assert which(collection({}), "results") == ["b"]
+
+
+def test_a_run_is_noted_as_collected_only_if_it_is_over_and_every_machine_with_a_part_is_present():
+    ended = {"ended": 5.0, "training": TRAINING}
+    assert which(collection(ended, "b", "c"), "note") == which(collection(ended, "b", "c"), "end") == ["b", "c"]
+    assert which(collection(ended, "b"), "note") == []
+    assert which(collection(ended, "b"), "end") == ["b", "c"]
+    assert which(collection({"ended": 5.0}, "b"), "note") == ["a", "b"]  # a has journals only
+    assert which(collection({"training": TRAINING}, "b", "c"), "note") == []
+    assert which(collection(ended, "b", "c", over=False), "end") == []  # continues on other machines
+
+
+def test_machines_may_be_unreachable_that_the_run_left_out_or_a_training_lost():
+    assert which(collection({}), "optional") == []
+    assert which(collection({"missing": ["10.0.0.1:2222"]}), "optional") == ["a"]
+    lost = {"training": TRAINING, "part": {"history": [{"tasks": ["worker:2", "worker:3"]}, {"tasks": ["worker:2"]}]}}
+    assert which(collection(lost), "optional") == ["c"]
+    assert which(collection({**lost, "part": {"history": lost["part"]["history"][:1]}}), "optional") == []
+    assert which(collection({**lost, "part": {}}), "optional") == []

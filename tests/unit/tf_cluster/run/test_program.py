@@ -1350,7 +1350,7 @@ def test_the_folders_of_a_run_are_created_only_if_the_file_system_is_mounted(tmp
 
 def test_a_part_of_a_training_that_cannot_start_is_reported_to_the_others(started, run, busy, monkeypatch):
     reported = []
-    monkeypatch.setattr(run_program.trainings, "refuse", lambda *words: reported.append(words))
+    monkeypatch.setattr("tf_cluster.run.training.refuse", lambda *words: reported.append(words))
     answer, _command = started(task="worker:1", queue_timeout=-1.0, training=plan())
     [(_plan, task, sentence)] = reported
     assert task == "worker:1"
