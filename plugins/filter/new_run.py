@@ -29,11 +29,12 @@ def new_run(
     """Return a run of a program, with a new ID, and all problems of these values.
 
     ``name``, ``task`` and ``tasks`` are the variables run_name, run_task (host:0 by default) and run_tasks. ``options`` has the
-    options of a training (see the function training); a training chooses the task itself.
+    options of a training (see the function training; None: its default); a training chooses the task itself.
     """
     given, task = task, "host:0" if task is None else task
+    options = {option: value for option, value in (options or {}).items() if value is not None}
     run = run_name(program, cluster["output"], name)
-    chiefs = [task_name(chief) for chief in tasks_of(cluster, "chief")] if "chief" in (options or {}).get("jobs", []) else []
+    chiefs = [task_name(chief) for chief in tasks_of(cluster, "chief")] if "chief" in options.get("jobs", []) else []
     reserves = reservation(cluster, tasks, task if isinstance(task, str) else "", chiefs)
     plan = training(cluster, run["id"], reserved=reserves, **options) if options else {}
     if options and given is not None:

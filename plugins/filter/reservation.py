@@ -60,36 +60,49 @@ def reservation(cluster: Cluster, wanted: Any = "", task: str = "host:0", others
     return {**result, "names": names, "tasks": [standing[name] for name in names]}
 
 
-def run_collection(
-    machines: dict[str, list[Task]], run: dict[str, Any], outcome: dict[str, Any], present: Collection[str]
-) -> dict[str, dict[str, Any]]:
+def run_collection(machines: dict[str, list[Task]], run: dict[str, Any], outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what each machine has of a run, and what to do with it. Machines with nothing of the run are left out.
 
     ``run`` (tf_run): its ``machine`` has the run's folder; a training may continue without a part that has ended (``over``).
-    ``outcome``: the run's notes. ``present``: the machines that can be reached.
+    ``outcome``: the run's notes.
 
-    For each machine: ``tasks`` and ``parts`` of the run, ``results`` (whether it has the run's folder), ``end`` (whether its
-    parts have to end), ``note`` (whether to note that the run is collected) and ``optional`` (whether it may be unreachable).
+    For each machine: ``tasks`` and ``parts`` of the run, ``results`` (whether it has the run's folder), ``runs`` (the IDs under
+    which it has something of the run), ``end`` (whether its parts have to end), ``optional`` (whether it may be unreachable), and
+    ``note`` (whether to note at once that the run is collected; not with several parts: all have to be collected before).
     """
     training, over = outcome.get("training") or {}, "ended" in outcome and run.get("over", True)
     history = outcome.get("part", {}).get("history")
-    last = [training["machines"][task] for task in history[-1]["tasks"]] if history else list(machines)
+    last = [training.get("machines", {}).get(task) for task in history[-1]["tasks"]] if history else list(machines)
     found = {}
     for machine, tasks in machines.items():
         reserved = _reserved_tasks(tasks, outcome)
         parts = training_parts(training, machine)
-        if machine == run["machine"] or parts or any(task["standing"] for task in reserved):
+        home = machine == run["machine"]
+        if home or parts or any(task["standing"] for task in reserved):
             found[machine] = {
                 "tasks": reserved,
                 "parts": parts,
-                "results": machine == run["machine"],
+                "results": home,
+                "runs": [part["id"] for part in parts] + ([run.get("part") or run["id"]] if home else []),
                 "end": over,
                 # Left out by the run, or lost by a training. The report names missing results.
-                "optional": machine != run["machine"] and bool(outcome.get("missing") or machine not in last),
+                "optional": not home and bool(outcome.get("missing") or machine not in last),
             }
-    # A run that is not noted is kept, and status.yml lists it: also if a machine with a part of it is unreachable.
-    note = over and all(machine in present for machine, its in found.items() if its["parts"])
+    note = over and not any(its["parts"] for its in found.values())
     return {machine: {**its, "note": note} for machine, its in found.items()}
+
+
+def machines_to_note(collection: dict[str, dict[str, Any]], results: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the machines on which to note that a run with several parts is collected; none unless all parts are.
+
+    A run that is not noted is kept, and status.yml lists it. ``collection``: the result of run_collection. ``results``:
+    machine -> result of its collection, a loop over what it has.
+    """
+    calls = [call for its in results.values() for call in its.get("results", [])]
+    collected = {call["item"]["id"] for call in calls if not call.get("failed") and not call.get("unreachable")}
+    machines = {machine: its for machine, its in collection.items() if its["runs"]}
+    complete = all(its["end"] and not its["note"] and collected.issuperset(its["runs"]) for its in machines.values())
+    return list(machines) if complete else []
 
 
 def _reserved_tasks(tasks: list[Task], outcome: dict[str, Any]) -> list[Task]:
@@ -109,4 +122,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"run_collection": run_collection}
+        return {"run_collection": run_collection, "machines_to_note": machines_to_note}

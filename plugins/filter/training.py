@@ -7,7 +7,6 @@ from typing import Any
 
 from ansible_collections.distributed.tensorflow.plugins.module_utils.tf_cluster.spec.cluster_config import RUN_JOBS
 from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports import (
-    MAX_PORT,
     TRAINING_JOBS,
     Cluster,
     all_training_ports,
@@ -17,8 +16,10 @@ from ansible_collections.distributed.tensorflow.plugins.plugin_utils.ports impor
     tasks_of,
     training_ports,
 )
+from ansible_collections.distributed.tensorflow.plugins.plugin_utils.variables import number_of
 
 LOSS_IS_THE_END = "a lost machine ends a training without tf_shared (in the inventory) and train_restarts."
+MOST = 65535  # restarts, and seconds to join
 ENDS = ("all", "chief")  # the tasks whose end is the training's
 
 
@@ -43,14 +44,10 @@ def training(
     """
     jobs = [job.strip() for job in jobs.split(",")] if isinstance(jobs, str) else list(jobs)
     problems = [problem for job in jobs if (problem := _job_problem(job, cluster))]
-    numbers: dict[str, Any] = {}
-    for name, value, lowest in (("train_restarts", restarts, 0), ("train_join", join, 1)):
-        try:
-            numbers[name] = float(value) if name == "train_join" else int(value)
-        except (TypeError, ValueError):
-            numbers[name] = lowest - 1
-        if not lowest <= numbers[name] <= MAX_PORT:
-            problems.append(f"{name} is {value!r}. Set a number from {lowest} to {MAX_PORT}.")
+    numbers = {"train_restarts": number_of(restarts), "train_join": number_of(join)}
+    for name, value, kind, lowest in (("train_restarts", restarts, "whole number", 0), ("train_join", join, "number", 1)):
+        if not lowest <= numbers[name] <= MOST or (kind == "whole number" and numbers[name] % 1):
+            problems.append(f"{name} is {value!r}. Set a {kind} from {lowest} to {MOST}.")
     if ends_with not in ENDS:
         problems.append(f"train_ends_with is {ends_with!r}. Set {' or '.join(ENDS)}.")
     if not jobs:
@@ -79,7 +76,8 @@ def training(
         if not survives:
             return {"problems": [f"train_min_tasks is {text}, but {LOSS_IS_THE_END} Set both, or remove train_min_tasks."]}
     entries = {task_name(task): f"{task['address']}:{ports[task_name(task)]}" for task in tasks}
-    queue = _seconds(queue_timeout) if detached or not chosen.isdisjoint(busy) else 0
+    wait = number_of(queue_timeout)
+    queue = wait if wait > 0 and (detached or not chosen.isdisjoint(busy)) else 0  # program_problems reports an invalid one
     chief = task_name(tasks[0])
     return {
         "problems": [],
@@ -90,7 +88,7 @@ def training(
         "cluster": {job: found for job in TRAINING_JOBS if (found := [entries[task_name(t)] for t in tasks if t["job"] == job])},
         "entries": entries,
         "machines": {task_name(task): task["machine"] for task in tasks},
-        "restarts": numbers["train_restarts"],
+        "restarts": int(numbers["train_restarts"]),
         "join": numbers["train_join"],
         "queue_timeout": queue,
         "ends_with": ends_with,
@@ -109,14 +107,6 @@ def cluster_ports(cluster: Cluster, machine: str | None = None) -> list[int]:
         if task["job"] in RUN_JOBS:
             ports |= {int(entry.rpartition(":")[2]) for entry in own_addresses(cluster, task_name(task))}
     return sorted(ports)
-
-
-def _seconds(value: Any) -> float:
-    """Return a number of seconds; 0 for an invalid one, which program_problems reports."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return 0.0
 
 
 def _chosen(cluster: Cluster, jobs: list[str], reserved: dict[str, Any], busy: set[str]) -> set[str]:

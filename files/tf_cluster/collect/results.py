@@ -65,7 +65,7 @@ def canceled(options: argparse.Namespace) -> list[str]:
     """Cancel a part of a training that does not end with it. Return lines for the user."""
     if not options.end:
         return []
-    from ..run import program  # loads asyncio, which most calls do not need
+    from ..run import program  # more than other calls need to load
 
     given = argparse.Namespace(run=[options.run], by=options.end, after=END_SECONDS, here=False)
     lines: list[str] = program.cancel(given)["lines"]

@@ -110,9 +110,9 @@ MACHINES = {"a": WORKERS, "b": [OTHER], "c": []}
 TRAINING = {"id": "r1", "chief": "worker:2", "machines": {"worker:2": "b", "worker:3": "c"}}
 
 
-def collection(outcome, *present, **run):
+def collection(outcome, **run):
     """Return what each machine has of a run whose program ran on b."""
-    return filters.run_collection(MACHINES, {"machine": "b", **run}, outcome, present)
+    return filters.run_collection(MACHINES, {"id": "r1", "machine": "b", **run}, outcome)
 
 
 def which(found, name):
@@ -136,14 +136,36 @@ def test_run_collection_lists_the_tasks_and_parts_of_a_run_by_machine():
     assert which(collection({}), "results") == ["b"]
 
 
-def test_a_run_is_noted_as_collected_only_if_it_is_over_and_every_machine_with_a_part_is_present():
-    ended = {"ended": 5.0, "training": TRAINING}
-    assert which(collection(ended, "b", "c"), "note") == which(collection(ended, "b", "c"), "end") == ["b", "c"]
-    assert which(collection(ended, "b"), "note") == []
-    assert which(collection(ended, "b"), "end") == ["b", "c"]
-    assert which(collection({"ended": 5.0}, "b"), "note") == ["a", "b"]  # a has journals only
-    assert which(collection({"training": TRAINING}, "b", "c"), "note") == []
-    assert which(collection(ended, "b", "c", over=False), "end") == []  # continues on other machines
+def calls(*runs, **more):
+    """Return the result of a collection of these runs, of which the last one has ``more``."""
+    return {"results": [{"item": {"id": run}, **(more if run == runs[-1] else {})} for run in runs]}
+
+
+def test_a_run_is_noted_as_collected_once_it_is_over():
+    assert which(collection({"ended": 5.0}), "note") == ["a", "b"]
+    assert which(collection({}), "note") == []
+    assert filters.machines_to_note(collection({"ended": 5.0}), {"a": calls("r1"), "b": calls("r1")}) == []
+
+
+def test_a_training_is_noted_as_collected_only_if_all_parts_are():
+    ended = collection({"ended": 5.0, "training": TRAINING})
+    assert [its["runs"] for its in ended.values()] == [["r1"], ["r1.worker-3"]]
+    assert which(ended, "note") == []
+    assert filters.machines_to_note(ended, {"b": calls("r1"), "c": calls("r1.worker-3")}) == ["b", "c"]
+    assert filters.machines_to_note(ended, {"b": calls("r1"), "c": calls("r1.worker-3", unreachable=True)}) == []
+    assert filters.machines_to_note(ended, {"b": calls("r1"), "c": calls("r1.worker-3", failed=True)}) == []
+    assert filters.machines_to_note(ended, {"b": calls("r1"), "c": {"unreachable": True}}) == []
+    assert filters.machines_to_note(ended, {"b": calls("r1"), "c": calls("r0.worker-3")}) == []  # of an earlier playbook
+    assert filters.machines_to_note(ended, {"b": calls("r1")}) == []
+    both = {"b": calls("r1"), "c": calls("r1.worker-3")}
+    assert filters.machines_to_note(collection({"training": TRAINING}), both) == []
+    assert filters.machines_to_note(collection({"ended": 5.0, "training": TRAINING}, over=False), both) == []
+    # The last chief's part has another ID, and the first one's part is one of the others.
+    moved = {**TRAINING, "chief": "worker:3", "first_chief": "worker:2"}
+    found = filters.run_collection(
+        MACHINES, {"id": "r1", "part": "r1.worker-3", "machine": "c"}, {"ended": 5.0, "training": moved}
+    )
+    assert {machine: its["runs"] for machine, its in found.items()} == {"b": ["r1"], "c": ["r1.worker-3"]}
 
 
 def test_machines_may_be_unreachable_that_the_run_left_out_or_a_training_lost():
@@ -153,3 +175,10 @@ def test_machines_may_be_unreachable_that_the_run_left_out_or_a_training_lost():
     assert which(collection(lost), "optional") == ["c"]
     assert which(collection({**lost, "part": {"history": lost["part"]["history"][:1]}}), "optional") == []
     assert which(collection({**lost, "part": {}}), "optional") == []
+
+
+def test_a_program_cannot_make_its_training_impossible_to_collect():
+    """The program's user can write part.json, which names the tasks of each attempt."""
+    history = {"history": [{"tasks": ["worker:9"]}]}
+    assert which(collection({"training": TRAINING, "part": history}), "optional") == ["c"]
+    assert which(collection({"part": history}), "optional") == ["a"]

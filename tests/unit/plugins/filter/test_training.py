@@ -58,6 +58,8 @@ def test_parts_are_in_the_order_of_the_indices():
         ({"jobs": []}, ["train_jobs is empty"]),
         ({"offset": 63500}, ["train_port_offset is 63500", "smaller"]),
         ({"restarts": -1}, ["train_restarts is -1"]),
+        ({"restarts": 2.7}, ["train_restarts is 2.7", "whole number"]),
+        ({"restarts": True}, ["train_restarts is True"]),
         ({"join": "soon"}, ["train_join is 'soon'"]),
         ({"ends_with": "worker"}, ["train_ends_with is 'worker'", "all or chief"]),
     ],
