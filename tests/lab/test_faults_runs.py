@@ -591,6 +591,8 @@ def test_the_results_of_the_others_are_collected_if_the_chief_of_a_training_is_l
     assert "The connection to the chief, worker:0, was lost." in verdict(folder)["failures"]
     assert "step 2" in (folder / "stdout.log").read_text(encoding="utf-8")
     assert (folder / "kept.txt").read_text(encoding="utf-8") == "worker 1"
+    # Nothing of it may be deleted before all of it is collected.
+    assert "collected" not in json.loads(cluster.inside(SECOND, f"cat {RUNS}/{training}.worker-1/run.json"))
     fault = f"machine of a training's chief stopped, {'collect.yml' if detached else 'train.yml'}"
     faults.note(fault, time.monotonic() - begun, "what that machine had", "what the others have is collected")
 

@@ -200,6 +200,8 @@ def test_a_training_is_collected_while_the_host_machine_is_unreachable(cluster, 
         cluster.podman("unpause", cluster.host)
     assert "here" in (folder_of(done) / "tasks/worker-1/stdout.log").read_text(encoding="utf-8"), said(done)
     assert verdict(folder_of(done))["failures"] == []
+    for machine, part in zip(cluster.machines("worker"), (run, f"{run}.worker-1")):
+        assert "collected" in json.loads(cluster.inside(machine, f"cat /var/lib/tf-cluster/runs/{part}/run.json"))
 
 
 def test_a_separate_chief_takes_part_in_a_training(cluster, train, program):

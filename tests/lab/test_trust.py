@@ -340,15 +340,31 @@ def test_ports_stay_closed_while_a_machine_restarts(trust):
     assert wall < server
 
 
+# Answers for one name as a changed DNS would.
+RESOLVER = """
+import os, socket
+resolve = socket.getaddrinfo
+def changed(host, *words, **more):
+    return resolve(os.environ["PEER"] if host == "peer.example" else host, *words, **more)
+socket.getaddrinfo = changed
+"""
+
+
 def test_a_removed_machine_loses_access_without_interrupting_a_run(trust, tmp_path):
-    """New rules do not interrupt a run. A removed machine loses access at once, also on open connections."""
+    """New rules do not interrupt a run. A removed machine loses access at once, also on open connections.
+
+    The rules follow the address of a name.
+    """
     program = tmp_path / "steps.py"
     program.write_text((ROOT / "tests/lab/programs/long_session.py").read_text(encoding="utf-8"), encoding="utf-8")
     done = trust.playbook("playbooks/run.yml", f"--extra-vars=program={program}", "--extra-vars=detach=true")
     run = re.search(r"The run (\S+) continues", said(done))[1]
-    more = '{"firewall_extra_peers": ["10.89.85.66"]}'
-    assert trust.playbook("site.yml", "--tags=firewall", f"--extra-vars={more}").returncode == 0
-    assert knock(trust, "outsider", ["10.89.85.10:2222"])["10.89.85.10:2222"] == "in"
+    (tmp_path / "sitecustomize.py").write_text(RESOLVER, encoding="utf-8")
+    more = '{"firewall_extra_peers": ["peer.example"]}'
+    for address, found in [("10.89.85.67", REFUSALS), ("10.89.85.66", ["in"])]:
+        done = trust.playbook("site.yml", "--tags=firewall", f"--extra-vars={more}", PYTHONPATH=str(tmp_path), PEER=address)
+        assert done.returncode == 0, said(done)
+        assert knock(trust, "outsider", ["10.89.85.10:2222"])["10.89.85.10:2222"] in found
     trust.write("outsider", "/tmp/hold.py", HOLD)
     trust.shell("outsider", "rm -f /tmp/ask; python3 /tmp/hold.py >/tmp/held 2>&1 & sleep 1; echo done")
     assert trust.playbook("site.yml", "--tags=firewall").returncode == 0
