@@ -313,8 +313,8 @@ def test_a_random_program_is_unpacked_and_started_in_the_run_folder(folder, name
             before = set(os.listdir(place))
             run = run_program.Run("r1")
             run_program.unpack(run)
-            noted = run.note(program=program.program_entry(paths[0]), arguments=[], task="host:0", training={}, limit=1, unit="u",
-                             output_mb=1, lost=0, own="", reserved=[], missing=[])  # fmt: skip
+            noted = run.note(program=program.program_entry(paths[0]), arguments=[], task="host:0", training={}, timeout=1,
+                             unit="u", output_mb=1, abort_after_silence=0, own="", reserved=[], missing=[])  # fmt: skip
             unit.start_unit(run, noted)
         word = commands[0][-1].replace("$$", "$")
         assert not word.startswith("-")

@@ -65,7 +65,8 @@ ENDINGS: tuple[tuple[Callable[[Ending], object], Callable[[Ending], str]], ...] 
     (
         lambda end: end.task_lost,
         lambda end: (
-            f"a task did not answer for {end.noted.get('lost', 0):g} s, so the program was stopped (run_abort_after_silence)"
+            f"a task did not answer for {end.noted.get('abort_after_silence', 0):g} s, "
+            "so the program was stopped (run_abort_after_silence)"
         ),
     ),
     (
@@ -90,7 +91,7 @@ ENDINGS: tuple[tuple[Callable[[Ending], object], Callable[[Ending], str]], ...] 
     (
         lambda end: end.result == "timeout",
         lambda end: (
-            f"the program was still running after {end.noted.get('limit')} s and was stopped (run_timeout)"
+            f"the program was still running after {end.noted.get('timeout')} s and was stopped (run_timeout)"
             f"{f'; {end.missing}' if end.missing else ''}"
         ),
     ),
@@ -158,7 +159,7 @@ def result_of(noted: dict[str, Any], result: str, code: str, status: str) -> str
     """Return systemd's result, corrected for killed programs that it counts as success and vice versa."""
     if result == "success" and code == "killed":
         result = "signal"  # systemd counts SIGTERM and some other signals as success
-    if result == "timeout" and (code, status) == ("exited", "0") and main_seconds(noted["unit"]) < noted["limit"]:
+    if result == "timeout" and (code, status) == ("exited", "0") and main_seconds(noted["unit"]) < noted["timeout"]:
         result = "success"  # the program succeeded; only its leftover processes ignored SIGTERM
     return "core-dump" if result == "signal" and status in CRASH_SIGNALS else result
 

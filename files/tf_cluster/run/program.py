@@ -66,10 +66,11 @@ def stage(options: argparse.Namespace) -> dict[str, Any]:
     unpack(run)
     run.note(
         run_id=run.id, program=options.program, arguments=plan["arguments"], task=options.task, asked=time.time(),
-        waiting=True, unit=f"tf-run-{job}-{index}-{run.id}.service", limit=options.timeout, wait=options.queue_timeout,
+        waiting=True, unit=f"tf-run-{job}-{index}-{run.id}.service", timeout=options.timeout, queue_timeout=options.queue_timeout,
         detached=options.detach, output_mb=options.output_mb, needs_result=options.needs_result, trace=options.trace,
-        training=plan["training"], lost=options.abort_after_silence, servers=plan["servers"], missing=plan["missing"],
-        held=plan["held"], keep_state=options.keep_state, keras=options.keras, wants=plan["wants"], user=plan["user"],
+        abort_after_silence=options.abort_after_silence, training=plan["training"], servers=plan["servers"],
+        missing=plan["missing"], held=plan["held"], keep_state=options.keep_state, keras=options.keras, wants=plan["wants"],
+        user=plan["user"],
         **notify.prepare(run, plan.get("notify", ""), options.task, plan["training"]),
     )  # fmt: skip
     return {} if options.hold else start(argparse.Namespace(run=run.id, reported=-1.0))
@@ -106,7 +107,7 @@ def wait(run: Run, reported: float, follows: bool = False) -> dict[str, Any]:
     waited = max(0.0, runs.clock() - noted["queued"])  # negative after a reboot
     if noted["detached"] and not follows:
         return {"lines": [f"queued at position {waits.position}: {waits.reason}"], "waited": waited}
-    limit = math.inf if noted["detached"] or follows else noted["wait"]
+    limit = math.inf if noted["detached"] or follows else noted["queue_timeout"]
     if waited > limit + (CLEARING_SECONDS if waits.over else 0):
         sentence = f"still queued after {waited:.0f} s: {waits.reason}; try again later, or raise run_queue_timeout"
         with queue.locked():  # prevents a start in between

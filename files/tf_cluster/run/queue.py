@@ -142,7 +142,7 @@ def wanted_by(noted: Notes) -> Wanted:
         raise RefusedError("an older version of this project prepared the run. Run the program again")
     training, wants = noted["training"], noted["wants"]
     if training:
-        late = runs.clock() - noted["queued"] > noted.get("wait", math.inf) + PART_SECONDS
+        late = runs.clock() - noted["queued"] > noted.get("queue_timeout", math.inf) + PART_SECONDS
         if late and noted["task"] != training["chief"] and not noted.get("started"):
             raise RefusedError("the training did not wait longer for this task")
         return Wanted([], {training["entries"][noted["task"]]: noted["task"]}, 1)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("/var/lib/tf-cluster/runs")
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
+OLD_NAMES = {"limit": "timeout", "wait": "queue_timeout", "lost": "abort_after_silence"}  # in notes of version 0.9
 USER = "tensorflow"  # runs the programs
 ENDED = b'"ended":'  # in the notes of a run that has ended; in a value, a quotation mark would be escaped
 RESERVED_BYTES = 64 * 1024  # reserved for the last note, because a program may fill the disk
@@ -56,11 +57,11 @@ class Run:
         """Return the run's notes; exit with a message if there is no such run. Raises ConfigError if they are damaged."""
         try:
             noted: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-            return noted
+            return {OLD_NAMES.get(name, name): value for name, value in noted.items()}
         except FileNotFoundError:
             cli.fail(f"there is no run {self.id} on this machine ({self.folder})", 2)
             raise
-        except ValueError:
+        except (ValueError, AttributeError):
             raise cluster_config.ConfigError(
                 f"{self.folder}/run.json is damaged, for example by a power failure. "
                 f"Run 'ansible-playbook playbooks/collect.yml -e run={self.id}' to collect the results."

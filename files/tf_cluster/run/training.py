@@ -481,7 +481,7 @@ class Member:
 
     def __init__(self, noted: dict[str, Any], output: Path, terms: Terms | None = None) -> None:
         self.training, self.task, self.command = noted["training"], noted["task"], noted["command"]
-        self.limit, self.late = noted["limit"], False  # seconds from the first start of the program; whether they are over
+        self.limit, self.late = noted["timeout"], False  # seconds from the first start of the program; whether they are over
         self.output, self.terms, self.resumed = output, terms, bool(noted.get("resumed"))
         self.checkpoints = shared.checkpoints(noted) or output.with_name("checkpoints")
         self.port = cluster_config.split_address(self.training["entries"][self.task])[1]

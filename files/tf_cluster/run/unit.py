@@ -104,7 +104,7 @@ def environment_of(
 
 def properties_of(run: Run, noted: dict[str, Any], task: str) -> list[str]:
     """Return the properties of a run's unit in addition to its drop-ins (role server); ``task`` such as "host-0"."""
-    log, layer, seconds = run.folder / "stdout.log", layer_of(run), noted["limit"]
+    log, layer, seconds = run.folder / "stdout.log", layer_of(run), noted["timeout"]
     if noted["training"]:  # its process ends the program in time, from when all tasks have joined
         seconds += start_seconds(noted["training"]) + STOP_SECONDS
     properties = [
@@ -138,7 +138,7 @@ def start_seconds(training: dict[str, Any]) -> float:
 def command_of(noted: dict[str, Any]) -> list[str]:
     """Return the command line of a run's program, with its output limit."""
     words = [sys.executable, "-I", "-S", str(OUTPUT_LIMITER), f"--most={round(noted['output_mb'] * 1_000_000)}"]
-    words += [] if noted["training"] else [f"--watch={noted['lost']}"]
+    words += [] if noted["training"] else [f"--watch={noted['abort_after_silence']}"]
     # Python would treat a name with a leading dash as an option.
     program = f"./{noted['program']}" if noted["program"].startswith("-") else noted["program"]
     return [*words, sys.executable, program, *noted["arguments"]]

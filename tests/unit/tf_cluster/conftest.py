@@ -28,7 +28,7 @@ def run(tmp_path, monkeypatch):
     for name in ("program", "results"):
         (run.folder / name).mkdir(parents=True)
     (run.folder / "stdout.log").write_bytes(b"")
-    run.note(run_id=run.id, unit="tf-run-host-0.service", started=time.time(), limit=600.0)
+    run.note(run_id=run.id, unit="tf-run-host-0.service", started=time.time(), timeout=600.0)
     return run
 
 

@@ -132,7 +132,7 @@ def gate(monkeypatch):
 
 def test_failed_tasks_are_noted_after_a_failed_run(run, monkeypatch, gate):
     servers = {"a:1": "01", "b:1": "02", "c:1": "03", "d:1": "04", "f:1": ""}  # that of f:1 was started for this run
-    run.note(servers=servers, lost=20, reserved=list(servers))
+    run.note(servers=servers, abort_after_silence=20, reserved=list(servers))
     gate(("a:1", "answers", "", "01"), ("b:1", "refused", "nothing listens", ""), ("c:1", "answers", "", "99"),
          ("d:1", "answers", "", "04"), ("e:1", "refused", "it was left out", ""), ("f:1", "answers", "", "05"))  # fmt: skip
     (run.folder / "part.json").write_text('{"silent": {"d:1": 12.4}, "lost": true}', encoding="utf-8")
@@ -160,7 +160,7 @@ def test_the_missing_server_for_which_a_program_waited_is_the_cause_of_its_timeo
     (run.folder / "part.json").write_text(json.dumps(report), encoding="utf-8")
     for name, value in {"SERVICE_RESULT": "timeout", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}.items():
         monkeypatch.setenv(name, value)
-    run.note(limit=90)
+    run.note(timeout=90)
     assert finish(run)["failure"].endswith("after 90 s and was stopped (run_timeout); host:0 has no server")
 
 

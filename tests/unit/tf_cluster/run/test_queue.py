@@ -270,7 +270,7 @@ def test_parts_of_trainings_reserve_their_own_tasks(machine):
 def test_a_part_of_a_training_that_the_others_no_longer_wait_for_is_not_started(machine, monkeypatch):
     training = {"chief": "worker:0", "entries": {"worker:0": "a:3222", "worker:1": "b:3222"}}
     machine.request("t1.worker-1", training=training, task="worker:1")
-    machine.request("t2.worker-1", training=training, task="worker:1", wait=30)
+    machine.request("t2.worker-1", training=training, task="worker:1", queue_timeout=30)
     now = runs.clock()
     monkeypatch.setattr(runs, "clock", lambda: now + 120)
     queue.dispatch()
@@ -280,7 +280,7 @@ def test_a_part_of_a_training_that_the_others_no_longer_wait_for_is_not_started(
 
 def test_a_part_of_a_training_starts_again_however_long_it_ran(machine, monkeypatch):
     training = {"chief": "worker:0", "entries": {"worker:0": "a:3222", "worker:1": "b:3222"}, "survives": True}
-    machine.request("t1.worker-1", training=training, task="worker:1", wait=30, shared="/mnt/a")
+    machine.request("t1.worker-1", training=training, task="worker:1", queue_timeout=30, shared="/mnt/a")
     machine.active.clear()  # its machine is rebooted
     now = runs.clock()
     monkeypatch.setattr(runs, "clock", lambda: now + 120)  # of a container, whose clock continues

@@ -117,3 +117,18 @@ def test_a_training_that_survives_is_over_when_its_coordinator_says_so(run, part
     assert runs.outcome(run.read())["over"] is over
     run.note(cancelled="by jo")
     assert runs.outcome(run.read())["over"] is True
+
+
+def test_a_run_that_version_0_9_has_queued_keeps_its_options(run):
+    old = {"limit": 60.0, "wait": 5.0, "lost": 7.0, "task": "host:0"}
+    (run.folder / "run.json").write_text(json.dumps(old), encoding="utf-8")
+    new = {"timeout": 60.0, "queue_timeout": 5.0, "abort_after_silence": 7.0, "task": "host:0"}
+    assert run.read() == new
+    assert run.note(started=1.0).items() >= new.items()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "1"])
+def test_notes_that_are_no_object_are_damaged(run, text):
+    (run.folder / "run.json").write_text(text, encoding="utf-8")
+    with pytest.raises(runs.cluster_config.ConfigError, match=r"run\.json is damaged"):
+        run.read()

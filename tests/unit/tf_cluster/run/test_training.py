@@ -47,7 +47,7 @@ ALONE = """
 import asyncio, pathlib, sys
 from tf_cluster.run import training as train_task
 train_task.adopt_orphans()
-noted = {"training": {"entries": {"worker:0": "127.0.0.1:1"}, "machines": {"worker:0": "a"}}, "task": "worker:0", "limit": 9}
+noted = {"training": {"entries": {"worker:0": "127.0.0.1:1"}, "machines": {"worker:0": "a"}}, "task": "worker:0", "timeout": 9}
 noted["command"] = [sys.executable, sys.argv[1]]
 async def main():
     member = train_task.Member(noted, pathlib.Path("none"))
@@ -100,7 +100,7 @@ class Training:
             path.write_text(
                 f"import os, pathlib, signal, sys, time\nhere = pathlib.Path({str(folder)!r})\n{text}", encoding="utf-8"
             )
-            noted = {"training": self.plan, "task": f"worker:{index}", "command": [sys.executable, str(path)], "limit": limit}
+            noted = {"training": self.plan, "task": f"worker:{index}", "command": [sys.executable, str(path)], "timeout": limit}
             self.members.append(train_task.Member(noted, folder / f"{index}.log"))
 
     @property
@@ -376,7 +376,7 @@ class Surviving(Training):
         """Return a new process of a task."""
         index = int(task[-1])
         path = self.folder.parent / f"{index}.py"
-        noted = {"training": self.plan, "task": task, "command": [sys.executable, str(path)], "limit": 600, **more}
+        noted = {"training": self.plan, "task": task, "command": [sys.executable, str(path)], "timeout": 600, **more}
         return train_task.Member(noted, self.folder.parent / f"{index}.log", coordination.Terms(self.folder))
 
     def begin(self):

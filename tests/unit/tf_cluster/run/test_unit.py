@@ -47,7 +47,7 @@ def test_a_run_is_started_with_its_environment_its_arguments_and_its_limits(star
     assert "--most=500000" in command
     assert f"--unit=tf-run-host-0-{run.id}.service" in command
     assert "--property=RuntimeMaxSec=60.0" in command
-    assert run.read()["limit"] == 60.0
+    assert run.read()["timeout"] == 60.0
     assert "TF_CLUSTER_TRACE" not in given
 
 
