@@ -98,11 +98,19 @@ def machines_to_note(collection: dict[str, dict[str, Any]], results: dict[str, d
     A run that is not noted is kept, and status.yml lists it. ``collection``: the result of run_collection. ``results``:
     machine -> result of its collection, a loop over what it has.
     """
-    calls = [call for its in results.values() for call in its.get("results", [])]
-    collected = {call["item"]["id"] for call in calls if not call.get("failed") and not call.get("unreachable")}
     machines = {machine: its for machine, its in collection.items() if its["runs"]}
-    complete = all(its["end"] and not its["note"] and collected.issuperset(its["runs"]) for its in machines.values())
+    complete = all(
+        # By machine: each one is asked for the run, of which it may have journals only.
+        its["end"] and not its["note"] and _collected(results.get(machine, {})).issuperset(its["runs"])
+        for machine, its in machines.items()
+    )
     return list(machines) if complete else []
+
+
+def _collected(result: dict[str, Any]) -> set[str]:
+    """Return the IDs that the collection from one machine has succeeded for."""
+    calls = result.get("results", [])
+    return {call["item"]["id"] for call in calls if not call.get("failed") and not call.get("unreachable")}
 
 
 def _reserved_tasks(tasks: list[Task], outcome: dict[str, Any]) -> list[Task]:

@@ -157,6 +157,11 @@ def test_a_training_is_noted_as_collected_only_if_all_parts_are():
     assert filters.machines_to_note(ended, {"b": calls("r1"), "c": {"unreachable": True}}) == []
     assert filters.machines_to_note(ended, {"b": calls("r1"), "c": calls("r0.worker-3")}) == []  # of an earlier playbook
     assert filters.machines_to_note(ended, {"b": calls("r1")}) == []
+    # The journals of the run came from c, its results did not come from b.
+    journals = {"c": calls("r1.worker-3", "r1")}
+    assert filters.machines_to_note(ended, {"b": calls("r1"), **journals}) == ["b", "c"]
+    assert filters.machines_to_note(ended, {"b": calls("r1", failed=True), **journals}) == []
+    assert filters.machines_to_note(ended, journals) == []
     both = {"b": calls("r1"), "c": calls("r1.worker-3")}
     assert filters.machines_to_note(collection({"training": TRAINING}), both) == []
     assert filters.machines_to_note(collection({"ended": 5.0, "training": TRAINING}, over=False), both) == []

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 from project import load
 
-collect_run = load("tf_cluster.collect.results")
+archive = load("tf_cluster.collect.archive")
 
 
 class Reading:
@@ -28,7 +28,7 @@ def test_a_file_that_changes_during_packing_keeps_the_size_that_was_found(tmp_pa
     path.write_bytes(b"x" * 5)
     other.write_bytes(b"next")
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        packer = collect_run.archives.Packer(tar, 10**6, [])
+        packer = archive.Packer(tar, 10**6, [])
         packer.add_open("a", Reading(path, lambda: path.write_bytes(after)))
         packer.add_open("b", other.open("rb"))
     buffer.seek(0)
